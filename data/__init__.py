@@ -1,0 +1,1 @@
+"""Configuration, annotation lists, data sets and augmentation."""

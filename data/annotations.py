@@ -1,0 +1,161 @@
+"""Annotation lists: the only reader and writer of ``# image`` / ``label x y w h`` text.
+
+A list names an image in a line ``# <path>``, then gives one box a line: label (1 face, 2 person), x and y
+of the top left corner, width and height, all divided by the image's width or height:
+
+    # 0--Parade/0_Parade_marchingband_1_849.jpg
+    1 0.4385 0.3289 0.1191 0.1076
+
+An image without boxes is a header alone. Paths are relative to the ``images`` folder beside the list.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from data.config import CLASS_NAMES
+from utils.cli import DataError
+from utils.files import atomic_path
+
+
+def _no_labels() -> np.ndarray:
+    return np.zeros(0, np.int64)
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), np.float64)
+
+
+@dataclass
+class ImageAnnotation:
+    """Labelled boxes of one image.
+
+    Attributes:
+        path: image path as the list has it, with forward slashes.
+        labels: int64[N], 1 face, 2 person.
+        boxes_xywh_norm: float64[N, 4], x y of the top left corner, width, height; normalised, as read.
+        line: line of the image's header in the file it was read from (0: not read).
+    """
+
+    path: str
+    labels: np.ndarray = field(default_factory=_no_labels)
+    boxes_xywh_norm: np.ndarray = field(default_factory=_no_boxes)
+    line: int = 0
+
+    def __post_init__(self) -> None:
+        self.labels = np.asarray(self.labels, np.int64)
+        self.boxes_xywh_norm = np.asarray(self.boxes_xywh_norm, np.float64).reshape(-1, 4)
+        if len(self.labels) != len(self.boxes_xywh_norm):
+            raise ValueError(
+                f"{self.path}: expected as many labels as boxes, "
+                f"got {len(self.labels)} and {len(self.boxes_xywh_norm)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
+    """Reads an annotation list image by image, in file order, in constant memory.
+
+    Raises:
+        DataError: no such file, not text, a box before the first image, a line that is not
+            ``label x y w h``, an unknown label or a number that is not finite; with file and line.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            header: tuple[str, int] | None = None
+            rows: list[bytes] = []
+            for number, line in enumerate(file, 1):
+                if line.startswith(b"#"):
+                    if header:
+                        yield _parse(path, *header, rows)
+                    header, rows = (_decode(path, line, number), number), []
+                elif header:
+                    rows.append(line)
+                elif line.strip():
+                    raise DataError(f"{path}:{number}: a box before the first image; expected a line '# <image path>'")
+            if header:
+                yield _parse(path, *header, rows)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such annotation list") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected an annotation list (a text file)") from None
+
+
+def read_annotations(path: str | os.PathLike) -> list[ImageAnnotation]:
+    """All images of an annotation list, in file order; errors as in `iter_annotations`."""
+    return list(iter_annotations(path))
+
+
+def _decode(path: str | os.PathLike, line: bytes, number: int) -> str:
+    try:
+        name = line[1:].decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{path}:{number}: not UTF-8 text") from None
+    if not name:
+        raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
+    return name
+
+
+def _parse(path: str | os.PathLike, name: str, header_line: int, rows: list[bytes]) -> ImageAnnotation:
+    try:
+        table = np.array(b" ".join(rows).split(), np.float64)
+        shaped = table.reshape(-1, 5)
+        whole = (
+            all(len(row.split()) in (0, 5) for row in rows)
+            and np.isfinite(table).all()
+            and np.isin(shaped[:, 0], list(CLASS_NAMES)).all()
+        )
+    except ValueError:
+        whole = False
+    if not whole:
+        for number, row in enumerate(rows, header_line + 1):
+            _check_row(path, number, row)
+    return ImageAnnotation(name, shaped[:, 0].astype(np.int64), shaped[:, 1:], header_line)
+
+
+def _check_row(path: str | os.PathLike, number: int, row: bytes) -> None:
+    """Raises DataError if ``row`` is not a valid box; the slow path that finds the faulty line."""
+    text = row.decode("utf-8", "replace").strip()
+    if not text:
+        return
+    try:
+        label, *box = (float(value) for value in text.split())
+    except ValueError:
+        label, box = 0.0, []
+    if len(box) != 4 or not np.isfinite([label, *box]).all():
+        raise DataError(f"{path}:{number}: found {text[:80]!r}; expected five numbers 'label x y w h'")
+    if label not in CLASS_NAMES:
+        known = ", ".join(f"{key} {value}" for key, value in CLASS_NAMES.items())
+        raise DataError(f"{path}:{number}: found label {label:g}; expected one of: {known}")
+
+
+def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnotation]) -> int:
+    """Writes an annotation list atomically, coordinates with nine decimals; returns the number of images."""
+    count = 0
+    annotations = iter(annotations)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        while block := list(islice(annotations, 1024)):
+            count += len(block)
+            file.writelines(format_annotation(annotation) for annotation in block)
+    return count
+
+
+def format_annotation(annotation: ImageAnnotation) -> str:
+    """The lines of one image, newline included.
+
+    Raises:
+        DataError: a line break in the image's path, which the format cannot hold.
+    """
+    if "\n" in annotation.path or "\r" in annotation.path:
+        raise DataError(f"{annotation.path!r}: a line break in an image's name; rename the file")
+    rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
+    lines = ["%d %.9f %.9f %.9f %.9f\n" % (label, *box) for label, box in rows]
+    return "".join([f"# {annotation.path}\n", *lines])

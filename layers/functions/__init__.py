@@ -1,0 +1,1 @@
+"""Functions of the image size alone: the priors."""

@@ -1,0 +1,55 @@
+"""The network: backbone, feature pyramid, context modules and two heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from data.config import ModelConfig
+from layers.functions.prior_box import priors_per_cell
+from models.net import FPN, SSH, MobileNetV1, ResNet50
+
+
+class Head(nn.Module):
+    """One value a prior and output: 1x1 convolution, cells and priors flattened in prior order."""
+
+    def __init__(self, channels: int, priors: int, values: int) -> None:
+        super().__init__()
+        self.values = values
+        self.conv1x1 = nn.Conv2d(channels, priors * values, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1x1(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.values)
+
+
+class RetinaFace(nn.Module):
+    """RetinaFace (Deng et al. 2019) without landmarks, for the classes of ``cfg``.
+
+    Reads no file: weights come from `models.checkpoint`.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        channels, priors = cfg.fpn_channels, priors_per_cell(cfg)
+        self.body = ResNet50() if cfg.backbone == "resnet50" else MobileNetV1()
+        self.fpn = FPN(cfg.backbone_channels, channels)
+        self.ssh1, self.ssh2, self.ssh3 = (SSH(channels) for _ in cfg.strides)
+        self.ClassHead = nn.ModuleList(Head(channels, priors, cfg.num_classes) for _ in cfg.strides)
+        self.BboxHead = nn.ModuleList(Head(channels, priors, 4) for _ in cfg.strides)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw outputs for every prior.
+
+        Args:
+            images: Tensor[N, 3, height, width], float, BGR minus `PIXEL_MEAN_BGR`, any size.
+
+        Returns:
+            ``loc`` Tensor[N, P, 4], offsets from the priors, and ``logits`` Tensor[N, P, classes], before
+            softmax, background first. P and its order are those of `PriorBox`.
+        """
+        pyramid = self.fpn(self.body(images))
+        features = [ssh(level) for ssh, level in zip((self.ssh1, self.ssh2, self.ssh3), pyramid, strict=True)]
+        loc = torch.cat([head(x) for head, x in zip(self.BboxHead, features, strict=True)], 1)
+        logits = torch.cat([head(x) for head, x in zip(self.ClassHead, features, strict=True)], 1)
+        return loc, logits

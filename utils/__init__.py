@@ -1,0 +1,1 @@
+"""Geometry, the detection pipeline, training loops and file formats."""

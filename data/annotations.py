@@ -80,7 +80,9 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
                 elif header:
                     rows.append(line)
                 elif line.strip():
-                    raise DataError(f"{path}:{number}: a box before the first image; expected a line '# <image path>'")
+                    raise DataError(
+                        f"{path}:{number}: a box before the first image; expected a line '# <image path>'"
+                    )
             if header:
                 yield _parse(path, *header, rows)
     except FileNotFoundError:
@@ -157,5 +159,5 @@ def format_annotation(annotation: ImageAnnotation) -> str:
     if "\n" in annotation.path or "\r" in annotation.path:
         raise DataError(f"{annotation.path!r}: a line break in an image's name; rename the file")
     rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
-    lines = ["%d %.9f %.9f %.9f %.9f\n" % (label, *box) for label, box in rows]
+    lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
     return "".join([f"# {annotation.path}\n", *lines])

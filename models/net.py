@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, leaky: float | None = 0.0) -> nn.Sequential:
+def conv_bn(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, leaky: float | None = 0.0
+) -> nn.Sequential:
     """Convolution, batch norm and, unless ``leaky`` is None, leaky ReLU of that slope."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),

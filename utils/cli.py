@@ -42,7 +42,7 @@ def run(main: Callable[[list[str] | None], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OK
     except OSError as error:
-        if error.errno in (None, errno.EINVAL) or error.filename is None and error.errno != errno.ENOSPC:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
         code = _complain(f"{error.strerror}: {error.filename or 'no space for the output'}", BAD_DATA)
     sys.exit(code)

@@ -50,7 +50,9 @@ class PriorBox:
         """
         height, width = image_size
         if height < 1 or width < 1:
-            raise ValueError(f"expected an image of at least 1x1 pixels, got {height}x{width} (height x width)")
+            raise ValueError(
+                f"expected an image of at least 1x1 pixels, got {height}x{width} (height x width)"
+            )
         return self._cached((height, width), torch.device(device))
 
     def _build(self, image_size: tuple[int, int], device: torch.device) -> Tensor:

@@ -1,0 +1,347 @@
+"""Checkpoints: the only place that loads and saves weights.
+
+Read: files of this project, the published two-class files, a one-class RetinaFace of the parent project
+(its landmark head is left out), the ImageNet backbone of MobileNetV1 x0.25, with or without ``module.``
+prefixes, as ``.pth`` or ``.safetensors``. Nothing that a file holds is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data.config import NETWORKS, ModelConfig, one_class
+from layers.functions.prior_box import priors_per_cell
+from models.retinaface import RetinaFace
+from utils.cli import DataError
+from utils.files import atomic_path
+
+#: Value of the key ``format`` in the project's own files.
+FORMAT = "retinaface_2cls/1"
+
+#: Parameters of the parent project that this network does not have.
+LANDMARK_HEAD = "LandmarkHead."
+
+#: Probability at which new classes and new priors start after `init_from_face`: far below any threshold.
+START_PROBABILITY = 0.005
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        path: where it was read.
+        state_dict: tensors by name, on the CPU, prefixes of wrappers stripped.
+        cfg: network configuration stored in the file or, where there is none, derived from the heads' shapes;
+            None if it is not a RetinaFace.
+        extra: whatever else was saved with it (training state), plain data and tensors.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    cfg: ModelConfig | None
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass
+class LoadReport:
+    """What was taken from a file and what was not; ``str()`` is what a person reads."""
+
+    path: Path
+    loaded: list[str]
+    notes: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {len(self.loaded)} tensors loaded ({_by_part(self.loaded)})", *self.notes]
+        if self.unused:
+            lines.append(f"not used: {_by_part(self.unused)}")
+        return "\n  ".join(lines)
+
+
+def _by_part(names: list[str]) -> str:
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{part} {count}" for part, count in counts.items())
+
+
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Reads a checkpoint of any known layout.
+
+    Raises:
+        DataError: no such file, not a checkpoint, damaged, or one that would have to run code to load.
+    """
+    path = Path(path)
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected a checkpoint file") from None
+    except PermissionError:
+        raise DataError(f"{path}: no permission to read it") from None
+    tensors = content.pop("state_dict", None)
+    if tensors is None:
+        tensors, content = content, {}
+    if (
+        not isinstance(tensors, dict)
+        or not tensors
+        or not all(isinstance(v, Tensor) for v in tensors.values())
+    ):
+        raise DataError(f"{path}: holds no table of weights; expected a checkpoint of a network")
+    state_dict = {_strip(name): tensor for name, tensor in tensors.items() if not name.endswith("total_ops")}
+    try:
+        cfg = (
+            ModelConfig.from_dict(content.pop("config"))
+            if "config" in content
+            else _derive_config(path, state_dict)
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    content.pop("format", None)
+    return Checkpoint(path, state_dict, cfg, content)
+
+
+def _read_torch(path: Path) -> dict:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise DataError(
+            f"{path}: refused, it is no torch file or would have to run code to load; "
+            f"expected tensors and plain data alone"
+        ) from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        UnicodeDecodeError,
+    ):
+        raise DataError(
+            f"{path}: damaged or not a torch file; expected a checkpoint (fetch it again?)"
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
+    return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise DataError(f"{path}: needs the package safetensors (pip install safetensors)") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            content: dict = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        if "config" in metadata:
+            content["config"] = json.loads(metadata["config"])
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: damaged or not a safetensors file ({error})") from None
+    return content
+
+
+def _strip(name: str) -> str:
+    """A parameter's name without what DataParallel, DDP and torch.compile put before it."""
+    for prefix in ("module.", "_orig_mod."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _derive_config(path: Path, state_dict: dict[str, Tensor]) -> ModelConfig | None:
+    """The configuration of a RetinaFace file that stores none, from its names and head shapes."""
+    box_head, class_head = (state_dict.get(f"{head}.0.conv1x1.weight") for head in ("BboxHead", "ClassHead"))
+    if box_head is None or class_head is None:
+        return None
+    backbone = "resnet50" if "body.layer1.0.conv1.weight" in state_dict else "mobile0.25"
+    known = {}
+    for cfg in (NETWORKS[backbone], one_class(NETWORKS[backbone])):
+        priors = priors_per_cell(cfg)
+        known[priors * 4, priors * cfg.num_classes] = cfg
+    found = (box_head.shape[0], class_head.shape[0])
+    if found not in known:
+        expected = " or ".join(f"{boxes} and {classes}" for boxes, classes in known)
+        raise DataError(
+            f"{path}: its heads have {found[0]} box and {found[1]} class channels; expected {expected} "
+            f"(two classes with 6 priors a cell, or one class with 2)"
+        )
+    return known[found]
+
+
+def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaFace:
+    """The network of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        path: a RetinaFace checkpoint; a one-class one gives a network whose only class is face.
+        network: expected value of ``--network``; None takes what the file holds.
+
+    Raises:
+        DataError: see `read_checkpoint`; also a network of another kind, missing or unexpected weights.
+    """
+    return build_network(read_checkpoint(path), network)
+
+
+def build_network(checkpoint: Checkpoint, network: str | None = None) -> RetinaFace:
+    """As `load_network`, of a file already read."""
+    path, cfg = checkpoint.path, checkpoint.cfg
+    if cfg is None:
+        some = ", ".join(list(checkpoint.state_dict)[:3])
+        raise DataError(
+            f"{path}: not a RetinaFace (its weights are named {some}, ...); expected ClassHead and BboxHead"
+        )
+    if network is not None and network != cfg.name:
+        raise DataError(
+            f"{path}: holds the network {cfg.name}, asked for was {network}; give --network {cfg.name}"
+        )
+    model = RetinaFace(cfg)
+    state_dict = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(LANDMARK_HEAD)}
+    load_strictly(model, state_dict, path)
+    return model.eval()
+
+
+def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
+    """Loads every weight or none.
+
+    Raises:
+        DataError: names missing, unexpected or of another shape, the first of each listed.
+    """
+    own = model.state_dict()
+    faults = {
+        "missing": [name for name in own if name not in state_dict],
+        "unexpected": [name for name in state_dict if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state_dict and state_dict[name].shape != tensor.shape
+        ],
+    }
+    found = [f"{len(names)} {kind} ({', '.join(names[:2])}, ...)" for kind, names in faults.items() if names]
+    if found:
+        raise DataError(f"{path}: weights do not fit the network: {'; '.join(found)}")
+    model.load_state_dict(state_dict)
+
+
+def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:
+    """Writes weights and configuration, atomically; a ``.safetensors`` path takes no ``extra``.
+
+    Args:
+        path: ``.pth`` or ``.safetensors``.
+        model: the network, unwrapped.
+        extra: further plain data and tensors, e.g. training state; they come back in `Checkpoint.extra`.
+    """
+    path = Path(path)
+    state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        if path.suffix == ".safetensors":
+            if extra:
+                raise ValueError(f"{path}: a safetensors file holds weights alone, got also {sorted(extra)}")
+            from safetensors.torch import save_file
+
+            save_file(state_dict, temporary, {"format": "pt", "config": json.dumps(model.cfg.to_dict())})
+        else:
+            torch.save(
+                {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra},
+                temporary,
+            )
+
+
+def load_backbone(model: RetinaFace, path: str | os.PathLike) -> LoadReport:
+    """Loads ImageNet weights of MobileNetV1 x0.25 (or torchvision's ResNet50) into the backbone.
+
+    Raises:
+        DataError: see `read_checkpoint`; a backbone of another kind.
+    """
+    checkpoint = read_checkpoint(path)
+    wanted = model.body.state_dict()
+    load_strictly(
+        model.body,
+        {k: v for k, v in checkpoint.state_dict.items() if not k.startswith("fc.")},
+        checkpoint.path,
+    )
+    unused = [name for name in checkpoint.state_dict if name not in wanted]
+    return LoadReport(
+        checkpoint.path, [f"body.{name}" for name in wanted], ["started anew: fpn, ssh, heads"], unused
+    )
+
+
+def load_torchvision_backbone(model: RetinaFace) -> LoadReport:
+    """Loads torchvision's ImageNet weights into a ResNet50 backbone; they are downloaded at first use."""
+    from torchvision.models import ResNet50_Weights
+
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    try:
+        state_dict = weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise DataError(
+            f"torchvision's {weights} cannot be downloaded ({error}); use --no-pretrain"
+        ) from None
+    wanted = model.body.state_dict()
+    load_strictly(model.body, {k: v for k, v in state_dict.items() if k in wanted}, Path(weights.url))
+    unused = [name for name in state_dict if name not in wanted]
+    return LoadReport(Path(weights.url), list(wanted), ["started anew: fpn, ssh, heads"], unused)
+
+
+def init_from_face(model: RetinaFace, path: str | os.PathLike) -> LoadReport:
+    """Starts a two-class network as the face detector that a one-class checkpoint is.
+
+    Backbone, pyramid and context modules are copied. The parent's priors are square, so its class and box
+    rows go to the ratio-1 priors of the same size. On these priors the logit of person is the background's
+    less a constant; the other priors start at fixed probabilities: in both cases nothing fires but faces.
+
+    Raises:
+        DataError: see `read_checkpoint`; not a one-class RetinaFace of the same backbone.
+    """
+    checkpoint = read_checkpoint(path)
+    cfg, parent_cfg = model.cfg, one_class(model.cfg)
+    if checkpoint.cfg is None or checkpoint.cfg != parent_cfg:
+        found = "no RetinaFace" if checkpoint.cfg is None else _describe(checkpoint.cfg)
+        raise DataError(f"{checkpoint.path}: {found}; expected {_describe(parent_cfg)}")
+    parent = build_network(checkpoint)
+
+    shared = {k: v for k, v in parent.state_dict().items() if not k.startswith(("ClassHead.", "BboxHead."))}
+    model.load_state_dict(shared, strict=False)
+    ratios = len(cfg.heights_over_widths)
+    square = [
+        size * ratios + cfg.heights_over_widths.index(1.0) for size in range(priors_per_cell(cfg) // ratios)
+    ]
+    face = cfg.class_names.index("face") + 1
+    margin = math.log(1 / START_PROBABILITY)
+    with torch.no_grad():
+        for own, old in zip(model.ClassHead, parent.ClassHead, strict=True):
+            weight = own.conv1x1.weight.view(-1, cfg.num_classes, cfg.fpn_channels).zero_()
+            bias = own.conv1x1.bias.view(-1, cfg.num_classes)
+            bias.fill_(-margin)[:, 0] = 0
+            old_weight = old.conv1x1.weight.view(-1, 2, cfg.fpn_channels)
+            old_bias = old.conv1x1.bias.view(-1, 2)
+            weight[square], bias[square] = old_weight[:, :1], old_bias[:, :1] - margin
+            for label, old_label in ((0, 0), (face, 1)):
+                weight[square, label], bias[square, label] = old_weight[:, old_label], old_bias[:, old_label]
+        for own, old in zip(model.BboxHead, parent.BboxHead, strict=True):
+            own.conv1x1.weight.view(-1, 4, cfg.fpn_channels).zero_()[square] = old.conv1x1.weight.view(
+                -1, 4, cfg.fpn_channels
+            )
+            own.conv1x1.bias.view(-1, 4).zero_()[square] = old.conv1x1.bias.view(-1, 4)
+    notes = [
+        f"face rows of both heads copied to priors {', '.join(str(i + 1) for i in square)} "
+        f"of {priors_per_cell(cfg)} (ratio 1)",
+        "started so that nothing fires: the other priors, and person on every prior",
+    ]
+    heads = [name for name in parent.state_dict() if name not in shared]
+    unused = [name for name in checkpoint.state_dict if name.startswith(LANDMARK_HEAD)]
+    return LoadReport(checkpoint.path, [*shared, *heads], notes, unused)
+
+
+def _describe(cfg: ModelConfig) -> str:
+    classes = " and ".join(cfg.class_names)
+    return f"{cfg.name} with {priors_per_cell(cfg)} priors a cell, class {classes}"

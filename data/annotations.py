@@ -7,10 +7,16 @@ of the top left corner, width and height, all divided by the image's width or he
     1 0.4385 0.3289 0.1191 0.1076
 
 An image without boxes is a header alone. Paths are relative to the ``images`` folder beside the list.
+
+A file ``dataset.json`` beside a list, or one folder above it, says which classes the boxes were drawn for;
+an unlabelled class is unknown in those images, not absent:
+
+    {"labelled_classes": ["face"]}
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,9 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import CLASS_NAMES
+from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.cli import DataError
-from utils.files import atomic_path
+from utils.files import atomic_path, write_text
+
+DATASET_INFO = "dataset.json"
 
 
 def _no_labels() -> np.ndarray:
@@ -161,3 +169,49 @@ def format_annotation(annotation: ImageAnnotation) -> str:
     rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
     lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
     return "".join([f"# {annotation.path}\n", *lines])
+
+
+def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
+    """Classes that the images of a list are labelled for, in label order; both where no file says so.
+
+    Raises:
+        DataError: the ``dataset.json`` found is not of the form shown above; with its path.
+    """
+    folder = Path(list_path).resolve().parent
+    for path in (folder / DATASET_INFO, folder.parent / DATASET_INFO):
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))["labelled_classes"]
+            unknown = set(names) - set(CLASS_LABELS)
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError):
+            names, unknown = [], set()
+        if unknown or not names or not isinstance(names, list):
+            found = f"; found {', '.join(map(repr, sorted(unknown, key=str)))}" if unknown else ""
+            known = ", ".join(CLASS_LABELS)
+            raise DataError(
+                f'{path}: expected {{"labelled_classes": [...]}} with one or more of {known}{found}'
+            )
+        return tuple(name for name in CLASS_LABELS if name in names)
+    return tuple(CLASS_LABELS)
+
+
+def write_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
+    """Writes the ``dataset.json`` beside a list.
+
+    Raises:
+        DataError: one is there that says something else and the folder holds another list, which it is about.
+    """
+    list_path = Path(list_path)
+    path = list_path.parent / DATASET_INFO
+    names = tuple(name for name in CLASS_LABELS if name in set(names))
+    if path.exists() and names != (before := labelled_classes(list_path)):
+        for other in sorted(list_path.parent.glob("*.txt")):
+            with other.open("rb") as file:
+                is_list = file.read(1) == b"#"
+            if is_list and other.name != list_path.name:
+                raise DataError(
+                    f"{path}: found {', '.join(before)} as labelled, which is about {other.name}; "
+                    f"{list_path.name} is labelled for {', '.join(names)}: write it to another folder"
+                )
+    write_text(path, json.dumps({"labelled_classes": list(names)}) + "\n")

@@ -1,0 +1,288 @@
+"""The detection pipeline, once: preprocess, network, priors, decoding, cut, NMS, `Detections`.
+
+Example:
+    >>> from utils.detector import Detector
+    >>> from utils.images import read_image
+    >>> detector = Detector.from_checkpoint("weights/mobilenet0.25_2cls6anchors.pth")
+    >>> found = detector(read_image("photo.jpg")).above(0.5)
+    >>> found.boxes, found.scores, found.labels
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from data.config import PIXEL_MEAN_BGR
+from layers.functions.prior_box import PriorBox
+from models.checkpoint import load_network
+from models.fuse import fold_batch_norm
+from models.retinaface import RetinaFace
+from utils.box_utils import decode
+from utils.cli import UsageError
+from utils.memory import keep_freed_memory
+
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Slack of the cut on logits that spares the softmax of priors that cannot pass the cut on scores.
+_LOGIT_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What becomes a detection, the published defaults.
+
+    Attributes:
+        score: least score, exclusive; recall, and with it AP, needs a low one.
+        top_k: best candidates of a class that enter NMS.
+        nms_iou: a box that overlaps a better one of its class by more is dropped.
+        keep_top_k: best detections of a class that are kept.
+    """
+
+    score: float = 0.02
+    top_k: int = 5000
+    nms_iou: float = 0.4
+    keep_top_k: int = 750
+
+    def __post_init__(self) -> None:
+        for name in ("score", "nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"expected a {name} threshold from 0 to 1, got {getattr(self, name)}")
+        for name in ("top_k", "keep_top_k"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """The size at which the network sees an image; by default its own.
+
+    Attributes:
+        long_side: the longer side becomes this many pixels.
+        target_size, max_size: the shorter side becomes ``target_size``, but the longer at most ``max_size``
+            (1600 and 2150 is the published multi-scale protocol).
+    """
+
+    long_side: int | None = None
+    target_size: int | None = None
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.long_side, self.target_size, self.max_size)
+        if any(size is not None and size < 1 for size in sizes):
+            raise UsageError(f"expected sizes of at least 1 pixel, got {[s for s in sizes if s is not None]}")
+        if (self.target_size is None) != (self.max_size is None) or (self.long_side and self.target_size):
+            raise UsageError("expected either a long side, or a target and a max size, or neither")
+
+    def __call__(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels after resizing an image of ``image_size``."""
+        height, width = image_size
+        if self.long_side:
+            scale = self.long_side / max(height, width)
+        elif self.target_size and self.max_size:
+            scale = self.target_size / min(height, width)
+            if round(scale * max(height, width)) > self.max_size:
+                scale = self.max_size / max(height, width)
+        else:
+            return image_size
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, by class, then by descending score.
+
+    The arrays are those that supervision takes:
+    ``sv.Detections(xyxy=d.boxes, confidence=d.scores, class_id=d.labels)``.
+
+    Attributes:
+        boxes: float32[N, 4], xyxy in pixels of the original image; they may reach beyond it.
+        scores: float32[N], 0..1.
+        labels: int64[N], 1 face, 2 person.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        if self.boxes.shape != (count, 4) or self.scores.shape != (count,) or self.labels.shape != (count,):
+            raise ValueError(
+                f"expected boxes [N, 4], scores [N] and labels [N], but got {self.boxes.shape}, "
+                f"{self.scores.shape} and {self.labels.shape}"
+            )
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No detection at all."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Detections:
+        """Those that a mask, an index array or a slice picks."""
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+    def above(self, score: float) -> Detections:
+        """Those that score at least ``score``."""
+        return self[self.scores >= score]
+
+
+class Detector:
+    """Finds faces and persons in images.
+
+    Images of equal size go through the network together; nothing is resized unless ``input_size`` says so.
+
+    Args:
+        network: the network; a folded copy is used, so training can go on.
+        device: where to run it.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        thresholds: what becomes a detection.
+        classes: names of the classes to look for; all that the network knows by default.
+        input_size: how images are resized.
+        compile: run the network through ``torch.compile``; pays off for many images of one size.
+
+    Raises:
+        UsageError: a class that the network does not know.
+    """
+
+    def __init__(
+        self,
+        network: RetinaFace,
+        *,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        thresholds: Thresholds | None = None,
+        classes: Sequence[str] | None = None,
+        input_size: InputSize | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.cfg = network.cfg
+        self.device = torch.device(device)
+        self.dtype = PRECISIONS[precision]
+        self.thresholds = thresholds or Thresholds()
+        self.input_size = input_size or InputSize()
+        unknown = [name for name in classes or () if name not in self.cfg.class_names]
+        if unknown:
+            raise UsageError(
+                f"the network finds {' and '.join(self.cfg.class_names)}, asked for was {unknown[0]}"
+            )
+        self.classes = tuple(classes or self.cfg.class_names)
+        self.priors = PriorBox(self.cfg)
+        folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.network = torch.compile(folded) if compile else folded
+        self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device).view(1, 3, 1, 1)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike, network: str | None = None, **options) -> Detector:
+        """A detector with the weights of a file; options as for `Detector`, errors as for `load_network`."""
+        return cls(load_network(path, network), **options)
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Detections | list[Detections]:
+        """Detections of one image, or one of each of several in their order.
+
+        Args:
+            images: uint8[height, width, 3], BGR, at least 1x1; or a sequence of such of any sizes.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            return self([images])[0]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            check_image(image)
+            by_size.setdefault(self.input_size(image.shape[:2]), []).append(index)
+        found: dict[int, Detections] = {}
+        for indices in by_size.values():
+            batch = self.preprocess([images[i] for i in indices])
+            loc, logits = self.forward(batch)
+            sizes = [images[i].shape[:2] for i in indices]
+            found.update(zip(indices, self.postprocess(loc, logits, batch.shape[2:], sizes), strict=True))
+        return [found[i] for i in range(len(found))]
+
+    @torch.inference_mode()
+    def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Network input of images that have one size once resized: Tensor[N, 3, height, width]."""
+        size = self.input_size(images[0].shape[:2])
+        batch = torch.empty((len(images), *size, 3), dtype=torch.uint8)
+        for target, image in zip(batch, images, strict=True):
+            if image.shape[:2] != size:
+                image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+            target.copy_(torch.from_numpy(np.ascontiguousarray(image)))
+        batch = batch.to(self.device).permute(0, 3, 1, 2)
+        return torch.sub(batch, self._mean).to(self.dtype)
+
+    @torch.inference_mode()
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw outputs in float32 of `preprocess`ed images: loc [N, P, 4] and logits [N, P, classes]."""
+        # TF32 would move boxes by a hundredth of a pixel; benchmark mode costs a search for every new size.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+            loc, logits = self.network(batch)
+        return loc.float(), logits.float()
+
+    @torch.inference_mode()
+    def postprocess(
+        self,
+        loc: Tensor,
+        logits: Tensor,
+        input_size: tuple[int, int],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        """Detections of raw outputs.
+
+        Args:
+            loc: Tensor[N, P, 4].
+            logits: Tensor[N, P, classes], background first.
+            input_size: (height, width) of the network's input.
+            image_sizes: (height, width) of the N original images.
+        """
+        cut = self.thresholds.score
+        labels = [self.cfg.class_names.index(name) + 1 for name in self.classes]
+        # A score above the cut needs a logit that beats the background's by this much: only those priors
+        # go on. The margins are worked out for one class at a time, which keeps the reads in order.
+        margin = math.log(cut / (1 - cut)) - _LOGIT_SLACK if 0 < cut < 1 else math.inf if cut else -math.inf
+        background = logits[..., 0]
+        priors = self.priors(tuple(input_size), loc.device)
+        per_class = []
+        for label in labels:
+            image, prior = ((logits[..., label] - background) > margin).nonzero(as_tuple=True)
+            scores = logits[image, prior].softmax(-1)[:, label]
+            boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
+            per_class.append((image, scores, boxes))
+
+        found = []
+        for index, (height, width) in enumerate(image_sizes):
+            scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=loc.device)
+            parts = []
+            for label, (image, scores, boxes) in zip(labels, per_class, strict=True):
+                own = slice(None) if len(image_sizes) == 1 else image == index
+                parts.append(self._suppress(boxes[own] * scale, scores[own], label))
+            boxes, scores, names = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+            found.append(Detections(boxes, scores, names))
+        return found
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, label: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The cut, top-k and NMS of one class in one image: boxes, scores and labels by descending score."""
+        limits = self.thresholds
+        passed = scores > limits.score
+        scores, order = scores[passed].sort(descending=True, stable=True)
+        scores, boxes = scores[: limits.top_k], boxes[passed][order[: limits.top_k]]
+        # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide.
+        keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, limits.nms_iou)[: limits.keep_top_k]
+        return boxes[keep], scores[keep], torch.full_like(keep, label)
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raises ValueError unless ``image`` is uint8[height, width, 3] with at least one pixel."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"expected uint8[height, width, 3], but got {image.dtype}{list(image.shape)}")

@@ -1,0 +1,102 @@
+"""Pictures: reading any file into BGR, writing, and drawing of detections."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import DataError
+from utils.files import atomic_path
+
+try:
+    import cv2
+except ImportError as error:
+    raise ImportError(
+        f"{error}; OpenCV needs system libraries that are missing: install them (Debian: libgl1 libglib2.0-0 "
+        f"libxcb1), or use opencv-python-headless instead of opencv-python"
+    ) from None
+
+#: File name endings that are taken for pictures when a folder is searched.
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2"),
+    )
+)
+
+#: Endings that annotated pictures keep; every other is written as JPEG.
+WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads a picture as uint8[height, width, 3], BGR, turned upright by its EXIF orientation.
+
+    Grey, 16-bit, transparent and CMYK pictures are converted; of an animation the first frame is taken.
+
+    Raises:
+        DataError: no such file, empty, not a picture, or cut off.
+    """
+    try:
+        content = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected a picture") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not content.size:
+        raise DataError(f"{path}: an empty file; expected a picture")
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    except cv2.error:  # e.g. more pixels than OpenCV allows
+        image = None
+    if image is None or _may_be_cut_off(content):
+        image = _read_carefully(path, image)
+    return image
+
+
+def _may_be_cut_off(content: np.ndarray) -> bool:
+    """Whether a JPEG lacks its end marker; OpenCV fills what is missing with grey and goes on."""
+    head, tail = content[:2].tobytes(), content[-32:].tobytes().rstrip(b"\0\r\n \t")
+    return head == b"\xff\xd8" and not tail.endswith(b"\xff\xd9")
+
+
+def _read_carefully(path: str | os.PathLike, decoded: np.ndarray | None) -> np.ndarray:
+    """What OpenCV failed on or may have got wrong, judged by Pillow, which refuses incomplete files."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            file.load()
+            if decoded is not None:
+                return decoded
+            upright = ImageOps.exif_transpose(file).convert("RGB")
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture, or of a format that cannot be read") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: a damaged picture ({error})") from None
+    return np.ascontiguousarray(np.asarray(upright)[..., ::-1])
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes uint8[height, width, 3], BGR, atomically, in the format of the file name's ending.
+
+    Raises:
+        DataError: the format cannot be written or cannot hold a picture of that size.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        done, content = cv2.imencode(path.suffix, image)
+    except cv2.error:
+        done = False
+    if not done:
+        height, width = image.shape[:2]
+        raise DataError(
+            f"{path}: a picture of {width}x{height} pixels cannot be written as {path.suffix or 'no format'}"
+        )
+    with atomic_path(path) as temporary:
+        content.tofile(temporary)

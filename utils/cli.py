@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from tqdm import tqdm
+
 OK, BAD_DATA, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -18,11 +20,14 @@ class UsageError(Exception):
     """Arguments that do not fit together or this machine (exit code 2)."""
 
 
-def warn(message: str) -> None:
+def warn(message: object) -> None:
     """Writes one line to standard error, clear of any progress bar."""
-    from tqdm import tqdm
-
     tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
+def report(message: object) -> None:
+    """Writes one line about an input that gave nothing; the others go on, and the script ends with 1."""
+    tqdm.write(f"error: {message}", file=sys.stderr)
 
 
 def run(main: Callable[[list[str] | None], int]) -> None:

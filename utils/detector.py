@@ -27,7 +27,7 @@ from models.checkpoint import load_network
 from models.fuse import fold_batch_norm
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
-from utils.cli import UsageError
+from utils.cli import DataError, UsageError
 from utils.memory import keep_freed_memory
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,6 +133,13 @@ class Detections:
         """Those that a mask, an index array or a slice picks."""
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
+    @property
+    def boxes_xywh(self) -> np.ndarray:
+        """float64[N, 4]: x and y of the top left corner, width and height, in pixels."""
+        boxes = self.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
+
     def above(self, score: float) -> Detections:
         """Those that score at least ``score``."""
         return self[self.scores >= score]
@@ -195,6 +202,9 @@ class Detector:
 
         Args:
             images: uint8[height, width, 3], BGR, at least 1x1; or a sequence of such of any sizes.
+
+        Raises:
+            DataError: images too large for the memory.
         """
         if isinstance(images, np.ndarray) and images.ndim == 3:
             return self([images])[0]
@@ -204,10 +214,13 @@ class Detector:
             by_size.setdefault(self.input_size(image.shape[:2]), []).append(index)
         found: dict[int, Detections] = {}
         for indices in by_size.values():
-            batch = self.preprocess([images[i] for i in indices])
-            loc, logits = self.forward(batch)
             sizes = [images[i].shape[:2] for i in indices]
-            found.update(zip(indices, self.postprocess(loc, logits, batch.shape[2:], sizes), strict=True))
+            try:
+                batch = self.preprocess([images[i] for i in indices])
+                detections = self.postprocess(*self.forward(batch), batch.shape[2:], sizes)
+            except (MemoryError, RuntimeError) as error:
+                raise _out_of_memory(error, len(indices), self.input_size(sizes[0])) from None
+            found.update(zip(indices, detections, strict=True))
         return [found[i] for i in range(len(found))]
 
     @torch.inference_mode()
@@ -280,6 +293,16 @@ class Detector:
         # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide.
         keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, limits.nms_iou)[: limits.keep_top_k]
         return boxes[keep], scores[keep], torch.full_like(keep, label)
+
+
+def _out_of_memory(error: Exception, count: int, size: tuple[int, int]) -> Exception:
+    """What to raise for an error that may be about memory."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
+        return error
+    return DataError(
+        f"{count} of {size[1]}x{size[0]} pixels at once need more memory than is free; "
+        f"take a smaller batch, or a smaller picture (--long_side)"
+    )
 
 
 def check_image(image: np.ndarray) -> None:

@@ -30,7 +30,7 @@ def draw_boxes(
     """
     image = image.copy()
     height, width = image.shape[:2]
-    line = max(1, round(max(height, width) / 500))
+    line = max(1, round(max(height, width) / 300))
     limit = 4 * max(height, width)
     corners = (
         np.nan_to_num(boxes, nan=0.0, posinf=limit, neginf=-limit).clip(-limit, limit).round().astype(int)

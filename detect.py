@@ -1,0 +1,382 @@
+"""Finds faces and persons in pictures, folders, videos and cameras.
+
+Examples:
+  python3 detect.py                            # sample photos of installed packages
+  python3 detect.py photo.jpg holiday/ "scans/*.png" clip.mp4
+  python3 detect.py holiday/ --classes face --save_json found.json --no-save_image
+  python3 detect.py 0 --show                           # camera 0, q ends it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.config import CLASS_LABELS, CLASS_NAMES
+from utils.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
+from utils.background import Behind, iterate_ahead, map_ahead
+from utils.cli import BAD_DATA, INTERRUPTED, OK, DataError, UsageError, report, run
+from utils.detector import Detections, Detector, InputSize
+from utils.draw import draw_detections
+from utils.files import atomic_path, write_text
+from utils.images import read_image, write_image
+from utils.inputs import Source, expand_inputs
+from utils.predictions import write_prediction
+
+#: Frame rate of a video whose source does not tell its own.
+DEFAULT_FRAME_RATE = 25.0
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="pictures, folders (searched to the bottom), globs, .txt lists with one picture a line, videos, "
+        "a camera's number or a stream's address (default: sample photos of installed packages)",
+    )
+    add_network_arguments(parser)
+    add_detection_arguments(parser)
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--long_side", type=int, metavar="PIXELS", help="resize to this longer side (default: keep)"
+    )
+    group.add_argument(
+        "--batch_size", type=int, default=1, metavar="N", help="pictures or frames a forward pass"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--save_folder", default="detections", metavar="DIR", help="where everything is written"
+    )
+    group.add_argument(
+        "-s",
+        "--save_image",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="annotated pictures and videos (default: yes)",
+    )
+    group.add_argument(
+        "--vis_thres", type=float, default=0.5, metavar="S", help="least score that is drawn or cropped"
+    )
+    group.add_argument("--save_json", metavar="FILE", help="all detections as one COCO-style file")
+    group.add_argument(
+        "--save_txt", action="store_true", help="all detections as labels/<name>.txt: x y w h score class"
+    )
+    group.add_argument(
+        "--save_crops", action="store_true", help="cut-outs as crops/<class>/<name>_<number>.jpg"
+    )
+    group.add_argument("--show", action="store_true", help="show in a window; a key goes on, q ends")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        parser.error(f"--batch_size: expected at least 1, got {args.batch_size}")
+    if not 0 <= args.vis_thres <= 1:
+        parser.error(f"--vis_thres: expected a score from 0 to 1, got {args.vis_thres}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    input_size = InputSize(args.long_side)
+    sources, faults = expand_inputs(args.inputs or sample_photos())
+    for fault in faults:
+        report(fault)
+    if not sources:
+        return BAD_DATA
+    detector = build_detector(args, input_size)
+    results = Results(args)
+    interrupted = False
+    start = time.perf_counter()
+    try:
+        images = [source for source in sources if source.kind == "image"]
+        with Behind() as behind:
+            detect_images(detector, images, results, behind, args)
+        for source in sources:
+            if source.kind != "image":
+                detect_video(detector, source, results, args)
+    except Stopped:
+        pass
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.perf_counter() - start
+    results.close()
+    print(results.summary(seconds) + (" (interrupted)" if interrupted else ""))
+    if interrupted:
+        return INTERRUPTED
+    return BAD_DATA if faults or results.faults else OK
+
+
+class Stopped(Exception):
+    """The person closed the window."""
+
+
+class Results:
+    """Everything that is written of the detections, but for the annotated pictures and videos."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.folder = Path(args.save_folder)
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+        self.counts: Counter[int] = Counter()
+        self.faults = 0
+
+    def fault(self, message: object) -> None:
+        """Reports an input that gave nothing; the others go on."""
+        self.faults += 1
+        report(message)
+
+    def add(
+        self, file_name: str, output: Path, image: np.ndarray, found: Detections, frame: int | None = None
+    ) -> None:
+        """Keeps the detections of one picture or frame, and writes text and cut-outs where asked for."""
+        height, width = image.shape[:2]
+        entry = {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height}
+        self.images.append(entry if frame is None else {**entry, "frame": frame})
+        visible = found.above(self.args.vis_thres)
+        self.counts.update(visible.labels.tolist())
+        if self.args.save_json:
+            self.annotations += coco_annotations(found, entry["id"], len(self.annotations) + 1)
+        name = output.with_suffix("") if frame is None else output.with_suffix("") / f"{frame:06d}"
+        if self.args.save_txt:
+            path = self.folder / "labels" / name.with_name(f"{name.name}.txt")
+            write_prediction(path, name.name, found.boxes_xywh, found.scores, found.labels)
+        if self.args.save_crops:
+            save_crops(self.folder / "crops", name, image, visible)
+
+    def close(self) -> None:
+        if self.args.save_json:
+            categories = [{"id": label, "name": name} for label, name in CLASS_NAMES.items()]
+            content = {"images": self.images, "categories": categories, "annotations": self.annotations}
+            write_text(self.args.save_json, json.dumps(content))
+
+    def summary(self, seconds: float) -> str:
+        """The last line: what was found, how fast, and where it is."""
+        found = ", ".join(
+            f"{self.counts[label]} {name}{'' if self.counts[label] == 1 else 's'}"
+            for name, label in CLASS_LABELS.items()
+            if name in (self.args.classes or CLASS_LABELS)
+        )
+        images = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
+        rate = f"{len(self.images) / seconds:.1f} images/s" if seconds else ""
+        written = (
+            [str(self.folder)] if self.args.save_image or self.args.save_txt or self.args.save_crops else []
+        )
+        written += [self.args.save_json] if self.args.save_json else []
+        where = f"; written: {', '.join(written)}" if written and self.images else ""
+        return f"{images}: {found} at score {self.args.vis_thres:g} or above; {rate}{where}"
+
+
+def detect_images(
+    detector: Detector, sources: list[Source], results: Results, behind: Behind, args: argparse.Namespace
+) -> None:
+    """Pictures: read ahead, found in batches, annotated and written behind."""
+    progress = tqdm(total=len(sources), unit="image", disable=None, leave=False)
+    reader = map_ahead(try_to_read, sources, workers=2, ahead=2 * args.batch_size)
+    with progress:
+        for batch in batches(zip(sources, reader, strict=True), args.batch_size):
+            progress.update(len(batch))
+            readable = []
+            for source, image in batch:
+                if isinstance(image, DataError):
+                    results.fault(image)
+                else:
+                    readable.append((source, image))
+            for source, image, found in detect_batch(detector, readable, results):
+                results.add(source.path, source.output, image, found)
+                if args.save_image:
+                    behind.submit(save_annotated, results, source, image, found.above(args.vis_thres))
+                if args.show:
+                    show(annotate(image, found.above(args.vis_thres)), wait=0)
+
+
+def detect_video(detector: Detector, source: Source, results: Results, args: argparse.Namespace) -> None:
+    """A video, camera or stream, frame by frame; what is done when it ends early is kept."""
+    capture = cv2.VideoCapture(int(source.path) if source.path.isdecimal() else source.path)
+    if not capture.isOpened():
+        return results.fault(f"{source.path}: cannot be opened as a {source.kind}")
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
+    expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else 0
+    count, interruption = 0, None
+    progress = tqdm(total=expected if expected > 0 else None, unit="frame", disable=None, leave=False)
+    with ExitStack() as stack:
+        stack.callback(capture.release)
+        stack.enter_context(progress)
+        video = None
+        try:
+            for batch in batches(enumerate(iterate_ahead(frames(capture))), args.batch_size):
+                named = [((source, index), frame) for index, frame in batch]
+                for (_, index), frame, found in detect_batch(detector, named, results):
+                    count += 1
+                    progress.update()
+                    results.add(source.path, source.output, frame, found, index)
+                    if args.save_image or args.show:
+                        annotated = annotate(frame, found.above(args.vis_thres))
+                    if args.save_image:
+                        video = video or stack.enter_context(
+                            VideoWriter(results.folder / source.output, rate, frame)
+                        )
+                        video.write(annotated)
+                    if args.show:
+                        show(annotated, wait=1)
+        except (KeyboardInterrupt, Stopped) as stop:
+            interruption = stop
+    if interruption:
+        raise interruption
+    if not count:
+        return results.fault(f"{source.path}: no frame of this {source.kind} can be decoded")
+    if count < 0.98 * expected - 1:
+        results.fault(
+            f"{source.path}: ended after {count} of {expected} frames; the file is damaged or cut off"
+        )
+
+
+def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """Frames until there are no more."""
+    while True:
+        done, frame = capture.read()
+        if not done:
+            return
+        yield frame
+
+
+class VideoWriter:
+    """An mp4 file that appears under its name once it is closed; written by a thread of its own."""
+
+    def __init__(self, path: Path, rate: float, first: np.ndarray) -> None:
+        self.path, self.rate, self.size = path, rate, first.shape[1::-1]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> VideoWriter:
+        temporary = self._stack.enter_context(atomic_path(self.path))
+        self._video = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, self.size)
+        if not self._video.isOpened():
+            raise DataError(
+                f"{self.path}: a video of {self.size[0]}x{self.size[1]} pixels cannot be written here"
+            )
+        self._stack.callback(self._video.release)
+        self._behind = self._stack.enter_context(Behind())
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        self._behind.submit(self._video.write, frame)
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.__exit__(*exception)
+
+
+def detect_batch(detector: Detector, batch: list[tuple], results: Results) -> list[tuple]:
+    """(key, image, detections) of (key, image) pairs; a picture too large for the memory is reported."""
+    try:
+        found = detector([image for _, image in batch])
+    except DataError as error:
+        if len(batch) > 1:
+            return [triple for pair in batch for triple in detect_batch(detector, [pair], results)]
+        results.fault(error)
+        return []
+    return [(key, image, detections) for (key, image), detections in zip(batch, found, strict=True)]
+
+
+def batches(items: Iterator, size: int) -> Iterator[list]:
+    """Lists of ``size`` items, the last one with what is left."""
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def try_to_read(source: Source) -> np.ndarray | DataError:
+    """The picture, or why there is none."""
+    try:
+        return read_image(source.path)
+    except DataError as error:
+        return error
+
+
+def annotate(image: np.ndarray, found: Detections) -> np.ndarray:
+    return draw_detections(image, found.boxes, found.scores, found.labels)
+
+
+def save_annotated(results: Results, source: Source, image: np.ndarray, found: Detections) -> None:
+    """Writes one annotated picture, never over its own source."""
+    path = results.folder / source.output
+    if path.exists() and path.samefile(source.path):
+        raise UsageError(f"{path} would be written over by its annotated copy; give another --save_folder")
+    try:
+        write_image(path, annotate(image, found))
+    except DataError as error:
+        results.fault(error)
+
+
+def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:
+    """Writes the part of each box that lies in the picture."""
+    height, width = image.shape[:2]
+    corners = np.clip(found.boxes.round(), 0, [width, height, width, height]).astype(int)
+    for number, ((x1, y1, x2, y2), label) in enumerate(
+        zip(corners.tolist(), found.labels.tolist(), strict=True), 1
+    ):
+        if x2 > x1 and y2 > y1:
+            path = folder / CLASS_NAMES[label] / name.with_name(f"{name.name}_{number}.jpg")
+            write_image(path, image[y1:y2, x1:x2])
+
+
+def coco_annotations(found: Detections, image_id: int, first_id: int) -> list[dict]:
+    """COCO entries with ``bbox`` x y w h in pixels and ``score``."""
+    boxes, scores = found.boxes_xywh.round(4).tolist(), found.scores.astype(np.float64).round(6).tolist()
+    rows = zip(boxes, scores, found.labels.tolist(), strict=True)
+    return [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": label,
+            "bbox": box,
+            "area": round(box[2] * box[3], 4),
+            "iscrowd": 0,
+            "score": score,
+        }
+        for number, (box, score, label) in enumerate(rows, first_id)
+    ]
+
+
+def show(image: np.ndarray, wait: int) -> None:
+    """Shows a picture for ``wait`` milliseconds (0: until a key); q stops everything."""
+    try:
+        cv2.imshow("detections", image)
+        key = cv2.waitKey(wait) & 0xFF
+    except cv2.error:
+        raise UsageError("--show: no window can be opened (no display, or opencv-python-headless)") from None
+    if key == ord("q"):
+        raise Stopped
+
+
+def sample_photos() -> list[str]:
+    """Public-domain photos that installed packages bring: Grace Hopper, and the astronaut Eileen Collins."""
+    import matplotlib
+
+    photos = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"]
+    with suppress(ImportError):
+        import skimage
+
+        photos.append(Path(skimage.__file__).parent / "data" / "astronaut.png")
+    found = [str(photo) for photo in photos if photo.exists()]
+    if not found:
+        raise UsageError("no sample photo is installed; name a picture: python3 detect.py photo.jpg")
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

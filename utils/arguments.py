@@ -1,0 +1,139 @@
+"""Arguments that the scripts share, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from data.config import CLASS_NAMES, NETWORKS
+from utils.cli import UsageError
+from utils.detector import PRECISIONS, Detector, InputSize, Thresholds
+
+#: Loaded where ``--trained_model`` is not given.
+DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilenet0.25_2cls6anchors.pth"
+
+
+def parser_of(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring, examples laid out as written, and every default."""
+    return argparse.ArgumentParser(
+        description=docstring, formatter_class=type("Formatter", (_Defaults, _Layout), {}), allow_abbrev=False
+    )
+
+
+_Layout = argparse.RawDescriptionHelpFormatter
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one worth showing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], "") or "default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--trained_model``, ``--network`` and where and how to run it."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "-m",
+        "--trained_model",
+        metavar="FILE",
+        help=f"checkpoint (default: weights/{DEFAULT_WEIGHTS.name})",
+    )
+    group.add_argument(
+        "--network",
+        choices=list(NETWORKS),
+        help="check that the file holds this network (default: take what it holds)",
+    )
+    group.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is"
+    )
+    group.add_argument("--cpu", action="store_true", help="same as --device cpu")
+    group.add_argument(
+        "--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network"
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile; pays off for many images of one size"
+    )
+
+
+def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
+    """What becomes a detection; the defaults are those of `Thresholds`."""
+    group, default = parser.add_argument_group("detection"), Thresholds()
+    group.add_argument(
+        "--confidence_threshold",
+        type=float,
+        default=default.score,
+        metavar="S",
+        help="keep scores above this",
+    )
+    group.add_argument(
+        "--top_k", type=int, default=default.top_k, metavar="N", help="candidates a class before NMS"
+    )
+    group.add_argument(
+        "--nms_threshold",
+        type=float,
+        default=default.nms_iou,
+        metavar="IOU",
+        help="NMS drops overlaps above this",
+    )
+    group.add_argument(
+        "--keep_top_k", type=int, default=default.keep_top_k, metavar="N", help="detections a class after NMS"
+    )
+    group.add_argument(
+        "--classes", nargs="+", choices=list(CLASS_NAMES.values()), help="look for these alone (default: all)"
+    )
+
+
+def pick_device(name: str, cpu: bool = False) -> torch.device:
+    """The device of ``--device`` and ``--cpu``.
+
+    Raises:
+        UsageError: not a device, or one that this machine or this torch does not have.
+    """
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if cpu:
+        return torch.device("cpu")
+    if name == "auto":
+        return torch.device("cuda" if len(available) > 1 and "cuda:0" in available else available[-1])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not {name, f"{name}:0"} & set(available):
+        raise UsageError(f"--device {name}: there is no such device here; there is: {', '.join(available)}")
+    return device
+
+
+def build_detector(args: argparse.Namespace, input_size: InputSize | None = None) -> Detector:
+    """The detector that the shared arguments describe.
+
+    Raises:
+        UsageError: arguments out of range, no such device, no default weights.
+        DataError: a checkpoint that cannot be used.
+    """
+    thresholds = Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k)
+    device = pick_device(args.device, args.cpu)
+    if args.trained_model is None and not DEFAULT_WEIGHTS.exists():
+        raise UsageError(
+            f"weights/{DEFAULT_WEIGHTS.name} is not there; give --trained_model FILE. Published "
+            f"weights: mobilenet0.25_2cls6anchors_130324_epoch_150.pth in the folder weights of "
+            f"github.com/NN-RTK/Pytorch_Retinaface_2cls"
+        )
+    return Detector.from_checkpoint(
+        args.trained_model or DEFAULT_WEIGHTS,
+        args.network,
+        device=device,
+        precision=args.precision,
+        thresholds=thresholds,
+        classes=args.classes,
+        input_size=input_size,
+        compile=args.compile,
+    )

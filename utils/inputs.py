@@ -1,0 +1,121 @@
+"""What a person names on the command line, as pictures, videos and cameras."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture, video or camera.
+
+    Attributes:
+        kind: ``image``, ``video`` or ``camera``.
+        path: file, camera index or stream address.
+        output: relative path for what is written of it, unique in a run; below a named folder it repeats
+            the folder's layout.
+    """
+
+    kind: str
+    path: str
+    output: Path
+
+
+def expand_inputs(inputs: Iterable[str]) -> tuple[list[Source], list[str]]:
+    """Sources of any mix of pictures, folders (recursive), globs, ``.txt`` lists, videos and cameras.
+
+    A line of a list is relative to the list's folder or else to the current one. A file named twice is taken
+    once.
+
+    Returns:
+        The sources in the order given (folders and globs sorted), and a message for each that gave none.
+    """
+    sources: list[Source] = []
+    faults: list[str] = []
+    seen: set[str] = set()
+    outputs: set[Path] = set()
+    for text in inputs:
+        found = _expand(text)
+        if isinstance(found, str):
+            faults.append(found)
+            continue
+        for kind, path, output in found:
+            key = str(path) if kind == "camera" else os.path.realpath(path)
+            if key not in seen:
+                seen.add(key)
+                sources.append(Source(kind, str(path), _unique(_output(kind, output), outputs)))
+    return sources, faults
+
+
+def _expand(text: str, listed: bool = False) -> list[tuple[str, str | Path, Path]] | str:
+    """(kind, path, output) of one input, or what is wrong with it."""
+    path = Path(text)
+    if path.is_dir():
+        found = [(_kind(file), file, file.relative_to(path)) for file in _files_below(path)]
+        return found or f"{text}: no picture or video in this folder"
+    if path.is_file() and path.suffix.lower() == ".txt" and not listed:
+        return _read_list(path)
+    if path.is_file():
+        return [(_kind(path), path, Path(path.name))]
+    if text.isdecimal():
+        return [("camera", text, Path(f"camera{text}"))]
+    if "://" in text:
+        return [("camera", text, Path("stream"))]
+    if glob.has_magic(text):
+        files = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+        return [
+            (_kind(f), f, Path(f.name)) for f in files if f.is_file()
+        ] or f"{text}: no file fits this pattern"
+    return f"{text}: no such file or folder"
+
+
+def _read_list(path: Path) -> list[tuple[str, str | Path, Path]] | str:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        return f"{path}: not UTF-8 text; expected a list with one picture a line"
+    found: list[tuple[str, str | Path, Path]] = []
+    for line in filter(None, lines):
+        beside = path.parent / line
+        # A line that names nothing stays a source, so that reading it reports the file.
+        entry = _expand(str(beside if beside.exists() else line), listed=True)
+        found += [("image", line, Path(Path(line).name))] if isinstance(entry, str) else entry
+    return found or f"{path}: an empty list; expected one picture a line"
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return (
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _kind(path: Path) -> str:
+    return "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
+
+
+def _output(kind: str, path: Path) -> Path:
+    """``path`` with an ending that can be written."""
+    if kind != "image":
+        return path.with_suffix(".mp4")
+    return path if path.suffix.lower() in WRITABLE_SUFFIXES else path.with_suffix(".jpg")
+
+
+def _unique(path: Path, taken: set[Path]) -> Path:
+    """``path``, numbered from the second of its name on."""
+    candidate, number = path, 1
+    while candidate in taken:
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    taken.add(candidate)
+    return candidate

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -88,12 +90,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     input_size = InputSize(args.long_side)
     sources, faults = expand_inputs(args.inputs or sample_photos())
+    results = Results(args)
     for fault in faults:
-        report(fault)
+        results.fault(fault)
     if not sources:
         return BAD_DATA
+    check_output(args, sources)
     detector = build_detector(args, input_size)
-    results = Results(args)
     interrupted = False
     start = time.perf_counter()
     try:
@@ -112,7 +115,23 @@ def main(argv: list[str] | None = None) -> int:
     print(results.summary(seconds) + (" (interrupted)" if interrupted else ""))
     if interrupted:
         return INTERRUPTED
-    return BAD_DATA if faults or results.faults else OK
+    return BAD_DATA if results.faults else OK
+
+
+def check_output(args: argparse.Namespace, sources: list[Source]) -> None:
+    """Raises UsageError where an input would be written over, or a window is asked for without a display."""
+    for source in sources if args.save_image else ():
+        path = Path(args.save_folder) / source.output
+        if path.exists() and Path(source.path).exists() and path.samefile(source.path):
+            raise UsageError(
+                f"{path} would be written over by its annotated copy; give another --save_folder"
+            )
+    if (
+        args.show
+        and sys.platform.startswith("linux")
+        and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
+    ):
+        raise UsageError("--show: there is no display here (DISPLAY is not set)")
 
 
 class Stopped(Exception):
@@ -173,7 +192,8 @@ class Results:
         )
         written += [self.args.save_json] if self.args.save_json else []
         where = f"; written: {', '.join(written)}" if written and self.images else ""
-        return f"{images}: {found} at score {self.args.vis_thres:g} or above; {rate}{where}"
+        failed = f"; {self.faults} failed" if self.faults else ""
+        return f"{images}: {found} at score {self.args.vis_thres:g} or above; {rate}{where}{failed}"
 
 
 def detect_images(
@@ -312,12 +332,9 @@ def annotate(image: np.ndarray, found: Detections) -> np.ndarray:
 
 
 def save_annotated(results: Results, source: Source, image: np.ndarray, found: Detections) -> None:
-    """Writes one annotated picture, never over its own source."""
-    path = results.folder / source.output
-    if path.exists() and path.samefile(source.path):
-        raise UsageError(f"{path} would be written over by its annotated copy; give another --save_folder")
+    """Writes one annotated picture."""
     try:
-        write_image(path, annotate(image, found))
+        write_image(results.folder / source.output, annotate(image, found))
     except DataError as error:
         results.fault(error)
 
@@ -358,7 +375,7 @@ def show(image: np.ndarray, wait: int) -> None:
         cv2.imshow("detections", image)
         key = cv2.waitKey(wait) & 0xFF
     except cv2.error:
-        raise UsageError("--show: no window can be opened (no display, or opencv-python-headless)") from None
+        raise UsageError("--show: this OpenCV opens no windows (opencv-python-headless does not)") from None
     if key == ord("q"):
         raise Stopped
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def _read_torch(path: Path) -> dict:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what counts is raised
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise DataError(
             f"{path}: refused, it is no torch file or would have to run code to load; "

@@ -18,6 +18,10 @@ except ImportError as error:
         f"libxcb1), or use opencv-python-headless instead of opencv-python"
     ) from None
 
+# Damaged files are reported by our own messages; what OpenCV and its video library print is left out.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 #: File name endings that are taken for pictures when a folder is searched.
 IMAGE_SUFFIXES = frozenset(
     f".{name}"

@@ -1,0 +1,1 @@
+"""Scores: average precision, its curves and pictures, shared by both evaluators and by training."""

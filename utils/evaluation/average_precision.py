@@ -1,0 +1,165 @@
+"""Average precision from the outcomes of matching: all points, COCO's 101 points, WIDER FACE's 1,000 scores.
+
+An outcome (int8) is 1 for a hit, 0 for a false positive, -1 for a detection that is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+#: Scores at which WIDER FACE looks at the curve, descending (evaluation protocol of the benchmark).
+WIDER_SCORES = 1 - np.arange(1, 1001) / 1000
+
+_COCO_RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall down to each score.
+
+    Attributes:
+        scores: float64[K], descending; of equal scores only the last point is an operating point.
+        recall, precision: float64[K].
+        truths: number of boxes to be found.
+    """
+
+    scores: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+    truths: int
+
+    @cached_property
+    def envelope(self) -> np.ndarray:
+        """float64[K]: best precision at this recall or a higher one."""
+        return _envelope(self.precision)
+
+    @property
+    def area(self) -> float:
+        """Area under the envelope, every point counted; NaN where there is nothing to find."""
+        return float(_area(self.recall, self.envelope)) if self.truths else float("nan")
+
+    @property
+    def coco(self) -> float:
+        """Mean of the envelope at 101 recalls; NaN where there is nothing to find."""
+        if not self.truths:
+            return float("nan")
+        at = np.searchsorted(self.recall, _COCO_RECALLS)
+        return float(np.append(self.envelope, 0)[at].mean())
+
+    def best_f1(self) -> dict[str, float | None]:
+        """The operating point of best F1: ``score`` to cut at, ``precision``, ``recall``, ``f1``."""
+        ends = (
+            np.flatnonzero(np.append(self.scores[1:] != self.scores[:-1], True)) if len(self.scores) else []
+        )
+        total = self.precision[ends] + self.recall[ends]
+        f1 = np.divide(
+            2 * self.precision[ends] * self.recall[ends], total, out=np.zeros_like(total), where=total > 0
+        )
+        if not self.truths or not f1.any():
+            return {"score": None, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+        best = ends[f1.argmax()]
+        return {
+            "score": float(self.scores[best]),
+            "precision": float(self.precision[best]),
+            "recall": float(self.recall[best]),
+            "f1": float(f1.max()),
+        }
+
+
+def full_curve(
+    scores: np.ndarray, outcome: np.ndarray, truths: int, order: np.ndarray | None = None
+) -> Curve:
+    """A point for every detection that is not left out, by descending score; equal scores in their order.
+
+    Args:
+        scores: float64[N].
+        outcome: int8[N].
+        truths: number of boxes to be found.
+        order: `score_order` of ``scores``, where it is at hand.
+    """
+    order = score_order(scores) if order is None else order
+    order = order[outcome[order] >= 0]
+    hits = np.cumsum(outcome[order], dtype=np.int64)
+    return Curve(scores[order], hits / max(truths, 1), hits / np.arange(1, len(hits) + 1), truths)
+
+
+def score_order(scores: np.ndarray) -> np.ndarray:
+    """int64[N]: detections by descending score, equal ones in their order."""
+    return np.argsort(-scores, kind="stable")
+
+
+def score_range(scores: np.ndarray) -> tuple[float, float]:
+    """Least score, at most 1, and greatest, at least 0, of a set: what WIDER FACE stretches to 0..1."""
+    return min(1.0, scores.min(initial=1)), max(0.0, scores.max(initial=0))
+
+
+def normalised(scores: np.ndarray) -> np.ndarray:
+    """Scores stretched to 0..1 over the whole set, as WIDER FACE wants them; all 1 if they are equal."""
+    least, greatest = score_range(scores)
+    return (scores - least) / (greatest - least) if greatest > least else np.ones_like(scores)
+
+
+def wider_bins(scores: np.ndarray) -> np.ndarray:
+    """int64[N]: index of the first of `WIDER_SCORES` that each score reaches, 1000 if it reaches none."""
+    return len(WIDER_SCORES) - np.searchsorted(WIDER_SCORES[::-1], scores, "right")
+
+
+def wider_curve(bins: np.ndarray, outcome: np.ndarray, truths: int) -> Curve:
+    """The curve at WIDER FACE's 1,000 scores, of `wider_bins` and int8[N] outcomes."""
+    counted, hits = _cumulated(bins, outcome)
+    recall, precision = hits / max(truths, 1), hits / np.maximum(counted, 1)
+    return Curve(WIDER_SCORES, recall, precision, truths)
+
+
+def image_costs(
+    bins: np.ndarray, outcome: np.ndarray, image_index: np.ndarray, truths: np.ndarray
+) -> np.ndarray:
+    """float64[I]: what the area under the 1,000-score curve would gain if an image were not in the set.
+
+    Args:
+        bins: `wider_bins` of the detections.
+        outcome: int8[N].
+        image_index: int64[N], the image of each detection, ascending.
+        truths: int64[I], boxes to be found in each image.
+    """
+    counted, hits = _cumulated(bins, outcome)
+    whole = wider_curve(bins, outcome, truths.sum()).area if truths.any() else 0.0
+    costs = np.zeros(len(truths))
+    for images, rows in _blocks(image_index, len(truths)):
+        group = image_index[rows] - images.start
+        own_counted, own_hits = _cumulated(bins[rows], outcome[rows], group, len(images))
+        left = np.maximum(truths.sum() - truths[images], 1)
+        recall = (hits - own_hits) / left[:, None]
+        precision = (hits - own_hits) / np.maximum(counted - own_counted, 1)
+        costs[images] = _area(recall, _envelope(precision)) - whole
+    return costs
+
+
+def _blocks(image_index: np.ndarray, images: int, size: int = 256) -> Iterator[tuple[range, slice]]:
+    for start in range(0, images, size):
+        block = range(start, min(start + size, images))
+        yield block, slice(*np.searchsorted(image_index, [block.start, block.stop]))
+
+
+def _cumulated(
+    bins: np.ndarray, outcome: np.ndarray, group: np.ndarray | int = 0, groups: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Detections that count, and hits, down to each of the 1,000 scores: int64[1000] or [groups, 1000]."""
+    size = len(WIDER_SCORES) + 1
+    cells = group * size + bins
+    counts = (np.bincount(cells[outcome >= least], minlength=groups * size) for least in (0, 1))
+    counted, hits = (count.reshape(groups, size)[:, :-1].cumsum(1) for count in counts)
+    return (counted[0], hits[0]) if groups == 1 else (counted, hits)
+
+
+def _envelope(precision: np.ndarray) -> np.ndarray:
+    return np.maximum.accumulate(precision[..., ::-1], -1)[..., ::-1]
+
+
+def _area(recall: np.ndarray, envelope: np.ndarray) -> np.ndarray:
+    steps = np.diff(recall, axis=-1, prepend=0)
+    return (steps * envelope).sum(-1)

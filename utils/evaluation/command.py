@@ -1,0 +1,233 @@
+"""What the command lines of both evaluators share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import DataError, UsageError, warn
+from utils.files import write_text
+from utils.predictions import IMAGE_SUFFIXES, Predictions, image_key, prediction_path, read_predictions
+
+STANDARD, LEGACY = "standard", "legacy"
+
+#: Boxes whose lower right corners typically lie beyond this are in pixels; normalised ones end at about 1,
+#: those of the original, divided by the wrong side, at a few.
+PIXELS = 8.0
+
+
+def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Path) -> None:
+    """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "-p",
+        "--pred",
+        type=Path,
+        default=predictions,
+        metavar="DIR",
+        help=f"predictions (default: {predictions.name}/)",
+    )
+    data.add_argument(
+        "-g",
+        "--gt",
+        type=Path,
+        default=truths,
+        metavar="PATH",
+        help=f"ground truth (default: {truths.name}/)",
+    )
+    data.add_argument(
+        "--image_list", type=Path, metavar="FILE", help="score only the images named there, one a line"
+    )
+    data.add_argument(
+        "--allow_missing", action="store_true", help="a missing prediction file means no detection"
+    )
+    rule = parser.add_argument_group("rule")
+    rule.add_argument("--protocol", choices=(STANDARD, LEGACY), default=STANDARD, help="default: standard")
+    rule.add_argument("--iou", type=float, default=0.5, metavar="T", help="overlap of a hit (default: 0.5)")
+    rule.add_argument("--min_score", type=float, metavar="S", help="leave out detections that score less")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    output.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw precision-recall curves (png, svg, pdf)"
+    )
+    output.add_argument(
+        "--worst", type=int, default=0, metavar="N", help="draw the N images that cost most AP"
+    )
+    output.add_argument("--images", type=Path, metavar="DIR", help="where the images are, for --worst")
+    output.add_argument(
+        "--worst_folder", type=Path, metavar="DIR", help="where --worst draws (default: <predictions>_worst/)"
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises UsageError for values that make no sense; fills in what depends on others."""
+    if not 0 < args.iou < 1:
+        raise UsageError(f"--iou {args.iou:g}: expected a number between 0 and 1")
+    if args.worst < 0:
+        raise UsageError(f"--worst {args.worst}: expected a number of images")
+    if args.worst and args.images is None:
+        raise UsageError("--worst needs the images: give --images DIR")
+    if args.images is not None and not args.images.is_dir():
+        raise UsageError(f"--images {args.images}: no such folder")
+    if not args.pred.is_dir():
+        raise DataError(
+            f"{args.pred}: no such folder of predictions; write them with test_widerface_personface.py, "
+            f"or give -p DIR"
+        )
+    if args.worst_folder is None:
+        args.worst_folder = args.pred.resolve().with_name(f"{args.pred.resolve().name}_worst")
+
+
+def listed_images(path: Path, known: Sequence[str]) -> list[int]:
+    """Indices of ``known`` keys that a list names, in the order of ``known``; complains about other lines.
+
+    A line is an image's path, with or without a slash in front; annotation lists serve too.
+
+    Raises:
+        DataError: no such file, not text, or not one known image in it.
+    """
+    names, odd = read_image_list(path)
+    there = set(known)
+    wanted = {image_key(name): name for name in names}
+    unknown = [name for key, name in wanted.items() if key not in there]
+    found = [i for i, key in enumerate(known) if key in wanted]
+    if odd:
+        warn(f"{path}: {len(odd)} lines do not name an image and are skipped: {', '.join(odd)}")
+    if len(wanted) < len(names):
+        warn(f"{path}: {len(names) - len(wanted)} images are named twice and scored once")
+    if not found:
+        raise DataError(
+            f"{path}: none of its {len(wanted)} images is in the ground truth, e.g. {', '.join(unknown[:3])}"
+        )
+    if unknown:
+        warn(
+            f"{path}: {len(unknown)} images are not in the ground truth and are skipped: {', '.join(unknown)}"
+        )
+    return found
+
+
+def read_image_list(path: Path) -> tuple[list[str], list[str]]:
+    """Image paths that a text file names, one a line, and the lines that name none.
+
+    A suffix that is not an image's makes a line odd (the published list has five such as
+    ``/6ff9809f93ee9ae9.jpg.2888Ac4d``, left by a broken download); a line without any suffix is a key.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such list of images") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; expected a list with one image a line") from None
+    if any(line.startswith("#") for line in lines):
+        lines = [line[1:].strip() for line in lines if line.startswith("#")]
+    odd = [line for line in lines if is_odd(line)]
+    return [line for line in lines if line and not is_odd(line)], odd
+
+
+def is_odd(line: str) -> bool:
+    """Whether an image suffix is in a path, but not at its end."""
+    *inner, last = line.lower().rsplit("/", 1)[-1].split(".")
+    return f".{last}" not in IMAGE_SUFFIXES and any(f".{part}" in IMAGE_SUFFIXES for part in inner[1:])
+
+
+def load_predictions(
+    folder: Path, images: Sequence[str], min_score: float | None, allow_missing: bool
+) -> tuple[Predictions, list[str]]:
+    """Detections of ``images``, and the missing files; every missing or doubtful file is named.
+
+    Raises:
+        DataError: a faulty file, or missing ones without ``allow_missing``.
+    """
+    predictions, report = read_predictions([prediction_path(folder, image) for image in images])
+    missing = [str(path.relative_to(folder)) for path in report.missing]
+    if missing:
+        _complain_missing(folder, images, missing, allow_missing)
+    if report.miscounted:
+        named = ", ".join(str(path.relative_to(folder)) for path in report.miscounted[:3])
+        warn(
+            f"{len(report.miscounted)} prediction files do not have as many lines as they say (cut off, or "
+            f"written by the original); what is there is scored: "
+            f"{named}{', ...' if len(report.miscounted) > 3 else ''}"
+        )
+    if min_score is not None:
+        predictions = predictions.select(predictions.scores >= min_score)
+    return predictions, missing
+
+
+def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], allowed: bool) -> None:
+    folders = sorted({path.rpartition("/")[0] for path in missing} - {""})
+    gone = [name for name in folders if not (folder / name).is_dir()]
+    if len(missing) == len(images):
+        raise DataError(
+            f"{folder}: none of the {len(images)} prediction files is there, the first being {missing[0]}; "
+            f"expected <image path without suffix>.txt" + (f" in {len(gone)} event folders" if gone else "")
+        )
+    if gone:
+        warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
+    for name in missing:
+        warn(f"missing: {name}")
+    if not allowed:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(images)} prediction files are missing (named above); "
+            f"finish the dump, or give --allow_missing to count them as empty"
+        )
+
+
+def in_order(detections: Predictions, protocol: str) -> Predictions:
+    """Detections of one class in the order in which they are matched: best first.
+
+    Legacy keeps the order of the file. The original then counted, at each score, all detections up to the
+    last that reaches it: the same as giving each the best score that still follows in its image.
+    """
+    if protocol == STANDARD:
+        return detections.by_score()
+    scores = detections.scores.copy()
+    for start, end in zip(detections.offsets[:-1], detections.offsets[1:], strict=True):
+        scores[start:end] = np.maximum.accumulate(scores[start:end][::-1])[::-1]
+    return replace(detections, scores=scores)
+
+
+def typical_extent(predictions: Predictions) -> float:
+    """Median of the greater coordinate of the lower right corners: at most about 1 for normalised boxes."""
+    if not len(predictions):
+        return math.nan
+    return float(np.median((predictions.boxes_xywh[:, :2] + predictions.boxes_xywh[:, 2:]).max(1)))
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes numbers; what is not a number (nothing to find) becomes null."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_text(path, json.dumps(plain(values), indent=2) + "\n")
+
+
+def format_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], shown: Callable[[object], str]
+) -> str:
+    """Columns as wide as they need to be, the first to the left and the others to the right."""
+    cells = [list(header), *([shown(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+
+
+def show(value: object) -> str:
+    """A table's cell: four digits of a share, "-" for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

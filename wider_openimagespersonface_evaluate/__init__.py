@@ -1,0 +1,1 @@
+"""Scores faces and persons on Open Images."""

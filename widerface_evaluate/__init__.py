@@ -1,0 +1,1 @@
+"""Scores faces on WIDER FACE."""

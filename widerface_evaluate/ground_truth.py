@@ -1,0 +1,157 @@
+"""Ground truth of WIDER FACE: the benchmark's .mat files, or the text annotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import DataError, warn
+from utils.predictions import corners, image_key, offsets_of
+
+SUBSETS = ("easy", "medium", "hard")
+
+
+@dataclass
+class WiderTruths:
+    """Faces of many images, those of image i in rows ``offsets[i]:offsets[i + 1]``.
+
+    Attributes:
+        images: ``event/name`` of each image.
+        offsets: int64[I + 1], ascending from 0 to G.
+        boxes_xywh: float64[G, 4], pixels.
+        subsets: by name, uint8[G]: whether a face counts in the subset; else it is ignored there.
+    """
+
+    images: list[str]
+    offsets: np.ndarray
+    boxes_xywh: np.ndarray
+    subsets: dict[str, np.ndarray]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """float64[G, 4]: x1 y1 x2 y2."""
+        return corners(self.boxes_xywh)
+
+    def take(self, images: list[int]) -> WiderTruths:
+        """The images at some indices, in that order."""
+        rows = np.concatenate(
+            [np.zeros(0, np.int64), *(np.arange(self.offsets[i], self.offsets[i + 1]) for i in images)]
+        )
+        return WiderTruths(
+            [self.images[i] for i in images],
+            offsets_of(np.diff(self.offsets)[images]),
+            self.boxes_xywh[rows],
+            {name: counted[rows] for name, counted in self.subsets.items()},
+        )
+
+
+def read_ground_truth(path: Path) -> WiderTruths:
+    """Reads a folder with the four .mat files, or a ``wider_face_*_bbx_gt.txt``.
+
+    Raises:
+        DataError: files are missing or are something else.
+    """
+    if path.is_dir():
+        return _read_mat_files(path)
+    if path.is_file():
+        return _read_text(path)
+    raise DataError(
+        f"{path}: no such ground truth; give as -g a folder with wider_face_val.mat and those of easy, medium "
+        f"and hard (ground_truth/ of the benchmark's eval_tools.zip), or wider_face_val_bbx_gt.txt"
+    )
+
+
+def _read_mat_files(folder: Path) -> WiderTruths:
+    faces = _load(folder / "wider_face_val.mat", "face_bbx_list", "event_list", "file_list")
+    events = [str(event[0][0]) for event in faces["event_list"]]
+    files = [[str(name[0][0]) for name in names[0]] for names in faces["file_list"]]
+    boxes = [box for event in faces["face_bbx_list"] for (box,) in event[0]]
+    offsets = offsets_of(map(len, boxes))
+    subsets = {}
+    for name in SUBSETS:
+        path = folder / f"wider_{name}_val.mat"
+        indices = [index for event in _load(path, "gt_list")["gt_list"] for (index,) in event[0]]
+        if len(indices) != len(boxes):
+            raise DataError(
+                f"{path}: found {len(indices)} images; expected {len(boxes)} as in wider_face_val.mat"
+            )
+        rows = [
+            start + index.ravel().astype(np.int64) - 1
+            for start, index in zip(offsets[:-1], indices, strict=True)
+        ]
+        subsets[name] = np.zeros(offsets[-1], np.uint8)
+        subsets[name][np.concatenate(rows)] = 1
+    images = [f"{event}/{name}" for event, names in zip(events, files, strict=True) for name in names]
+    return WiderTruths(images, offsets, np.concatenate(boxes).astype(np.float64), subsets)
+
+
+def _load(path: Path, *names: str) -> dict[str, np.ndarray]:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path, variable_names=names)
+        return {name: content[name] for name in names}
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; it comes with the benchmark's eval_tools.zip, folder ground_truth"
+        ) from None
+    except (KeyError, ValueError, TypeError, NotImplementedError, MatReadError):
+        raise DataError(
+            f"{path}: not a WIDER FACE ground truth; expected a .mat file with {', '.join(names)}"
+        ) from None
+
+
+def _read_text(path: Path) -> WiderTruths:
+    """One subset, "all": every face but those marked invalid, which are ignored."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: not text; expected wider_face_val_bbx_gt.txt, or a folder of .mat files"
+        ) from None
+    images: dict[str, np.ndarray] = {}
+    twice, flat = [], 0
+    at = 0
+    while at < len(lines):
+        name = lines[at].strip()
+        at += 1
+        if not name:
+            continue
+        if name.startswith("#"):
+            raise DataError(
+                f"{path}:{at}: an annotation list, whose boxes are normalised; score it with "
+                f"wider_openimagespersonface_evaluate/evaluation.py"
+            )
+        try:
+            count = max(int(lines[at]), 1)  # no face: one row of zeros follows
+            rows = np.array([line.split()[:10] for line in lines[at + 1 : at + 1 + count]], np.float64)
+            if rows.shape != (count, 10) or not np.isfinite(rows).all():
+                raise ValueError
+        except (ValueError, IndexError):
+            raise DataError(
+                f"{path}:{at}: {name!r} is not followed by a count and as many lines 'x1 y1 w h blur "
+                f"expression illumination invalid occlusion pose'"
+            ) from None
+        whole = (rows[:, 2:4] > 0).all(1)
+        flat += int((~whole).sum()) if int(lines[at]) else 0
+        at += 1 + count
+        if image_key(name) in images:
+            twice.append(name)
+        else:
+            images[image_key(name)] = rows[whole]
+    if not images:
+        raise DataError(
+            f"{path}: no image in it; expected lines 'event/name.jpg', a count and one line a face"
+        )
+    if flat:
+        warn(f"{path}: {flat} faces without width or height are left out")
+    if twice:
+        warn(f"{path}: {len(twice)} images are listed twice and scored once: {', '.join(twice)}")
+    rows = np.concatenate(list(images.values()))
+    counted = (rows[:, 7] == 0).astype(np.uint8)
+    return WiderTruths(
+        list(images), offsets_of(map(len, images.values())), rows[:, :4].copy(), {"all": counted}
+    )

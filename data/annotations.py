@@ -16,18 +16,23 @@ an unlabelled class is unknown in those images, not absent:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.cli import DataError
 from utils.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    import polars
 
 DATASET_INFO = "dataset.json"
 
@@ -169,6 +174,25 @@ def format_annotation(annotation: ImageAnnotation) -> str:
     rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
     lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
     return "".join([f"# {annotation.path}\n", *lines])
+
+
+def format_table(table: polars.DataFrame) -> bytes:
+    """The lines of many boxes at once; they read back as those of `format_annotation`, much faster.
+
+    Args:
+        table: columns ``path`` (str, without line breaks), ``starts`` (bool: first box of its image, a
+            header goes before it), ``label`` (int) and ``x y w h`` (float64, as in a list), in list order.
+    """
+    import polars as pl
+
+    label = pl.col("label").cast(pl.String)
+    header = pl.concat_str(pl.lit("# "), "path", pl.lit("\n"), label)
+    buffer = io.BytesIO()
+    # Rounded beforehand, as writing with a fixed number of decimals takes twice the time.
+    table.select(
+        pl.when("starts").then(header).otherwise(label), pl.col("x", "y", "w", "h").round(9)
+    ).write_csv(buffer, include_header=False, separator=" ", quote_style="never")
+    return buffer.getvalue()
 
 
 def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:

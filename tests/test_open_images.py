@@ -1,0 +1,317 @@
+"""Open Images CSVs to lists: the published list, choices, every kind of broken file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import open_images
+from data.annotations import labelled_classes, read_annotations
+from data.open_images import Choices, Source, convert, image_ids, label_ids
+from utils.cli import DataError
+
+FACE, PERSON, MAN, CAT = "/m/0dzct", "/m/01g317", "/m/04yx4", "/m/01yrx"
+LABELS = {FACE: 1, PERSON: 2, MAN: 2}
+HEADER = (
+    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
+    "IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+)
+
+
+def row(image="a" * 16, label=FACE, box=(0.1, 0.3, 0.2, 0.5), group_of=0, depiction=0, inside=0) -> str:
+    """A line of a box CSV; ``box`` is XMin, XMax, YMin, YMax."""
+    return f"{image},xclick,{label},1,{','.join(map(str, box))},0,0,{group_of},{depiction},{inside}"
+
+
+def write(path: Path, *lines: str, header: str = HEADER) -> Path:
+    path.write_text("\n".join([header, *lines]) + "\n")
+    return path
+
+
+def converted(path: Path, choices: Choices | None = None, **options) -> dict[str, list[list[float]]]:
+    output = path.parent / "out" / "list.txt"
+    convert([Source((path,), LABELS)], output, choices or Choices(), **options)
+    return as_dict(output)
+
+
+def as_dict(path: Path) -> dict[str, list[list[float]]]:
+    return {a.path: np.column_stack([a.labels, a.boxes_xywh_norm]).tolist() for a in read_annotations(path)}
+
+
+def plain(path: Path) -> dict[str, list[list[float]]]:
+    """The slow plain version: a dictionary filled row by row."""
+    images: dict[str, list[list[float]]] = {}
+    with path.open(newline="") as file:
+        for line in csv.DictReader(file):
+            if line["LabelName"] in LABELS and line["IsDepiction"] != "1":
+                x1, x2, y1, y2 = (float(line[name]) for name in ("XMin", "XMax", "YMin", "YMax"))
+                boxes = images.setdefault(line["ImageID"] + ".jpg", [])
+                boxes.append([LABELS[line["LabelName"]], x1, y1, x2 - x1, y2 - y1])
+    return images
+
+
+@pytest.mark.parametrize("lines", [[], [row(label=CAT)]])
+def test_no_box_of_the_classes(tmp_path, lines):
+    with pytest.raises(DataError, match=r"boxes\.csv: none of its \d rows is a box of the chosen classes"):
+        converted(write(tmp_path / "boxes.csv", *lines))
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_two_images_of_both_classes_in_file_order(tmp_path):
+    path = write(
+        tmp_path / "boxes.csv",
+        row("b", PERSON, (0, 1, 0.25, 0.75)),
+        row("b", CAT),
+        row("b", FACE),
+        row("a", MAN, (0.5, 0.5, 0, 1)),
+    )
+    found = converted(path)
+    assert list(found) == ["b.jpg", "a.jpg"]
+    assert found["b.jpg"] == [[2, 0, 0.25, 1, 0.5], [1, 0.1, 0.2, pytest.approx(0.2), pytest.approx(0.3)]]
+    assert found["a.jpg"] == [[2, 0.5, 0, 0, 1]]
+    assert labelled_classes(tmp_path / "out" / "list.txt") == ("face", "person")
+
+
+rows_of_csv = st.lists(
+    st.builds(
+        row,
+        image=st.sampled_from("abcde"),
+        label=st.sampled_from([FACE, PERSON, MAN, CAT]),
+        box=st.tuples(*[st.floats(0, 0.4), st.floats(0.5, 1)] * 2),
+        depiction=st.sampled_from([0, 1, -1]),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows_of_csv, block=st.sampled_from([1, 200, 1 << 20]))
+def test_same_as_the_plain_version_for_any_order_and_block_size(tmp_path_factory, rows, block):
+    path = write(tmp_path_factory.mktemp("csv") / "boxes.csv", *rows)
+    expected = plain(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_images, "_BLOCK_BYTES", max(block, len(HEADER) + 2))
+        if not expected:
+            with pytest.raises(DataError, match="none of its"):
+                converted(path)
+            return
+        found = converted(path)
+        assert list(image_ids(Source((path,), {CAT: 1}))) == list(
+            dict.fromkeys(r.split(",")[0] for r in rows if r.split(",")[2] == CAT)
+        )
+    assert list(found) == list(expected)
+    for name, boxes in expected.items():
+        np.testing.assert_allclose(found[name], boxes, atol=6e-10)
+
+
+def test_other_header_order_quotes_unknown_columns_bom_crlf_and_gzip(tmp_path):
+    text = (
+        'YMax,"Note, of somebody",XMax,,LabelName,IsDepiction,ImageID,,YMin,XMin\r\n'
+        f'0.5,"a, ""b""",0.3,,"{FACE}",0,x,,0.25,0.2\r\n'
+    )
+    path = tmp_path / "boxes.csv.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    assert converted(path) == {"x.jpg": [[1, 0.2, 0.25, pytest.approx(0.1), 0.25]]}
+
+
+def test_attributes_keep_drop_or_drop_the_image(tmp_path):
+    path = write(
+        tmp_path / "boxes.csv",
+        row("a", FACE),
+        row("a", PERSON, group_of=1),
+        row("b", FACE, depiction=1),
+        row("c", PERSON, inside=1),
+        row("c", PERSON, group_of=-1),
+    )
+    assert {k: len(v) for k, v in converted(path).items()} == {"a.jpg": 2, "c.jpg": 2}
+    assert set(converted(path, Choices(depiction="keep"))) == {"a.jpg", "b.jpg", "c.jpg"}
+    assert {k: len(v) for k, v in converted(path, Choices(group_of="drop")).items()} == {
+        "a.jpg": 1,
+        "c.jpg": 2,
+    }
+    assert set(converted(path, Choices(group_of="drop_image"))) == {"c.jpg"}
+    assert {k: len(v) for k, v in converted(path, Choices(inside="drop")).items()} == {"a.jpg": 2, "c.jpg": 1}
+
+
+def test_images_of_one_class(tmp_path):
+    path = write(
+        tmp_path / "boxes.csv",
+        row("a", FACE),
+        row("a", MAN),
+        row("b", FACE),
+        row("c", PERSON),
+        row("d", FACE),
+    )
+    verified = write(
+        tmp_path / "labels.csv", f"d,verification,{PERSON},0", header="ImageID,Source,LabelName,Confidence"
+    )
+    drop, split = Choices(one_class="drop"), Choices(one_class="split")
+    assert set(converted(path, drop)) == {"a.jpg"}
+    labels = Source((verified,), LABELS)
+    assert set(converted(path, drop, image_labels=labels)) == {"a.jpg", "d.jpg"}
+    report = convert([Source((path,), LABELS)], tmp_path / "split" / "list.txt", split, image_labels=labels)
+    assert report.lists == {
+        tmp_path / "split" / k / "list.txt": n for k, n in {"both": 2, "face": 1, "person": 1}.items()
+    }
+    assert labelled_classes(tmp_path / "split" / "both" / "list.txt") == ("face", "person")
+    assert labelled_classes(tmp_path / "split" / "face" / "list.txt") == ("face",)
+    assert set(as_dict(tmp_path / "split" / "person" / "list.txt")) == {"c.jpg"}
+
+
+def test_persons_from_miap_and_images_without_file(tmp_path):
+    miap_header = (
+        "ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepictionOf,"
+        "IsInsideOf,GenderPresentation,AgePresentation"
+    )
+    miap = write(
+        tmp_path / "miap.csv",
+        f"a,{PERSON},1,0,0.5,0,0.5,0,0,0,0,0,Unknown,Young",
+        f"a,{PERSON},1,0,0.5,0,0.5,0,0,0,1,0,Unknown,Young",
+        f"b,{PERSON},1,0,0.5,0,0.5,0,0,0,0,0,Unknown,Young",
+        header=miap_header,
+    )
+    boxes = write(tmp_path / "boxes.csv", row("a", FACE), row("a", PERSON), row("z", FACE))
+    sources = [Source((miap,), {PERSON: 2}), Source((boxes,), {FACE: 1}, known_images_only=True)]
+    convert(sources, tmp_path / "out.txt")
+    assert {k: [b[0] for b in v] for k, v in as_dict(tmp_path / "out.txt").items()} == {
+        "a.jpg": [2, 1],
+        "b.jpg": [2],
+    }
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.jpg").touch()
+    report = convert(sources, tmp_path / "out.txt", images=tmp_path / "images")
+    assert set(as_dict(tmp_path / "out.txt")) == {"b.jpg"}
+    assert report.without_file == 1
+
+
+GOOD = row("good")
+FAULTS = {
+    "cut off in a field": (f"{GOOD}\n{GOOD[:40]}".encode(), r":3: cut off after 9 of 13 fields"),
+    "cut off before a field": (f"{GOOD}\n{row(label=CAT)[:30]}".encode(), ":3: cut off"),
+    "no coordinate": (f"{GOOD}\nx,s,{FACE},1,,1,0,1,0,0,0,0,0\n".encode(), ":3: no XMin"),
+    "not a number": (
+        row(box=(0, "wide", 0, 1)).encode(),
+        ":2: found XMax 'wide'; expected a number divided by",
+    ),
+    "infinite": (row(box=(0, "inf", 0, 1)).encode(), ":2: found XMax 'inf'"),
+    "nan": (row(box=(0, "nan", 0, 1)).encode(), ":2: found XMax 'nan'"),
+    "pixels": (row(box=(10, 200, 5, 90)).encode(), ":2: found XMin '10'"),
+    "xmax below xmin": (
+        f"{GOOD}\n\n{row(box=(0.6, 0.5, 0, 1))}".encode(),
+        ":4: found XMin 0.6 above XMax 0.5",
+    ),
+    "ymax below ymin": (row(box=(0, 1, 0.9, 0.1)).encode(), ":2: found YMin 0.9 above YMax 0.1"),
+    "attribute": (row(depiction="maybe").encode(), ":2: found IsDepiction 'maybe'; expected 1, 0 or -1"),
+    "not UTF-8": (f"{GOOD}\n{GOOD}\n".encode() + b"\xff\xfe" + GOOD.encode(), ":4: not UTF-8 text"),
+    "open quote": (f'{GOOD}\n"{GOOD}\n{GOOD}\n'.encode(), ":3: not a CSV line"),
+    "no image id": (row(image="").encode(), ":2: no ImageID"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_row_is_named_and_nothing_is_written(tmp_path, name):
+    text, message = FAULTS[name]
+    path = tmp_path / "boxes.csv"
+    path.write_bytes(HEADER.encode() + b"\n" + text)
+    with pytest.raises(DataError, match=rf"boxes\.csv{message}"):
+        converted(path)
+    assert not list(tmp_path.glob("out/*"))
+    report = None
+    if b"good" in text:
+        report = convert([Source((path,), LABELS)], tmp_path / "list.txt", Choices(skip_bad=True))
+        assert set(as_dict(tmp_path / "list.txt")) == {"good.jpg"}
+        assert len(report.bad_rows) == 1
+
+
+def test_faults_of_the_file(tmp_path):
+    path = tmp_path / "boxes.csv"
+    with pytest.raises(DataError, match="no such CSV"):
+        converted(path)
+    path.write_text("")
+    with pytest.raises(DataError, match=":1: empty; expected a header"):
+        converted(path)
+    write(path, GOOD, header=HEADER.replace("XMin", "xmin"))
+    with pytest.raises(DataError, match=r":1: no column XMin; found ImageID,"):
+        converted(path)
+    write(path, GOOD, header=HEADER.replace("Source", "XMax"))
+    with pytest.raises(DataError, match=r":1: the column XMax is there more than once"):
+        converted(path)
+    write(path, f"a,{FACE},0,1,0,1", header="ImageID,LabelName,XMin,XMax,YMin,YMax")
+    with pytest.raises(DataError, match=r":1: no column IsDepiction, which --depiction drop needs"):
+        converted(path)
+    assert set(converted(path, Choices(depiction="keep"))) == {"a.jpg"}
+    whole = gzip.compress("\n".join([HEADER, *[GOOD] * 50]).encode())
+    for content in (whole[:-20], whole[:60] + b"\0\0\0" + whole[63:], b"no gzip"):
+        broken = tmp_path / "boxes.csv.gz"
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=r"boxes\.csv\.gz"):
+            converted(broken)
+
+
+def test_a_full_disk_leaves_the_old_list(tmp_path, monkeypatch):
+    path = write(tmp_path / "boxes.csv", GOOD)
+    before = converted(path)
+
+    def full(table: pl.DataFrame) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(open_images, "format_table", full)
+    with pytest.raises(OSError, match="No space"):
+        converted(path)
+    assert as_dict(tmp_path / "out" / "list.txt") == before
+    assert sorted(p.name for p in tmp_path.glob("out/*")) == ["dataset.json", "list.txt"]
+
+
+def test_class_names(tmp_path):
+    assert label_ids(["Human face", "Boy"]) == {"Human face": FACE, "Boy": "/m/01bl7v"}
+    path = tmp_path / "classes.csv"
+    path.write_text('LabelName,DisplayName\n/m/1,"Bee, wild"\n/m/0dzct,Human face\n/m/2,Human hand\n')
+    assert label_ids(["Bee, wild", "Human face"], path) == {"Bee, wild": "/m/1", "Human face": FACE}
+    with pytest.raises(DataError, match=r"'human fase' is not a class of .*nearest: 'Human face'"):
+        label_ids(["human fase"], path)
+    path.write_text("/m/1\n")
+    with pytest.raises(DataError, match=r"classes\.csv:1: found 1 fields"):
+        label_ids(["Boy"], path)
+
+
+def test_published_list(reference, tmp_path):
+    """The published validation list comes out of its CSV, but for what is written below.
+
+    Five images stand twice in the CSV (once under a broken name, which only the list of names shows),
+    so the published list has them twice; here their rows are joined into one image.
+    """
+    (source,) = (reference / "openimages_val").glob("*.csv.gz")
+    (listed,) = (reference / "openimages_val").glob("wider_val_gt*.gz")
+    published = tmp_path / "published.txt"
+    published.write_bytes(gzip.decompress(listed.read_bytes()))
+    labels = {mid: 1 if name == "Human face" else 2 for name, mid in open_images.LABEL_IDS.items()}
+    report = convert([Source((source,), labels)], tmp_path / "out" / "list.txt")
+    found = {a.path: a for a in read_annotations(tmp_path / "out" / "list.txt")}
+    assert (report.rows, report.boxes, report.scattered) == (30055, {"face": 13964, "person": 16091}, 5)
+    assert report.images == {"all": 7572, "both": 5923, "face": 171, "person": 1478}
+    repeated = []
+    last = ""
+    for expected in read_annotations(published):
+        got = found[expected.path]
+        if len(got) != len(expected):
+            repeated.append(expected.path)
+            half = len(expected)
+            assert len(got) == 2 * half
+            np.testing.assert_array_equal(got.boxes_xywh_norm[:half], got.boxes_xywh_norm[half:])
+        np.testing.assert_array_equal(got.labels[: len(expected)], expected.labels)
+        np.testing.assert_allclose(
+            got.boxes_xywh_norm[: len(expected)], expected.boxes_xywh_norm, rtol=0, atol=1e-9
+        )
+        last = expected.path
+    assert last == next(reversed(found))
+    assert len(repeated) == 10
+    assert len(set(repeated)) == 5
+    assert set(found) == {a.path for a in read_annotations(published)}

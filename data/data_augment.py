@@ -1,0 +1,210 @@
+"""Augmentation of training pictures: small pure functions on uint8 pictures, and their order.
+
+Pictures are uint8[height, width, 3], BGR; boxes float32[N, 4], x1 y1 x2 y2 in pixels. Every random choice
+comes from the generator that is passed in, so a sample depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data.config import PIXEL_MEAN_BGR
+
+#: Sides of the random square crop as shares of the picture's short side.
+CROP_SCALES = (0.3, 0.45, 0.6, 0.8, 1.0)
+
+#: Crops tried before the whole picture is taken.
+CROP_ATTEMPTS = 250
+
+#: Crops judged at once: most pictures need few.
+CROP_BLOCK = 25
+
+INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_LANCZOS4)
+
+_LEVELS = np.arange(256, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """What a training picture goes through: zoom out, crop, colours, pad, mirror, resize.
+
+    Attributes:
+        image_size: side of the square result in pixels.
+        zoom_out: every second picture is put on a canvas of up to this many times its size (1: none is).
+        min_box: boxes whose shorter side would be below this many pixels in the result are dropped by a crop.
+    """
+
+    image_size: int
+    zoom_out: float = 1.0
+    min_box: float = 0.0
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Augments one picture.
+
+        Returns:
+            uint8[image_size, image_size, 3], ``boxes_norm`` float32[M, 4] within 0..1, labels int64[M].
+        """
+        if self.zoom_out > 1 and rng.random() < 0.5:
+            image, boxes = zoom_out(image, boxes, rng.uniform(1, self.zoom_out), rng)
+        crop = choose_crop(image.shape[:2], boxes, self.image_size, self.min_box, rng)
+        if crop is None:
+            image = distort_colours(image, rng)
+            image = pad_to_square(image)
+        else:
+            left, top, side = crop
+            image = distort_colours(image[top : top + side, left : left + side], rng)
+            boxes, kept = crop_boxes(boxes, crop, self.min_box * side / self.image_size)
+            labels = labels[kept]
+        if rng.random() < 0.5:
+            image, boxes = mirror(image, boxes)
+        boxes_norm = boxes / np.float32(image.shape[0])
+        image = resize(image, self.image_size, INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))])
+        return image, boxes_norm.astype(np.float32), labels
+
+
+def zoom_out(
+    image: np.ndarray, boxes: np.ndarray, factor: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a picture at a random place on a canvas ``factor`` times its size, filled with the mean colour."""
+    height, width = image.shape[:2]
+    canvas = _mean_canvas(int(height * factor), int(width * factor))
+    top = int(rng.integers(canvas.shape[0] - height + 1))
+    left = int(rng.integers(canvas.shape[1] - width + 1))
+    canvas[top : top + height, left : left + width] = image
+    return canvas, boxes + np.float32([left, top, left, top])
+
+
+def choose_crop(
+    size: tuple[int, int], boxes: np.ndarray, image_size: int, min_box: float, rng: np.random.Generator
+) -> tuple[int, int, int] | None:
+    """A random square that holds at least one box whole and keeps a box of `min_box` pixels or more.
+
+    Args:
+        size: (height, width) of the picture.
+        boxes: float32[N, 4]; a picture without boxes takes any square.
+        image_size: side that the crop will be resized to.
+        min_box: smallest shorter side of a kept box, in pixels after resizing.
+
+    Returns:
+        left, top, side; None if no square of `CROP_ATTEMPTS` will do.
+    """
+    height, width = size
+    for _ in range(CROP_ATTEMPTS // CROP_BLOCK):
+        side = (rng.choice(CROP_SCALES, CROP_BLOCK) * min(height, width)).astype(np.int64).clip(1)
+        left = (rng.random(CROP_BLOCK) * np.maximum(width - side, 1)).astype(np.int64)
+        top = (rng.random(CROP_BLOCK) * np.maximum(height - side, 1)).astype(np.int64)
+        if not len(boxes):
+            return int(left[0]), int(top[0]), int(side[0])
+        x1, y1, x2, y2 = boxes.T
+        right, bottom = (left + side)[:, None], (top + side)[:, None]
+        inside = (x1 >= left[:, None]) & (y1 >= top[:, None]) & (x2 <= right) & (y2 <= bottom)
+        for i in np.flatnonzero(inside.any(1)):
+            crop = int(left[i]), int(top[i]), int(side[i])
+            if min_box <= 0 or crop_boxes(boxes, crop, min_box * crop[2] / image_size)[1].any():
+                return crop
+    return None
+
+
+def crop_boxes(
+    boxes: np.ndarray, crop: tuple[int, int, int], min_side: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes whose centre lies in a square crop, cut to it.
+
+    Args:
+        boxes: float32[N, 4].
+        crop: left, top, side.
+        min_side: cut boxes with a shorter side below this many pixels of the picture are dropped.
+
+    Returns:
+        float32[M, 4] relative to the crop, and the mask bool[N] of those that were kept.
+    """
+    left, top, side = crop
+    moved = boxes - np.float32([left, top, left, top])
+    centres = (moved[:, :2] + moved[:, 2:]) / 2
+    cut = moved.clip(0, side)
+    sides = cut[:, 2:] - cut[:, :2]
+    kept = ((centres > 0) & (centres < side)).all(1) & (sides > 0).all(1) & (sides >= min_side).all(1)
+    return cut[kept], kept
+
+
+def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, saturation and hue at random, each every second time (SSD, Liu et al. 2016).
+
+    Contrast comes first or last, by chance. Equal to doing each step on the picture, in one look-up
+    where steps follow each other.
+    """
+    brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue = int(rng.integers(-18, 19)) if rng.random() < 0.5 else 0
+    contrast_first = rng.random() < 0.5
+
+    table = brighten_table(brightness)
+    if contrast_first:
+        table = contrast_table(contrast)[table]
+    if contrast_first or brightness:
+        image = cv2.LUT(image, table)
+    if saturation != 1 or hue:
+        image = shift_hue_and_saturation(image, hue, saturation)
+    if not contrast_first and contrast != 1:
+        image = cv2.LUT(image, contrast_table(contrast))
+    return image
+
+
+def brighten_table(delta: float) -> np.ndarray:
+    """uint8[256]: every level plus ``delta``, clipped, rounded down."""
+    return (_LEVELS + delta).clip(0, 255).astype(np.uint8)
+
+
+def contrast_table(factor: float) -> np.ndarray:
+    """uint8[256]: every level times ``factor``, clipped, rounded down."""
+    return (_LEVELS * factor).clip(0, 255).astype(np.uint8)
+
+
+def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> np.ndarray:
+    """Turns the hue by ``hue`` of OpenCV's 180 steps and multiplies the saturation."""
+    tables = np.empty((1, 256, 3), np.uint8)
+    tables[0, :, 0] = (_LEVELS.astype(np.int64) + hue) % 180
+    tables[0, :, 1] = contrast_table(saturation)
+    tables[0, :, 2] = _LEVELS
+    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), tables), cv2.COLOR_HSV2BGR)
+
+
+def pad_to_square(image: np.ndarray) -> np.ndarray:
+    """Fills the right or the bottom with the mean colour until the picture is square."""
+    height, width = image.shape[:2]
+    if height == width:
+        return image
+    canvas = _mean_canvas(max(height, width), max(height, width))
+    canvas[:height, :width] = image
+    return canvas
+
+
+def mirror(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Swaps left and right."""
+    width = np.float32(image.shape[1])
+    flipped = boxes.copy()
+    flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return cv2.flip(image, 1), flipped
+
+
+def resize(image: np.ndarray, side: int, interpolation: int) -> np.ndarray:
+    """A square picture of ``side`` pixels.
+
+    Lanczos goes through float32, where OpenCV is twice as fast; a level may differ by one from rounding.
+    """
+    if interpolation != cv2.INTER_LANCZOS4:
+        return cv2.resize(image, (side, side), interpolation=interpolation)
+    exact = cv2.resize(image.astype(np.float32), (side, side), interpolation=interpolation)
+    return cv2.addWeighted(exact, 1, exact, 0, 0, dtype=cv2.CV_8U)  # a rounded and clipped cast
+
+
+def _mean_canvas(height: int, width: int) -> np.ndarray:
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = PIXEL_MEAN_BGR
+    return canvas

@@ -1,0 +1,178 @@
+"""Training data: annotation lists and their pictures as a torch data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from data.annotations import labelled_classes, read_annotations
+from data.config import CLASS_NAMES
+from data.data_augment import TrainTransform
+from utils.cli import DataError
+from utils.images import read_image
+
+
+class WiderFaceDetection(Dataset):
+    """Pictures and boxes of one or several annotation lists.
+
+    Pictures are beside their list in ``images`` or in ``images_dir``. Boxes are cut to the picture; those
+    without area are dropped and counted in ``dropped``. A picture without boxes is a sample like any other.
+
+    An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
+    depend on which worker makes it. It is a pair of the picture, uint8 Tensor[S, S, 3], BGR, and a dict:
+
+    - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the picture, ``labels`` int64 Tensor[N];
+    - ``labelled`` bool Tensor[classes]: whether the list is labelled for face, person;
+    - ``name``: the picture's path.
+
+    Args:
+        lists: annotation lists.
+        transform: augmentation; None for pictures that are only `read`.
+        images_dir: folder of all pictures; None: ``images`` beside each list.
+
+    Raises:
+        DataError: no pictures, a picture that does not exist, with the line that names it; see
+            `read_annotations`.
+    """
+
+    def __init__(
+        self,
+        lists: Sequence[str | os.PathLike],
+        transform: TrainTransform | None = None,
+        images_dir: str | os.PathLike | None = None,
+    ) -> None:
+        self.transform = transform
+        self.paths: list[str] = []
+        self.origins: list[str] = []
+        self.list_sizes: list[int] = []
+        labelled, counts, labels, boxes = [], [], [np.zeros(0, np.int64)], [np.zeros((0, 4))]
+        missing: list[str] = []
+        for path in map(Path, lists):
+            folder = Path(images_dir) if images_dir is not None else path.parent / "images"
+            annotations = read_annotations(path)
+            if not annotations:
+                raise DataError(f"{path}: names no picture; expected lines '# <image path>'")
+            names = labelled_classes(path)
+            for annotation in annotations:
+                self.paths.append(os.fspath(folder / annotation.path))
+                self.origins.append(f"{path}:{annotation.line}")
+                if not Path(self.paths[-1]).is_file():
+                    missing.append(f"{self.origins[-1]}: {self.paths[-1]}: no such picture")
+                counts.append(len(annotation))
+                labels.append(annotation.labels)
+                boxes.append(annotation.boxes_xywh_norm)
+            labelled += [[name in names for name in CLASS_NAMES.values()]] * len(annotations)
+            self.list_sizes.append(len(annotations))
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise DataError(f"{missing[0]}{more}; give the folder of the pictures with --images_dir")
+        self.labelled = torch.tensor(labelled)
+
+        xywh = np.concatenate(boxes)
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).clip(0, 1).astype(np.float32)
+        kept = (corners[:, 2:] > corners[:, :2]).all(1)
+        picture = np.repeat(np.arange(len(counts)), counts)[kept]
+        self.dropped = int((~kept).sum())
+        self._boxes_norm, self._labels = corners[kept], np.concatenate(labels)[kept]
+        self._first_box = np.concatenate([[0], np.cumsum(np.bincount(picture, minlength=len(counts)))])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of a picture."""
+        boxes = slice(self._first_box[index], self._first_box[index + 1])
+        return self._boxes_norm[boxes], self._labels[boxes]
+
+    def read(self, index: int) -> np.ndarray:
+        """The picture itself.
+
+        Raises:
+            DataError: it cannot be read; with the line that names it.
+        """
+        try:
+            return read_image(self.paths[index])
+        except DataError as error:
+            raise DataError(f"{self.origins[index]}: {error}") from None
+
+    def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Tensor, dict]:
+        index, seed = key
+        image = self.read(index)
+        boxes_norm, labels = self.annotation(index)
+        height, width = image.shape[:2]
+        boxes = boxes_norm * np.float32([width, height, width, height])
+        image, boxes_norm, labels = self.transform(image, boxes, labels, np.random.default_rng(seed))
+        target = {
+            "boxes_norm": torch.from_numpy(boxes_norm),
+            "labels": torch.from_numpy(labels),
+            "labelled": self.labelled[index],
+            "name": self.paths[index],
+        }
+        return torch.from_numpy(image), target
+
+
+def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:
+    """Stacks pictures to uint8 Tensor[N, S, S, 3]; targets stay a list, since box counts differ."""
+    images, targets = zip(*batch, strict=True)
+    return torch.stack(images), list(targets)
+
+
+class EpochSampler(Sampler):
+    """Batches of ``(index, seed)`` keys of one epoch, the same however many processes share it.
+
+    Args:
+        list_sizes: pictures of each annotation list.
+        repeats: how often each list is seen in an epoch; a fraction takes a random part of it.
+        batch_size: pictures of a step, over all processes.
+        seed: seed of order and augmentation.
+        rank, world_size: this process and how many there are; each batch is cut into contiguous shares.
+
+    A last batch with fewer pictures than processes is left out.
+    """
+
+    def __init__(
+        self,
+        list_sizes: Sequence[int],
+        repeats: Sequence[float],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.list_sizes, self.repeats = list(list_sizes), list(repeats)
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.epoch, self.first_step = 0, 0
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        pictures = sum(
+            round(size * repeat) for size, repeat in zip(self.list_sizes, self.repeats, strict=True)
+        )
+        full, rest = divmod(pictures, self.batch_size)
+        return full + (rest >= self.world_size)
+
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the epoch and the step within it that the next iteration starts at."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int, int]]]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        parts, first = [], 0
+        for size, repeat in zip(self.list_sizes, self.repeats, strict=True):
+            whole, rest = divmod(round(size * repeat), size)
+            parts += [np.arange(first, first + size)] * whole + [first + rng.permutation(size)[:rest]]
+            first += size
+        order = rng.permutation(np.concatenate(parts)).tolist()
+        for step in range(self.first_step, len(self)):
+            positions = range(step * self.batch_size, min((step + 1) * self.batch_size, len(order)))
+            share = slice(
+                len(positions) * self.rank // self.world_size,
+                len(positions) * (self.rank + 1) // self.world_size,
+            )
+            yield [(order[i], (self.seed, self.epoch, i)) for i in positions[share]]

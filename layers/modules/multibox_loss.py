@@ -1,0 +1,139 @@
+"""MultiBox loss of RetinaFace without landmarks, for images in which not every class is labelled."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
+
+from data.config import ModelConfig
+from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
+from utils.box_utils import Matches, PriorGrids, decode, encode, match
+
+#: Localisation losses by the value of ``--loc_loss``; those of torchvision compare decoded boxes.
+LOC_LOSSES = {
+    "smooth_l1": F.smooth_l1_loss,
+    "giou": generalized_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
+
+
+class MultiBoxLoss(nn.Module):
+    """Localisation loss of matched priors and cross entropy with hard negatives (SSD, Liu et al. 2016).
+
+    For a class that is *unknown* at a prior (its image is not labelled for it) background and class merge:
+    the loss of a negative prior there is -log(p_background + p_class) (Cermelli et al. 2020, "Modeling the
+    Background", equation 5), so nothing pushes the class down where it may be. An image without positives
+    gives `negatives_of_empty` negatives; the published code took none.
+
+    Args:
+        cfg: network, for priors and variances.
+        match_iou, best_prior_iou: see `match`.
+        negatives_per_positive: hard negatives of an image for each of its positives.
+        negatives_of_empty: hard negatives of an image without positives.
+        loc_loss: one of `LOC_LOSSES`.
+        loc_weight: weight of the localisation loss.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        match_iou: float = 0.45,
+        best_prior_iou: float = 0.2,
+        negatives_per_positive: int = 7,
+        negatives_of_empty: int = 7,
+        loc_loss: str = "smooth_l1",
+        loc_weight: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.match_iou, self.best_prior_iou = match_iou, best_prior_iou
+        self.negatives_per_positive, self.negatives_of_empty = negatives_per_positive, negatives_of_empty
+        self.loc_loss, self.loc_weight = loc_loss, loc_weight
+        self._prior_box = PriorBox(cfg)
+        self._grids: dict[tuple[tuple[int, int], torch.device], PriorGrids] = {}
+
+    def grids(self, image_size: tuple[int, int], device: torch.device) -> PriorGrids:
+        """Priors of an image size, made once."""
+        key = image_size, device
+        if key not in self._grids:
+            levels = feature_sizes(self.cfg, image_size)
+            priors = self._prior_box(image_size, device)
+            self._grids = {key: PriorGrids.of(priors, levels, priors_per_cell(self.cfg))}
+        return self._grids[key]
+
+    def match(self, targets: list[dict], image_size: tuple[int, int], device: torch.device) -> Matches:
+        """Gives the priors of a batch their truths: ``boxes_norm`` and ``labels`` of each target."""
+        boxes_norm = [target["boxes_norm"].to(device) for target in targets]
+        labels = [target["labels"].to(device) for target in targets]
+        return match(boxes_norm, labels, self.grids(image_size, device), self.match_iou, self.best_prior_iou)
+
+    def forward(
+        self,
+        loc: Tensor,
+        logits: Tensor,
+        matches: Matches,
+        priors: Tensor,
+        unknown: Tensor,
+        positives: Tensor | float | None = None,
+    ) -> dict[str, Tensor]:
+        """Weighted losses of a batch.
+
+        Args:
+            loc: Tensor[N, P, 4], offsets.
+            logits: Tensor[N, P, 1 + classes], background first.
+            matches: from `match`.
+            priors: Tensor[P, 4], cx cy w h, normalised.
+            unknown: bool Tensor[N, 1 or P, classes]: where a negative prior says nothing about a class.
+            positives: what the sums are divided by; None: the matched priors of this batch, at least 1.
+
+        Returns:
+            ``loc`` and ``class``, scalars.
+        """
+        if positives is None:
+            positives = max(len(matches.prior), 1)
+        return {
+            "loc": self.loc_weight * self._loc_sum(loc, matches, priors) / positives,
+            "class": self._class_sum(logits, matches, unknown) / positives,
+        }
+
+    def _loc_sum(self, loc: Tensor, matches: Matches, priors: Tensor) -> Tensor:
+        offsets, priors = loc[matches.image, matches.prior].float(), priors[matches.prior]
+        loss = LOC_LOSSES[self.loc_loss]
+        if self.loc_loss == "smooth_l1":
+            return loss(offsets, encode(matches.boxes_norm, priors, self.cfg.variances), reduction="sum")
+        return loss(decode(offsets, priors, self.cfg.variances), matches.boxes_norm, reduction="sum")
+
+    def _class_sum(self, logits: Tensor, matches: Matches, unknown: Tensor) -> Tensor:
+        image, prior = self._hard_negatives(logits, matches, unknown)
+        negative = logits[image, prior].float()
+        unknown = unknown.expand(-1, logits.shape[1], -1)[image, prior]
+        merged = torch.cat([negative[:, :1], negative[:, 1:].masked_fill(~unknown, -torch.inf)], 1)
+        positive = logits[matches.image, matches.prior].float()
+        return (
+            F.cross_entropy(positive, matches.labels, reduction="sum")
+            + (negative.logsumexp(1) - merged.logsumexp(1)).sum()
+        )
+
+    @torch.no_grad()
+    def _hard_negatives(self, logits: Tensor, matches: Matches, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and prior of the negatives that are furthest from the background, by image.
+
+        They are ranked by the odds of the known classes against the rest, which orders as the loss does.
+        """
+        classes = logits.float().unbind(2)
+        known, rest = torch.full_like(classes[0], -torch.inf), classes[0]
+        for logit, hidden in zip(classes[1:], unknown.unbind(2), strict=True):
+            known = torch.logaddexp(known, logit.masked_fill(hidden, -torch.inf))
+            rest = torch.logaddexp(rest, logit.masked_fill(~hidden, -torch.inf))
+        odds = known - rest
+        odds[matches.image, matches.prior] = -torch.inf
+
+        positives = torch.bincount(matches.image, minlength=matches.batch_size)
+        wanted = self.negatives_per_positive * positives
+        wanted[positives == 0] = self.negatives_of_empty
+        wanted = torch.minimum(wanted, logits.shape[1] - positives)
+        hardest = odds.topk(int(wanted.max()), dim=1).indices
+        chosen = torch.arange(hardest.shape[1], device=odds.device) < wanted[:, None]
+        return chosen.nonzero()[:, 0], hardest[chosen]

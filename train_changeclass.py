@@ -1,0 +1,667 @@
+"""Train the two-class RetinaFace on any mix of face and person data.
+
+Without further arguments this is the published training: SGD, 250 epochs, batches of 24 at 640x640. A run
+writes to --save_folder: last.pth (everything that --resume needs), best.pth, numbered files to use or to
+start from, results.csv, TensorBoard curves and run.json with its arguments and versions.
+
+Examples:
+  # as published, on a list with its pictures in images/ beside it
+  python3 train_changeclass.py --training_dataset data/wider_OIpersonface1103/train/wider_train_gt.txt
+
+  # go on from a published checkpoint, at the rate that epoch 150 has
+  CUDA_VISIBLE_DEVICES=0 python3 train_changeclass.py --network mobile0.25 \\
+      --resume_net weights/mobilenet0.25_2cls6anchors_130324_epoch_150.pth --resume_epoch 150
+
+  # faces here, persons there: start from the one-class parent, keep its faces, learn persons from labels
+  # and from a two-class teacher
+  python3 train_changeclass.py --training_dataset faces/train/list.txt persons/train/list.txt \\
+      --init_from_face weights/mobilenet0.25_Final.pth --freeze_bn \\
+      --teacher weights/mobilenet0.25_Final.pth weights/mobilenet0.25_2cls6anchors_130324_epoch_150.pth \\
+      --optimizer adamw --lr 8e-4 --schedule cosine --epochs 10 --batch_size 10 --image_size 512 \\
+      --ema 0.999 --val_dataset faces/val/list.txt persons/val/list.txt --save_folder runs/faces_and_persons
+
+  # stop with Ctrl-C or SIGTERM at any time, and go on
+  python3 train_changeclass.py ...the same arguments... --resume
+
+  # two GPUs; --batch_size counts the pictures of both
+  torchrun --nproc_per_node=2 train_changeclass.py --training_dataset ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import torch
+import torchvision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig
+from data.data_augment import TrainTransform
+from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
+from layers.modules.distillation import DistillationLoss, Teachers
+from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
+from models.checkpoint import (
+    init_from_face,
+    load_backbone,
+    load_network,
+    load_strictly,
+    load_torchvision_backbone,
+    read_checkpoint,
+    save_checkpoint,
+)
+from models.retinaface import RetinaFace
+from utils.arguments import parser_of, pick_device
+from utils.cli import OK, DataError, UsageError, run, warn
+from utils.distributed import processes, rank, synchronise_batch_norm, wait_for_all, world_size
+from utils.draw import CLASS_COLOURS, draw_boxes
+from utils.engine import Recipe, bare, train_one_epoch, validate, weight_average
+from utils.files import write_text
+from utils.images import write_image
+from utils.memory import keep_freed_memory
+
+#: Arguments that may differ between a run and its continuation.
+FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images_dir"}
+FREE_ON_RESUME |= {"val_dataset", "val_every", "debug_images"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--training_dataset",
+        nargs="+",
+        metavar="LIST",
+        default=["./data/wider_OIpersonface1103/train/wider_train_gt.txt"],
+        help="annotation lists; a dataset.json beside or above one says which classes it is labelled for",
+    )
+    data.add_argument(
+        "--images_dir", metavar="DIR", help="folder of the pictures (default: images/ beside a list)"
+    )
+    data.add_argument(
+        "--repeat",
+        nargs="+",
+        type=_positive(float),
+        metavar="R",
+        help="how often each list is seen in an epoch, e.g. 2 0.5 (default: once)",
+    )
+    data.add_argument(
+        "--image_size",
+        type=_positive(int),
+        metavar="PX",
+        help="side of training pictures (default: the network's)",
+    )
+    data.add_argument(
+        "--zoom_out",
+        type=_positive(float),
+        default=1.0,
+        metavar="F",
+        help="show pictures up to F times smaller, half of the time",
+    )
+    data.add_argument(
+        "--min_box", type=float, default=0.0, metavar="PX", help="crops drop boxes with a side below this"
+    )
+    data.add_argument(
+        "--num_workers", type=int, default=4, metavar="N", help="processes that read pictures; 0: none"
+    )
+
+    start = parser.add_argument_group("start")
+    start.add_argument("--network", choices=list(NETWORKS), default="mobile0.25", help="network to train")
+    start.add_argument(
+        "--resume", action="store_true", help="go on with the run in --save_folder, exactly where it stopped"
+    )
+    start.add_argument(
+        "--resume_net", metavar="FILE", help="start with the weights of a two-class checkpoint"
+    )
+    start.add_argument(
+        "--resume_epoch",
+        type=int,
+        default=0,
+        metavar="E",
+        help="epochs done already; the schedule goes on from there",
+    )
+    start.add_argument(
+        "--init_from_face", metavar="FILE", help="start as the face detector that a one-class checkpoint is"
+    )
+    start.add_argument(
+        "--pretrain",
+        metavar="FILE",
+        default="weights/mobilenetV1X0.25_pretrain.tar",
+        help="ImageNet weights of the backbone, without another start (resnet50: torchvision's)",
+    )
+    start.add_argument(
+        "--no-pretrain", dest="pretrain", action="store_const", const=None, help="start from nothing"
+    )
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--loc_loss", choices=list(LOC_LOSSES), default="smooth_l1", help="localisation loss")
+    loss.add_argument(
+        "--match_iou", type=float, default=0.45, metavar="IOU", help="overlap from which a prior learns a box"
+    )
+    loss.add_argument(
+        "--teacher",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="checkpoints whose scores and boxes are kept; for a class and a prior the first one speaks "
+        "that knows them",
+    )
+    loss.add_argument(
+        "--distil",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="W",
+        help="weight of the teachers, one for all or one a class (face person)",
+    )
+    loss.add_argument(
+        "--trust_teacher",
+        nargs="*",
+        choices=list(CLASS_LABELS),
+        default=["face"],
+        metavar="CLASS",
+        help="classes for which teachers go before labels: boxes are learned, but where a labelled picture "
+        "has none the teachers decide; for other classes that is background",
+    )
+
+    step = parser.add_argument_group("optimisation")
+    step.add_argument(
+        "--epochs", type=_positive(int), metavar="N", help="length of the run (default: the network's)"
+    )
+    step.add_argument(
+        "--batch_size",
+        type=_positive(int),
+        default=24,
+        metavar="N",
+        help="pictures of a step, over all processes",
+    )
+    step.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    step.add_argument(
+        "--lr", "--learning-rate", type=_positive(float), default=1e-3, metavar="R", help="learning rate"
+    )
+    step.add_argument(
+        "--shared_lr_factor",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="rate of all layers before the heads, as a share of --lr",
+    )
+    step.add_argument("--momentum", type=float, default=0.9, metavar="M", help="of SGD")
+    step.add_argument("--weight_decay", type=float, default=5e-4, metavar="D")
+    step.add_argument(
+        "--schedule",
+        choices=["step", "cosine"],
+        default="step",
+        help="step: times --gamma at the network's epochs; cosine: to zero at the end",
+    )
+    step.add_argument(
+        "--gamma", type=float, default=0.1, metavar="G", help="factor of a step of the schedule"
+    )
+    step.add_argument(
+        "--warmup", type=int, default=0, metavar="STEPS", help="steps in which the rate rises to --lr"
+    )
+    step.add_argument(
+        "--clip_grad",
+        type=_positive(float),
+        default=math.inf,
+        metavar="NORM",
+        help="largest norm of the gradient",
+    )
+    step.add_argument(
+        "--accumulate",
+        type=_positive(int),
+        default=1,
+        metavar="K",
+        help="send a step's pictures through the network in K parts, for less memory",
+    )
+    step.add_argument(
+        "--ema",
+        type=float,
+        default=0.0,
+        metavar="DECAY",
+        help="keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)",
+    )
+    step.add_argument(
+        "--freeze_bn",
+        action="store_true",
+        help="keep the statistics of batch norm, for small data or batches",
+    )
+    step.add_argument("--sync_bn", action="store_true", help="batch norm over the pictures of all processes")
+    step.add_argument("--amp", action="store_true", help="bfloat16 in the network")
+    step.add_argument("--compile", action="store_true", help="torch.compile; pays off in long runs on a GPU")
+    step.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    step.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is"
+    )
+    step.add_argument("--cpu", action="store_true", help="same as --device cpu")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--save_folder", default="runs/train", metavar="DIR", help="where the run writes")
+    output.add_argument(
+        "--val_dataset",
+        nargs="+",
+        default=[],
+        metavar="LIST",
+        help="annotation lists to validate on, for the classes that they label",
+    )
+    output.add_argument(
+        "--val_every", type=_positive(int), default=1, metavar="E", help="epochs between validations"
+    )
+    output.add_argument(
+        "--debug_images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write N training pictures with boxes and matched priors",
+    )
+    args = parser.parse_args(argv)
+
+    args.repeat = args.repeat or [1.0] * len(args.training_dataset)
+    if len(args.repeat) != len(args.training_dataset):
+        parser.error(
+            f"--repeat: expected {len(args.training_dataset)} numbers, one a list, got {len(args.repeat)}"
+        )
+    if len(args.distil) not in (1, len(CLASS_NAMES)):
+        parser.error(f"--distil: expected 1 or {len(CLASS_NAMES)} weights, got {len(args.distil)}")
+    if args.resume_net and args.init_from_face:
+        parser.error("--resume_net and --init_from_face are two ways to start; give one")
+    cfg = NETWORKS[args.network]
+    args.epochs = args.epochs or cfg.epochs
+    args.image_size = args.image_size or cfg.image_size
+    return args
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with processes(pick_device(args.device, args.cpu)) as device:
+        return train(args, device, sys.argv[1:] if argv is None else argv)
+
+
+def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> int:
+    """The whole run of this process; returns its exit code."""
+    folder, cfg = Path(args.save_folder), NETWORKS[args.network]
+    last = folder / "last.pth"
+    if last.exists() and not (args.resume or args.resume_net):
+        raise UsageError(f"{last}: a run is there; go on with it (--resume) or choose another --save_folder")
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(args.seed)
+
+    dataset = WiderFaceDetection(
+        args.training_dataset, TrainTransform(args.image_size, args.zoom_out, args.min_box), args.images_dir
+    )
+    validation = WiderFaceDetection(args.val_dataset) if args.val_dataset else None
+    sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
+    steps = len(sampler)
+    if not steps:
+        raise UsageError(f"{world_size()} processes for {len(dataset)} pictures; expected a picture each")
+    say = print if rank() == 0 else lambda *_: None
+    dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
+    say(f"{len(dataset)} pictures in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
+
+    network = RetinaFace(cfg)
+    state = None
+    if args.resume:
+        state = read_checkpoint(last)
+        _check_settings(args, state.extra.get("settings"), last)
+        load_strictly(network, state.state_dict, last)
+    else:
+        say(_start(network, args))
+    if args.sync_bn:
+        network = synchronise_batch_norm(network, device)
+    network.to(device, memory_format=torch.channels_last)
+    average = weight_average(network, args.ema) if args.ema else None
+    recipe = Recipe(
+        network=_wrap(network, args.compile, device),
+        optimizer=_optimizer(network, args),
+        learning_rate=_schedule(args, cfg, steps),
+        criterion=MultiBoxLoss(cfg, match_iou=args.match_iou, loc_loss=args.loc_loss),
+        trusted=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
+        average=average,
+        freeze_bn=args.freeze_bn,
+        amp=args.amp,
+        accumulate=args.accumulate,
+        clip=args.clip_grad,
+    )
+    if args.teacher:
+        try:
+            recipe.teachers = Teachers([load_network(path) for path in args.teacher], cfg)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        recipe.teachers.to(device, memory_format=torch.channels_last)
+        weights = args.distil * len(CLASS_NAMES) if len(args.distil) == 1 else args.distil
+        recipe.distillation = DistillationLoss(tuple(weights)).to(device)
+
+    progress = {"epoch": args.resume_epoch, "totals": {}, "best": -1.0}
+    if state:
+        recipe.optimizer.load_state_dict(state.extra["optimizer"])
+        if average:
+            average.load_state_dict(state.extra["average"])
+        progress = state.extra["progress"]
+        say(f"{last}: going on at epoch {progress['epoch'] + 1}, step {progress['totals'].get('steps', 0)}")
+    if rank() == 0:
+        write_text(folder / "run.json", json.dumps(_describe(args, argv), indent=2) + "\n")
+        for i in range(min(args.debug_images, len(dataset))):
+            path = folder / "debug" / f"{i:03d}.jpg"
+            write_image(path, _debug_image(dataset, recipe.criterion, (i, (args.seed, 0, i))))
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=args.num_workers,
+        collate_fn=detection_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+        persistent_workers=args.num_workers > 0,
+    )
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(folder, progress["epoch"])) if rank() == 0 else None
+        interrupted = stack.enter_context(Interruption())
+        return _epochs(args, recipe, loader, sampler, validation, progress, journal, interrupted, say)
+
+
+def _epochs(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    loader: DataLoader,
+    sampler: EpochSampler,
+    validation: WiderFaceDetection | None,
+    progress: dict,
+    journal: Journal | None,
+    interrupted: Interruption,
+    say: Callable[..., None],
+) -> int:
+    """Trains, validates and saves until the last epoch or a signal."""
+    folder, cfg = Path(args.save_folder), NETWORKS[args.network]
+    network = bare(recipe.network)
+    result = recipe.average.module if recipe.average else network
+
+    def save_last() -> None:
+        if rank() == 0:
+            save_checkpoint(
+                folder / "last.pth",
+                network,
+                optimizer=recipe.optimizer.state_dict(),
+                progress=progress,
+                settings=_settings(args),
+                **({"average": recipe.average.state_dict()} if recipe.average else {}),
+            )
+
+    for epoch in range(progress["epoch"], args.epochs):
+        sampler.set_epoch(epoch, int(progress["totals"].get("steps", 0)))
+        totals = train_one_epoch(
+            recipe,
+            loader,
+            epoch,
+            len(sampler),
+            progress["totals"],
+            interrupted,
+            journal.step if journal else lambda step, losses: None,
+        )
+        progress["totals"] = totals
+        if totals["steps"] < len(sampler):
+            save_last()
+            say(
+                f"stopped in epoch {epoch + 1} after step {totals['steps']}; "
+                f"to go on: the same command and --resume"
+            )
+            return interrupted.exit_code
+        row = _summary(totals, epoch, recipe)
+        progress |= {"epoch": epoch + 1, "totals": {}}
+        is_best = False
+        if validation and ((epoch + 1) % args.val_every == 0 or epoch + 1 == args.epochs):
+            row |= validate(result, validation, next(result.parameters()).device)
+            is_best = row["ap"] > progress["best"]
+            progress["best"] = max(progress["best"], row["ap"])
+        if rank() == 0:
+            journal.epoch(row)
+            say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            if is_best:
+                save_checkpoint(folder / "best.pth", result)
+            if _is_numbered(epoch + 1, cfg):
+                save_checkpoint(folder / f"{cfg.backbone}_2cls6anchors_epoch_{epoch + 1}.pth", result)
+        save_last()
+        if interrupted():
+            say(f"stopped after epoch {epoch + 1}; to go on: the same command and --resume")
+            return interrupted.exit_code
+    if rank() == 0:
+        save_checkpoint(folder / f"{cfg.backbone}_2cls6anchors_Final.pth", result)
+    wait_for_all()
+    return OK
+
+
+def _is_numbered(epoch: int, cfg: ModelConfig) -> bool:
+    """Whether an epoch's weights are kept: every tenth, every fifth after the first step of the schedule."""
+    return epoch % 10 == 0 or (epoch % 5 == 0 and epoch > cfg.lr_decay_epochs[0])
+
+
+def _summary(totals: dict[str, float], epoch: int, recipe: Recipe) -> dict[str, float]:
+    """An epoch's row of results.csv: means of the loss parts, rate, speed, share of time waiting for data."""
+    counted = ("steps", "images", "seconds", "seconds_waiting")
+    means = {name: value / totals["steps"] for name, value in totals.items() if name not in counted}
+    return {
+        "epoch": epoch + 1,
+        "steps": totals["steps"],
+        "lr": max(group["lr"] for group in recipe.optimizer.param_groups),
+        **means,
+        "images_per_second": totals["images"] / totals["seconds"],
+        "waiting_share": totals["seconds_waiting"] / totals["seconds"],
+    }
+
+
+def _start(network: RetinaFace, args: argparse.Namespace) -> object:
+    """Loads the weights that a new run starts with; returns what to tell about it."""
+    if args.resume_net:
+        checkpoint = load_network(args.resume_net, args.network)
+        load_strictly(network, checkpoint.state_dict(), Path(args.resume_net))
+        return f"{args.resume_net}: all weights loaded"
+    if args.init_from_face:
+        return init_from_face(network, args.init_from_face)
+    if args.pretrain is None:
+        return "started from nothing"
+    if network.cfg.backbone == "resnet50":
+        return load_torchvision_backbone(network)
+    if not Path(args.pretrain).exists():
+        raise UsageError(
+            f"{args.pretrain}: no such ImageNet weights; give them with --pretrain, start from a detector "
+            f"with --init_from_face or --resume_net, or from nothing with --no-pretrain"
+        )
+    return load_backbone(network, args.pretrain)
+
+
+def _wrap(network: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
+    if compiled:
+        network = torch.compile(network)
+    if world_size() > 1:
+        network = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+    return network
+
+
+def _optimizer(network: RetinaFace, args: argparse.Namespace) -> torch.optim.Optimizer:
+    heads = [p for name, p in network.named_parameters() if name.startswith(("ClassHead.", "BboxHead."))]
+    shared = [p for name, p in network.named_parameters() if not name.startswith(("ClassHead.", "BboxHead."))]
+    groups = [
+        {"params": heads, "lr": args.lr, "initial_lr": args.lr},
+        {"params": shared, "lr": args.lr, "initial_lr": args.lr * args.shared_lr_factor},
+    ]
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+
+
+def _schedule(args: argparse.Namespace, cfg: ModelConfig, steps: int) -> Callable[[int], float]:
+    """Share of the learning rate at a step of the whole run; it depends on nothing else."""
+
+    def share(step: int) -> float:
+        warm = min(1.0, (step + 1) / (args.warmup + 1))
+        if args.schedule == "cosine":
+            return warm * (1 + math.cos(math.pi * step / (steps * args.epochs))) / 2
+        return warm * args.gamma ** sum(step // steps >= epoch for epoch in cfg.lr_decay_epochs)
+
+    return share
+
+
+def _settings(args: argparse.Namespace) -> dict:
+    """What a continuation must not change."""
+    return {key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}
+
+
+def _check_settings(args: argparse.Namespace, saved: dict | None, path: Path) -> None:
+    """Raises UsageError with every difference between the arguments and those of the run in ``path``."""
+    if saved is None:
+        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --resume_net")
+    now = _settings(args)
+    changed = [
+        f"--{key} {now.get(key)} (was {saved.get(key)})"
+        for key in sorted(now.keys() | saved.keys())
+        if now.get(key) != saved.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
+        )
+
+
+def _describe(args: argparse.Namespace, argv: list[str]) -> dict:
+    """The run for run.json: command line, arguments, commit, versions."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    return {
+        "argv": argv,
+        "arguments": {key: value if value != math.inf else None for key, value in vars(args).items()},
+        "commit": git.stdout.strip() or None,
+        "processes": world_size(),
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "opencv": cv2.__version__,
+        },
+    }
+
+
+def _debug_image(dataset: WiderFaceDetection, criterion: MultiBoxLoss, key: tuple) -> object:
+    """A training picture with its boxes and, thin and grey, the priors that match them."""
+    image, target = dataset[key]
+    side = image.shape[0]
+    grids = criterion.grids((side, side), torch.device("cpu"))
+    matches = criterion.match([target], (side, side), torch.device("cpu"))
+    labels = target["labels"].tolist()
+    priors = grids.corners[matches.prior].numpy() * side
+    picture = draw_boxes(image.numpy(), priors, [""] * len(priors), [(160, 160, 160)] * len(priors))
+    return draw_boxes(
+        picture,
+        target["boxes_norm"].numpy() * side,
+        [CLASS_NAMES[label] for label in labels],
+        [CLASS_COLOURS[label] for label in labels],
+    )
+
+
+def _start_worker(number: int) -> None:
+    """A worker reads with one thread, and leaves Ctrl-C to the main process."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Interruption:
+    """Notes Ctrl-C and SIGTERM so that a run can stop between two steps; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What shells expect of a process that a signal stopped."""
+        return 128 + self.number
+
+    def __enter__(self) -> Interruption:
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.number = number
+        signal.signal(number, self._before[number])
+        warn(f"{signal.Signals(number).name}: stopping after this step")
+
+
+class Journal:
+    """results.csv and TensorBoard curves of a run.
+
+    Args:
+        folder: the run's.
+        epoch: epochs done; what an earlier attempt wrote about later ones is dropped.
+    """
+
+    def __init__(self, folder: Path, epoch: int) -> None:
+        self.path = folder / "results.csv"
+        self.rows: list[dict] = []
+        if epoch and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+
+    def __enter__(self) -> Journal:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.path.parent / "tensorboard"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def step(self, step: int, losses: dict[str, float]) -> None:
+        """Losses of one step."""
+        for name, value in losses.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """A row of results.csv; the file is written anew, atomically."""
+        self.rows.append(row)
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(f"epoch/{name}", value, row["epoch"])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,95 @@
+"""Several training processes that work as one, started by ``torchrun``; without it, one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[torch.device]:
+    """Joins the processes that ``torchrun`` started; yields this process's device."""
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Adds up a tensor over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_from_processes(found: dict) -> dict:
+    """The union of a dictionary over all processes, on each of them."""
+    if not dist.is_initialized():
+        return found
+    parts: list[dict | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def wait_for_all() -> None:
+    """Returns once every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of all processes, on any device (torch's own needs a GPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        count = x.new_tensor(x.numel() / x.shape[1], dtype=torch.float32).expand(x.shape[1])
+        exact = x.float()
+        count, total, squares = all_reduce(
+            torch.stack([count, exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))])
+        )
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale[:, None, None].to(x.dtype) + (self.bias - mean * scale)[:, None, None].to(x.dtype)
+
+
+def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Makes every batch norm use the statistics of all processes; names of weights stay."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                norm = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm)
+    return network

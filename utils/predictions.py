@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -40,8 +40,9 @@ _FILES_A_TASK = 64
 
 def image_key(path: str) -> str:
     """An image's path without its suffix and without `/` or `./` in front: the name that files share."""
-    clean = PurePosixPath(path.replace("\\", "/").lstrip("/"))
-    return str(clean.with_suffix("") if clean.suffix.lower() in IMAGE_SUFFIXES else clean)
+    name = path.replace("\\", "/").lstrip("/").removeprefix("./")
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
 def prediction_path(folder: str | os.PathLike, image: str) -> Path:
@@ -148,7 +149,7 @@ def read_predictions(paths: Sequence[Path]) -> tuple[Predictions, ReadReport]:
         miscounted=[paths[i] for i in np.flatnonzero((counts >= 0) & (counts != declared))],
         classless=files,
     )
-    return Predictions(offsets, rows[:, :4].copy(), rows[:, 4].copy(), labels), report
+    return Predictions(offsets, rows[:, :4], rows[:, 4].copy(), labels), report
 
 
 def write_prediction(
@@ -229,9 +230,14 @@ def _show(line: bytes) -> str:
 def _read_some(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, counts (-1: missing) and count lines of some files."""
     texts = [_read_bytes(path) for path in paths]
-    rows, counts, declared = (parse_texts or _parse_texts)([text or b"" for text in texts])
-    if (counts < 0).any() or (rows[:, 5] > max(CLASS_NAMES)).any():
-        rows, counts, declared = _parse_texts([text or b"" for text in texts], paths)
+    contents = [text or b"" for text in texts]
+    if parse_texts:
+        rows, counts, declared = parse_texts(contents)
+    if not parse_texts or (counts < 0).any() or (rows[:, 5] > max(CLASS_NAMES)).any():
+        parsed = [parse_text(path, content) for path, content in zip(paths, contents, strict=True)]
+        rows = np.concatenate([rows for rows, _ in parsed])
+        counts = np.array([len(rows) for rows, _ in parsed])
+        declared = np.array([count for _, count in parsed])
     counts[[text is None for text in texts]] = -1
     return rows, counts, declared
 
@@ -242,14 +248,3 @@ def _read_bytes(path: Path) -> bytes | None:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _parse_texts(
-    texts: list[bytes], paths: Sequence[Path] | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the Cython ``parse_texts`` returns; with ``paths``, raises DataError at the first faulty line."""
-    parsed = [
-        parse_text(path, text) for path, text in zip(paths or [Path()] * len(texts), texts, strict=True)
-    ]
-    rows = np.concatenate([np.zeros((0, 6)), *(rows for rows, _ in parsed)])
-    return rows, np.array([len(rows) for rows, _ in parsed]), np.array([count for _, count in parsed])

@@ -58,8 +58,8 @@ def read_ground_truth(path: Path) -> WiderTruths:
     if path.is_file():
         return _read_text(path)
     raise DataError(
-        f"{path}: no such ground truth; give as -g a folder with wider_face_val.mat and those of easy, medium "
-        f"and hard (ground_truth/ of the benchmark's eval_tools.zip), or wider_face_val_bbx_gt.txt"
+        f"{path}: no such ground truth; give as -g a folder with wider_face_val.mat and those of easy, "
+        f"medium and hard (ground_truth/ of the benchmark's eval_tools.zip), or wider_face_val_bbx_gt.txt"
     )
 
 

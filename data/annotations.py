@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 DATASET_INFO = "dataset.json"
 
+_BLOCK_BYTES = 1 << 20
+
 
 def _no_labels() -> np.ndarray:
     return np.zeros(0, np.int64)
@@ -83,21 +85,14 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
     """
     try:
         with Path(path).open("rb") as file:
-            header: tuple[str, int] | None = None
-            rows: list[bytes] = []
-            for number, line in enumerate(file, 1):
-                if line.startswith(b"#"):
-                    if header:
-                        yield _parse(path, *header, rows)
-                    header, rows = (_decode(path, line, number), number), []
-                elif header:
-                    rows.append(line)
-                elif line.strip():
-                    raise DataError(
-                        f"{path}:{number}: a box before the first image; expected a line '# <image path>'"
-                    )
-            if header:
-                yield _parse(path, *header, rows)
+            number, unfinished = 1, b""
+            while content := file.read(_BLOCK_BYTES):
+                unfinished += content
+                end = unfinished.rfind(b"\n#") + 1
+                block, unfinished = unfinished[:end], unfinished[end:]
+                yield from _parse_block(path, number, block)
+                number += block.count(b"\n")
+            yield from _parse_block(path, number, unfinished)
     except FileNotFoundError:
         raise DataError(f"{path}: no such annotation list") from None
     except IsADirectoryError:
@@ -107,6 +102,48 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
 def read_annotations(path: str | os.PathLike) -> list[ImageAnnotation]:
     """All images of an annotation list, in file order; errors as in `iter_annotations`."""
     return list(iter_annotations(path))
+
+
+def _parse_block(path: str | os.PathLike, number: int, block: bytes) -> Iterator[ImageAnnotation]:
+    """The images of ``block``, whose first line is line ``number`` of the file."""
+    table = _parse_rows(block)
+    lines = block.splitlines()
+    headers = [i for i, line in enumerate(lines) if line.startswith(b"#")]
+    if any(line.strip() for line in lines[: headers[0] if headers else None]):
+        raise DataError(f"{path}:{number}: a box before the first image; expected a line '# <image path>'")
+    ends = [*headers[1:], len(lines)]
+    rows_before = headers[0] + 1 if headers else 0
+    whole = table is not None and len(table) + rows_before + len(headers) - 1 == len(lines)
+    first = 0
+    for header, end in zip(headers, ends, strict=True):
+        name = _decode(path, lines[header], number + header)
+        if whole:
+            rows = table[first : first + end - header - 1]
+            first += end - header - 1
+        else:
+            rows = _parse(path, number + header + 1, lines[header + 1 : end])
+        yield ImageAnnotation(name, rows[:, 0], rows[:, 1:], number + header)
+
+
+def _parse_rows(block: bytes) -> np.ndarray | None:
+    """The boxes of ``block`` as float64[N, 5], or None where a line of it needs a closer look."""
+    import polars as pl
+
+    columns = ("label", "x", "y", "w", "h")
+    try:
+        table = pl.read_csv(
+            block,
+            has_header=False,
+            separator=" ",
+            quote_char=None,
+            comment_prefix="#",
+            schema=dict.fromkeys(columns, pl.Float64),
+        )
+    except pl.exceptions.PolarsError:
+        return None
+    rows = table.to_numpy()
+    valid = np.isfinite(rows).all() and np.isin(rows[:, 0], list(CLASS_NAMES)).all()
+    return np.ascontiguousarray(rows) if valid else None
 
 
 def _decode(path: str | os.PathLike, line: bytes, number: int) -> str:
@@ -119,21 +156,11 @@ def _decode(path: str | os.PathLike, line: bytes, number: int) -> str:
     return name
 
 
-def _parse(path: str | os.PathLike, name: str, header_line: int, rows: list[bytes]) -> ImageAnnotation:
-    try:
-        table = np.array(b" ".join(rows).split(), np.float64)
-        shaped = table.reshape(-1, 5)
-        whole = (
-            all(len(row.split()) in (0, 5) for row in rows)
-            and np.isfinite(table).all()
-            and np.isin(shaped[:, 0], list(CLASS_NAMES)).all()
-        )
-    except ValueError:
-        whole = False
-    if not whole:
-        for number, row in enumerate(rows, header_line + 1):
-            _check_row(path, number, row)
-    return ImageAnnotation(name, shaped[:, 0].astype(np.int64), shaped[:, 1:], header_line)
+def _parse(path: str | os.PathLike, number: int, rows: list[bytes]) -> np.ndarray:
+    """float64[N, 5] of the ``rows`` of one image, the slow path that finds a faulty line."""
+    for i, row in enumerate(rows, number):
+        _check_row(path, i, row)
+    return np.array([row.split() for row in rows if row.strip()], np.float64).reshape(-1, 5)
 
 
 def _check_row(path: str | os.PathLike, number: int, row: bytes) -> None:
@@ -220,22 +247,38 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
     return tuple(CLASS_LABELS)
 
 
-def write_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
-    """Writes the ``dataset.json`` beside a list.
+def check_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
+    """Makes sure that the ``dataset.json`` beside a list may say ``names``.
 
     Raises:
         DataError: one is there that says something else and the folder holds another list, which it is about.
     """
     list_path = Path(list_path)
     path = list_path.parent / DATASET_INFO
-    names = tuple(name for name in CLASS_LABELS if name in set(names))
-    if path.exists() and names != (before := labelled_classes(list_path)):
-        for other in sorted(list_path.parent.glob("*.txt")):
-            with other.open("rb") as file:
-                is_list = file.read(1) == b"#"
-            if is_list and other.name != list_path.name:
-                raise DataError(
-                    f"{path}: found {', '.join(before)} as labelled, which is about {other.name}; "
-                    f"{list_path.name} is labelled for {', '.join(names)}: write it to another folder"
-                )
-    write_text(path, json.dumps({"labelled_classes": list(names)}) + "\n")
+    if not path.exists() or set(names) == set(before := labelled_classes(list_path)):
+        return
+    for other in sorted(list_path.parent.glob("*.txt")):
+        with other.open("rb") as file:
+            is_list = file.read(1) == b"#"
+        if is_list and other.name != list_path.name:
+            raise DataError(
+                f"{path}: found {', '.join(before)} as labelled, which is about {other.name}; "
+                f"{list_path.name} is labelled for {', '.join(names)}: write it to another folder"
+            )
+
+
+def write_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
+    """Writes the ``dataset.json`` beside a list; errors as `check_labelled_classes`."""
+    names = set(names)
+    check_labelled_classes(list_path, names)
+    text = json.dumps({"labelled_classes": [name for name in CLASS_LABELS if name in names]})
+    write_text(Path(list_path).parent / DATASET_INFO, text + "\n")
+
+
+def write_list(path: str | os.PathLike, annotations: Iterable[ImageAnnotation], names: Iterable[str]) -> int:
+    """`write_annotations` and, beside it, the classes that the images are labelled for."""
+    names = tuple(names)
+    check_labelled_classes(path, names)
+    count = write_annotations(path, annotations)
+    write_labelled_classes(path, names)
+    return count

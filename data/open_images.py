@@ -15,7 +15,6 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, field
@@ -26,8 +25,9 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
-from data.annotations import format_table, write_labelled_classes
+from data.annotations import check_labelled_classes, format_table, write_labelled_classes
 from data.config import CLASS_LABELS, CLASS_NAMES
+from utils.background import iterate_ahead
 from utils.cli import DataError
 from utils.files import atomic_path, scratch_path
 
@@ -216,6 +216,8 @@ def convert(
     late: dict[str, list[bytes]] = {}
     wanted = sorted({label for source in sources for label in source.labels.values()})
     split = choices.one_class == SPLIT
+    if not split:
+        check_labelled_classes(output, [CLASS_NAMES[label] for label in wanted])
     with scratch_path(output.parent, output.suffix) as unfinished:
         with unfinished.open("wb") as file:
             for source in sources:
@@ -267,7 +269,9 @@ def _convert_source(
     known = [copy(ids) for ids in found.values()] if source.known_images_only else []
     previous, previous_is_late = None, False
     for path in source.paths:
-        for rows in _ahead(_read_rows(path, source.labels, ("ImageID", *_COORDINATES), report, choices)):
+        for rows in iterate_ahead(
+            _read_rows(path, source.labels, ("ImageID", *_COORDINATES), report, choices), 1
+        ):
             if source.known_images_only:
                 hashes = _hashes(rows["ImageID"])
                 rows = rows.filter(pl.Series(np.any([ids.contains(hashes) for ids in known], 0)))
@@ -410,15 +414,6 @@ def _verified(source: Source, skip_bad: bool) -> dict[int, IdSet]:
             for label, ids in verified.items():
                 ids.add(_hashes(rows.filter(pl.col("label") == label)["ImageID"]))
     return verified
-
-
-def _ahead(blocks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same blocks; the next one is made while the caller is busy with this one."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block
 
 
 def _read_rows(

@@ -1,0 +1,443 @@
+"""Prepares data: Open Images and WIDER FACE to clean two-class lists, step by step.
+
+Every step reads and writes annotation lists, prints what it changed and can be run again. The usual order:
+
+  python3 prep_data.py download --split validation --output data/open_images
+  python3 prep_data.py openimages data/open_images/validation/boxes.csv --output data/oi/val/wider_val_gt.txt
+  python3 prep_data.py link data/open_images/validation/images data/oi/val
+  python3 prep_data.py pseudo_label data/oi/val/wider_val_gt.txt --classes face \\
+      --trained_model weights/mobilenet0.25_Final.pth --output data/oi_faces/val/wider_val_gt.txt
+  python3 prep_data.py clean data/oi_faces/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt
+  python3 prep_data.py check data/oi_clean/val/wider_val_gt.txt
+  python3 prep_data.py draw data/oi_clean/val/wider_val_gt.txt --output val.jpg
+  python3 prep_data.py anchors data/oi_clean/val/wider_val_gt.txt --output anchors.png
+
+`python3 prep_data.py STEP -h` explains a step. A list is text, `# image` then `label x y w h` a box (1 face,
+2 person, shares of the image's size); its pictures are in the folder `images` beside it, or in --images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from data.annotations import iter_annotations, labelled_classes, write_list
+from data.config import CLASS_LABELS, CLASS_NAMES
+from utils.arguments import parser_of
+from utils.cli import BAD_DATA, OK, DataError, UsageError, run, warn
+from utils.files import write_text
+
+# Modules of a step are imported when it runs: most need neither torch nor polars nor matplotlib.
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
+    for add in (
+        _add_openimages,
+        _add_widerface,
+        _add_clean,
+        _add_link,
+        _add_split,
+        _add_merge,
+        _add_check,
+        _add_stats,
+        _add_draw,
+    ):
+        add(steps)
+    return parser.parse_args(argv)
+
+
+def _step(steps: argparse._SubParsersAction, function: Callable, example: str) -> argparse.ArgumentParser:
+    """The parser of a step, described by its function's docstring."""
+    docstring = " ".join((function.__doc__ or "").split())
+    parser = steps.add_parser(
+        function.__name__,
+        help=docstring.split(". ")[0].rstrip("."),
+        description=f"{textwrap.fill(docstring, 100)}\n\nExample:\n"
+        f"  python3 prep_data.py {function.__name__} {example}",
+        formatter_class=parser_of("").formatter_class,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _add_list(parser: argparse.ArgumentParser, pictures: bool = True) -> None:
+    parser.add_argument("list", type=Path, help="annotation list")
+    if pictures:
+        parser.add_argument(
+            "--images", type=Path, metavar="FOLDER", help="pictures (default: images beside the list)"
+        )
+
+
+def _add_output(parser: argparse.ArgumentParser, help: str = "list to write") -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=help)
+
+
+def _say(rows: Iterable[tuple[str, object]]) -> None:
+    rows = [(str(name), str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _add_openimages(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, openimages, "train-annotations-bbox.csv --output data/oi/train/wider_train_gt.txt")
+    parser.add_argument("csv", type=Path, nargs="+", help="box CSV, plain or .gz")
+    _add_output(parser, "list to write; dataset.json goes beside it")
+    group = parser.add_argument_group("classes")
+    names = {"face": ["Human face"], "person": ["Person", "Man", "Woman", "Boy", "Girl"]}
+    for class_name, default in names.items():
+        group.add_argument(
+            f"--{class_name}",
+            nargs="*",
+            default=default,
+            metavar="NAME",
+            help=f"names of the boxes that become {class_name}; none to leave the class out "
+            f"(default: {', '.join(default)})",
+        )
+    group.add_argument(
+        "--class_descriptions",
+        type=Path,
+        metavar="CSV",
+        help="label ids and names, e.g. oidv7-class-descriptions-boxable.csv (default: the six names above)",
+    )
+    group.add_argument(
+        "--miap",
+        type=Path,
+        nargs="+",
+        metavar="CSV",
+        help="take the persons from these MIAP files, which box all of them, and only the images in them",
+    )
+    group = parser.add_argument_group("choices")
+    for name, what, default in (
+        ("group_of", "one box around more than five that touch", "keep"),
+        ("depiction", "drawings, statues and the like", "drop"),
+        ("inside", "seen from within", "keep"),
+    ):
+        group.add_argument(
+            f"--{name}",
+            choices=["keep", "drop", "drop_image"],
+            default=default,
+            help=f"boxes marked so ({what}): keep, drop them, or drop their images",
+        )
+    group.add_argument(
+        "--one_class",
+        choices=["keep", "drop", "split"],
+        default="keep",
+        help="images with boxes of one class alone, where the other may be there unlabelled: keep, drop, or "
+        "split them into the folders both, face and person beside --output, each with its dataset.json",
+    )
+    group.add_argument(
+        "--image_labels",
+        type=Path,
+        nargs="+",
+        metavar="CSV",
+        help="human-verified image labels; a class that is verified, present or absent, counts as labelled",
+    )
+    group.add_argument("--images", type=Path, metavar="FOLDER", help="leave out images that are not there")
+    group.add_argument(
+        "--skip_bad", action="store_true", help="pass over faulty rows, counted (default: stop at the first)"
+    )
+
+
+def openimages(args: argparse.Namespace) -> int:
+    """Open Images box CSVs (V4 to V7, MIAP) to an annotation list. All boxes of the chosen classes are
+    taken, whichever class an image was picked for."""
+    from data.open_images import Choices, Source, convert, label_ids
+
+    labels = {
+        mid: CLASS_LABELS[name]
+        for name in CLASS_LABELS
+        for mid in label_ids(getattr(args, name), args.class_descriptions).values()
+    }
+    if not labels:
+        raise UsageError("no class is left: give names to --face or --person")
+    sources = [Source(tuple(args.csv), labels)]
+    if args.miap:
+        persons = {mid: label for mid, label in labels.items() if label == CLASS_LABELS["person"]}
+        faces = {mid: label for mid, label in labels.items() if mid not in persons}
+        sources = [Source(tuple(args.miap), persons), Source(tuple(args.csv), faces, known_images_only=True)]
+    choices = Choices(args.group_of, args.depiction, args.inside, args.one_class, args.skip_bad)
+    image_labels = Source(tuple(args.image_labels), labels) if args.image_labels else None
+    report = convert(sources, args.output, choices, args.images, image_labels)
+    for message in report.bad_rows[:10]:
+        warn(message)
+    _say(
+        [
+            ("rows read", report.rows),
+            *((f"boxes of {name}", count) for name, count in report.boxes.items()),
+            *(
+                (f"boxes marked {name}, {getattr(args, name)}", count)
+                for name, count in report.dropped.items()
+            ),
+            ("images with boxes", report.images["all"]),
+            *(
+                (f"  of {name}{'' if name == 'both' else ' alone'}", report.images[name])
+                for name in ("both", *CLASS_LABELS)
+            ),
+            ("images whose rows were apart, joined", report.scattered),
+            ("images without a file, left out", report.without_file),
+            ("faulty rows passed over", len(report.bad_rows)),
+        ]
+    )
+    for path, images in report.lists.items():
+        print(f"{path}: {images} images, labelled for {' and '.join(labelled_classes(path))}")
+    if (
+        args.one_class == "keep"
+        and report.images["face"] + report.images["person"]
+        and not report.without_file
+    ):
+        warn("images of one class may hold the other, unlabelled: see pseudo_label and --one_class split")
+    return OK
+
+
+def _add_widerface(steps: argparse._SubParsersAction) -> None:
+    parser = _step(
+        steps,
+        widerface,
+        "wider_face_val_bbx_gt.txt --images WIDER_val/images --output data/widerface/val/wider_val_gt.txt",
+    )
+    parser.add_argument("text", type=Path, help="official text annotation, wider_face_{train,val}_bbx_gt.txt")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="pictures, by event")
+    _add_output(parser, "list to write; dataset.json goes beside it")
+    parser.add_argument("--keep_invalid", action="store_true", help="keep faces that are marked invalid")
+    parser.add_argument("--skip_missing", action="store_true", help="leave out images without a usable file")
+
+
+def widerface(args: argparse.Namespace) -> int:
+    """The official WIDER FACE text annotation to an annotation list of faces. Images without faces are
+    kept; faces without area or marked invalid are left out and counted."""
+    from data.picture_folder import picture_folder
+    from data.wider_text import wider_annotations
+
+    counts: Counter[str] = Counter()
+    pictures = picture_folder(args.text, args.images)
+    faces = wider_annotations(args.text, pictures, counts, args.keep_invalid, args.skip_missing)
+    images = write_list(args.output, faces, ["face"])
+    _say(counts.items())
+    print(f"{args.output}: {images} images, labelled for face")
+    return OK
+
+
+def _add_clean(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, clean, "data/oi/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt")
+    _add_list(parser)
+    _add_output(parser, "list to write; FILE.findings.jsonl and FILE.findings.jpg go beside it")
+    group = parser.add_argument_group("limits")
+    group.add_argument(
+        "--min_side",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="drop boxes with a side of at most this share",
+    )
+    group.add_argument("--merge_iou", type=float, default=0.9, metavar="IOU", help="drop repeats above this")
+    group.add_argument(
+        "--face_inside",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="report faces with less than this share inside every person",
+    )
+
+
+def clean(args: argparse.Namespace) -> int:
+    """Boxes cut to the image, those without area dropped, repeated ones merged within a class, faces
+    outside of every person reported. Images named again are joined."""
+    from data.clean import REMOVING, RULES, Finding, Limits, iter_joined
+    from data.clean import clean as clean_images
+    from data.sheets import findings_sheet
+
+    labelled = labelled_classes(args.list)
+    # Where persons are not labelled, every face would be outside of them.
+    face_inside = args.face_inside if len(labelled) == len(CLASS_LABELS) else 0.0
+    limits = Limits(args.min_side, args.merge_iou, face_inside)
+    joined: Counter[str] = Counter()
+    by_rule: Counter[str] = Counter()
+    boxes: Counter[str] = Counter()
+    findings: list[Finding] = []
+
+    def cleaned():
+        for annotation, found in clean_images(iter_joined(args.list, joined), limits):
+            findings.extend(found)
+            by_rule.update(finding.rule for finding in found)
+            boxes["kept"] += len(annotation)
+            yield annotation
+
+    images = write_list(args.output, cleaned(), labelled)
+    report = args.output.with_name(f"{args.output.stem}.findings.jsonl")
+    write_text(report, "".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
+    removed = sum(by_rule[rule] for rule in REMOVING)
+    _say(
+        [
+            ("boxes read", boxes["kept"] + removed),
+            *((f"  {rule}, {'dropped' if rule in REMOVING else 'kept'}", by_rule[rule]) for rule in RULES),
+            ("boxes kept", boxes["kept"]),
+            ("images named again, joined", joined["images joined"]),
+        ]
+    )
+    print(f"{args.output}: {images} images; every finding is in {report}")
+    pictures = args.images or args.list.parent / "images"
+    if findings and pictures.is_dir():
+        sheet = report.with_suffix(".jpg")
+        findings_sheet(findings, args.list, pictures, sheet)
+        print(f"{sheet}: what was found, some of each rule")
+    return OK
+
+
+def _add_link(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, link, "WIDER_train/images data/widerface/train")
+    parser.add_argument("source", type=Path, help="folder of the pictures")
+    parser.add_argument("folder", type=Path, help="folder of the list, where the link images is made")
+
+
+def link(args: argparse.Namespace) -> int:
+    """Makes the symbolic link images beside a list."""
+    from data.lists import link_pictures
+
+    made = link_pictures(args.source, args.folder)
+    print(f"{made} -> {made.readlink()}")
+    return OK
+
+
+def _add_split(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, split, "data/all/wider_gt.txt --output data/parts --val_share 0.1")
+    _add_list(parser)
+    _add_output(parser, "folder; the lists become train/wider_train_gt.txt and val/wider_val_gt.txt in it")
+    parser.add_argument("--val_share", type=float, default=0.1, metavar="S", help="for validation")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another split")
+    parser.add_argument(
+        "--by_name", action="store_true", help="do not read the pictures; equal ones may end in both parts"
+    )
+
+
+def split(args: argparse.Namespace) -> int:
+    """Splits a list into training and validation by image. Equal pictures stay together; each part gets
+    its link to the pictures."""
+    from data.lists import link_pictures, split_annotations
+    from data.picture_folder import picture_folder
+
+    if not 0 < args.val_share < 1:
+        raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
+    pictures = None if args.by_name else picture_folder(args.list, args.images)
+    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, pictures)
+    for name, part in zip(("train", "val"), parts, strict=True):
+        if not part:
+            raise DataError(f"{args.list}: no image falls into {name}; take another --val_share or --seed")
+    for name, part in zip(("train", "val"), parts, strict=True):
+        target = args.output / name / f"wider_{name}_gt.txt"
+        write_list(target, part, labelled_classes(args.list))
+        if pictures is not None:
+            link_pictures(pictures, target.parent)
+        print(f"{target}: {len(part)} images, {sum(map(len, part))} boxes")
+    return OK
+
+
+def _add_merge(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, merge, "a/train/gt.txt b/train/gt.txt --prefix a b --output ab/train/gt.txt")
+    parser.add_argument("lists", type=Path, nargs="+", help="annotation lists")
+    _add_output(parser)
+    parser.add_argument(
+        "--prefix", nargs="+", metavar="NAME", help="folder put before the image paths, one a list"
+    )
+    parser.add_argument(
+        "--on_repeat",
+        choices=["error", "first"],
+        default="error",
+        help="an image in two lists: stop, or keep the first",
+    )
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Merges lists that are labelled for the same classes. With --prefix the pictures are expected in one
+    folder a prefix."""
+    from data.lists import merge_annotations
+
+    prefixes = args.prefix or [""] * len(args.lists)
+    if len(prefixes) != len(args.lists):
+        raise UsageError(f"expected one --prefix a list, got {len(prefixes)} for {len(args.lists)} lists")
+    labelled = [labelled_classes(path) for path in args.lists]
+    for path, names in zip(args.lists, labelled, strict=True):
+        if names != labelled[0]:
+            first = f"{args.lists[0]} for {' and '.join(labelled[0])}"
+            raise DataError(
+                f"{path} is labelled for {' and '.join(names)}, {first}: "
+                f"add what is missing with pseudo_label first, or train on both lists"
+            )
+    merged = merge_annotations(args.lists, prefixes, args.on_repeat)
+    images = write_list(args.output, merged, labelled[0])
+    print(f"{args.output}: {images} images of {len(args.lists)} lists")
+    return OK
+
+
+def _add_check(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, check, "data/oi/val/wider_val_gt.txt")
+    _add_list(parser)
+    parser.add_argument("--no_cache", action="store_true", help="decode every picture again")
+
+
+def check(args: argparse.Namespace) -> int:
+    """Decodes every picture of a list and looks at every box. Pictures that decoded are remembered in
+    .check.json beside the list; the exit code is 1 if anything is wrong."""
+    from data.lists import check_list
+    from data.picture_folder import picture_folder
+
+    counts: Counter[str] = Counter()
+    cache = None if args.no_cache else args.list.parent / ".check.json"
+    problems, shown = 0, 20
+    for problem in check_list(args.list, picture_folder(args.list, args.images), cache, counts):
+        problems += 1
+        if problems <= shown:
+            print(problem)
+    if problems > shown:
+        print(f"... and {problems - shown} more")
+    _say([*counts.items(), ("problems", problems)])
+    return BAD_DATA if problems else OK
+
+
+def _add_stats(steps: argparse._SubParsersAction) -> None:
+    _add_list(_step(steps, stats, "data/oi/val/wider_val_gt.txt"), pictures=False)
+
+
+def stats(args: argparse.Namespace) -> int:
+    """Counts images and boxes of a list."""
+    from data.lists import list_statistics
+
+    _say([*list_statistics(args.list).rows(), ("labelled for", " and ".join(labelled_classes(args.list)))])
+    return OK
+
+
+def _add_draw(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, draw, "data/oi/val/wider_val_gt.txt --output val.jpg --number 24")
+    _add_list(parser)
+    _add_output(parser, "picture to write")
+    parser.add_argument("--number", type=int, default=24, metavar="N", help="images to show")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other images")
+
+
+def draw(args: argparse.Namespace) -> int:
+    """A contact sheet of images drawn by chance from a list, with their boxes."""
+    from data.picture_folder import picture_folder
+    from data.sheets import list_sheet
+
+    if args.number < 1:
+        raise UsageError(f"expected --number of at least 1, got {args.number}")
+    shown = list_sheet(args.list, picture_folder(args.list, args.images), args.output, args.number, args.seed)
+    print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
+    return OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    return args.function(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -55,6 +55,10 @@ class PriorBox:
             )
         return self._cached((height, width), torch.device(device))
 
+    def clear(self) -> None:
+        """Forgets all priors."""
+        self._cached.cache_clear()
+
     def _build(self, image_size: tuple[int, int], device: torch.device) -> Tensor:
         height, width = image_size
         cfg = self.cfg

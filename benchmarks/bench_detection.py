@@ -1,0 +1,160 @@
+"""Speed of detection against the plain version of its steps, interleaved in one run.
+
+Examples:
+  python3 benchmarks/bench_detection.py                     # weights at random, the sample photo
+  python3 benchmarks/bench_detection.py -m FILE --image crowd.jpg --repeats 30
+  python3 benchmarks/bench_detection.py --device cuda --batch_size 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.plain_detector import plain_detect
+from benchmarks.tables import machine, write_table
+from data.config import cfg_mnet
+from detect import sample_photos
+from models.checkpoint import load_network
+from models.retinaface import RetinaFace
+from utils.arguments import DEFAULT_WEIGHTS, parser_of
+from utils.cli import run
+from utils.detector import Detector
+from utils.images import read_image
+
+SIZES = [(576, 320), (640, 640), (1024, 768), (1920, 1080)]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument(
+        "-m", "--trained_model", help="checkpoint (default: the shipped one, else random weights)"
+    )
+    parser.add_argument("--image", default=sample_photos()[0], help="picture, stretched to every size")
+    parser.add_argument(
+        "--device", default="cpu", help="device of the fast version; the plain one is on the CPU"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds; medians are shown")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures of the batched columns")
+    parser.add_argument("--out", default="benchmarks/results/detection.md", help="table")
+    return parser.parse_args(argv)
+
+
+def median_times(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Milliseconds of each action: median over rounds in which all take turns, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeats + 1):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    weights = args.trained_model or (DEFAULT_WEIGHTS if DEFAULT_WEIGHTS.exists() else None)
+    network = load_network(weights) if weights else RetinaFace(cfg_mnet).eval()
+    fast = Detector(network, device=args.device)
+    half = Detector(network, device=args.device, precision="bf16")
+    photo = read_image(args.image)
+    rows, stages = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in SIZES:
+            path = str(Path(folder, f"{width}x{height}.jpg"))
+            cv2.imwrite(path, cv2.resize(photo, (width, height)))
+            rows.append(end_to_end(args, network, fast, half, path))
+            stages.append(by_stage(args, fast, path))
+    name = Path(weights).name if weights else "at random"
+    title = f"{machine(args.threads)}, device {args.device}, weights {name}, picture {Path(args.image).name}"
+    write_table(
+        args.out,
+        f"Detection from file to boxes, milliseconds a picture; {title}",
+        ["size", "plain", "ours", "plain / ours", "bf16", "plain / bf16", f"batch of {args.batch_size}"],
+        rows,
+    )
+    write_table(
+        args.out,
+        "Stages of ours, milliseconds; post: priors, softmax, decode and NMS",
+        ["size", "imread", "read + preprocess", "/ imread", "network", "post", "post / network"],
+        stages,
+        append=True,
+    )
+    return 0
+
+
+def end_to_end(
+    args: argparse.Namespace, network: RetinaFace, fast: Detector, half: Detector, path: str
+) -> list:
+    """One row: the plain version and ours, each from the file to the boxes."""
+    batch = args.batch_size
+    times = median_times(
+        {
+            "plain": lambda: plain_detect(network, cv2.imread(path), fast.thresholds),
+            "ours": lambda: fast(read_image(path)),
+            "bf16": lambda: half(read_image(path)),
+            "batch": lambda: fast([read_image(path) for _ in range(batch)]),
+        },
+        args.repeats,
+    )
+    plain, ours = times["plain"], times["ours"]
+    return [
+        Path(path).stem,
+        f"{plain:.1f}",
+        f"{ours:.1f}",
+        f"{plain / ours:.2f}",
+        f"{times['bf16']:.1f}",
+        f"{plain / times['bf16']:.2f}",
+        f"{times['batch'] / batch:.1f}",
+    ]
+
+
+def by_stage(args: argparse.Namespace, detector: Detector, path: str) -> list:
+    """One row: where the time goes; the priors are made anew, as for pictures of ever new sizes."""
+    image = read_image(path)
+    inputs = detector.preprocess([image])
+    outputs = detector.forward(inputs)
+
+    def forward() -> None:
+        detector.forward(inputs)
+        if detector.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def post() -> None:
+        detector.priors.clear()
+        detector.postprocess(*outputs, inputs.shape[2:], [image.shape[:2]])
+
+    times = median_times(
+        {
+            "imread": lambda: cv2.imread(path),
+            "read": lambda: detector.preprocess([read_image(path)]),
+            "network": forward,
+            "post": post,
+        },
+        args.repeats,
+    )
+    return [
+        Path(path).stem,
+        f"{times['imread']:.1f}",
+        f"{times['read']:.1f}",
+        f"{times['read'] / times['imread']:.2f}",
+        f"{times['network']:.1f}",
+        f"{times['post']:.2f}",
+        f"{times['post'] / times['network']:.1%}",
+    ]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,58 @@
+"""Reading ahead and writing behind."""
+
+import threading
+from itertools import count, islice
+
+import pytest
+
+from utils.background import Behind, iterate_ahead, map_ahead
+
+
+def test_nothing():
+    assert list(map_ahead(abs, [])) == []
+    assert list(iterate_ahead([])) == []
+    with Behind():
+        pass
+
+
+def test_order_is_kept():
+    assert list(map_ahead(lambda x: -x, range(50), workers=3, ahead=5)) == [-x for x in range(50)]
+    assert list(iterate_ahead(iter(range(50)), ahead=2)) == list(range(50))
+    done = []
+    with Behind(2) as behind:
+        for number in range(50):
+            behind.submit(done.append, number)
+    assert done == list(range(50))
+
+
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_no_more_than_asked_for_is_drawn_ahead(ahead):
+    drawn = []
+    items = (drawn.append(number) or number for number in count())
+    stream = map_ahead(lambda x: x, items, ahead=ahead)
+    assert list(islice(stream, 3)) == [0, 1, 2]
+    assert len(drawn) <= 3 + ahead
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda i: map_ahead(lambda x: 1 // x, i), lambda i: iterate_ahead(1 // x for x in i)]
+)
+def test_errors_come_where_the_item_would(wrap):
+    stream = wrap(iter([1, 1, 0, 1]))
+    assert [next(stream), next(stream)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+
+
+def test_errors_of_late_writes_are_raised():
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        behind.submit(lambda: 1 // 0)
+
+
+def test_leaving_early_ends_the_thread():
+    before = threading.active_count()
+    stream = iterate_ahead(count(), ahead=1)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before

@@ -1,0 +1,220 @@
+"""The pipeline: published detections, batches, precisions, thresholds, and the plain version of its steps."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.plain_detector import plain_detect, plain_nms
+from data.config import cfg_mnet, cfg_re50, one_class
+from models.checkpoint import load_network
+from models.retinaface import RetinaFace
+from utils.cli import UsageError
+from utils.detector import Detections, Detector, InputSize, Thresholds
+from utils.images import read_image
+
+PHOTOS = ["astronaut.png", "grace_hopper.jpg", "curve_test.jpg"]
+
+
+@pytest.fixture(scope="module")
+def network() -> RetinaFace:
+    """Random weights that fire often, and for both classes."""
+    torch.manual_seed(3)
+    network = RetinaFace(cfg_mnet)
+    with torch.no_grad():
+        for head in network.ClassHead:
+            head.conv1x1.weight.mul_(8)
+        for head in network.BboxHead:
+            head.conv1x1.weight.mul_(4)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (75, 110, 3), np.uint8)
+
+
+def published(reference, epoch: int) -> str:
+    return reference / "weights" / f"mobilenet0.25_2cls6anchors_130324_epoch_{epoch}.pth"
+
+
+@pytest.mark.parametrize("epoch", [150, 295])
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_published_detections(reference, epoch, photo):
+    """Boxes within 1e-3 pixels and scores within 1e-5: float32 sums in another order."""
+    expected = np.load(reference / "fixtures" / f"{photo.split('.')[0]}_epoch{epoch}.npz")["dets"]
+    image = read_image(reference / "fixtures" / "images" / photo)
+    found = Detector.from_checkpoint(published(reference, epoch))(image)
+    assert found.labels.tolist() == expected[:, 5].tolist()
+    assert np.abs(found.boxes - expected[:, :4]).max() < 1e-3
+    assert np.abs(found.scores - expected[:, 4]).max() < 1e-5
+    faces_and_persons = np.bincount(found.above(0.5).labels, minlength=3)[1:].tolist()
+    assert faces_and_persons == ([23, 4] if photo == "curve_test.jpg" else [1, 1])
+
+
+@pytest.mark.parametrize("photo", PHOTOS[:2])
+def test_published_raw_outputs(reference, photo):
+    expected = np.load(reference / "fixtures" / f"{photo.split('.')[0]}_epoch150.npz")
+    detector = Detector.from_checkpoint(published(reference, 150))
+    loc, logits = detector.forward(
+        detector.preprocess([read_image(reference / "fixtures" / "images" / photo)])
+    )
+    assert np.abs(loc[0].numpy() - expected["loc"]).max() < 2e-5
+    assert np.abs(logits[0].numpy() - expected["logits"]).max() < 2e-5
+
+
+@pytest.mark.parametrize("scene", ["black", "noise", "gradient"])
+def test_a_picture_without_people_gives_none(reference, scene):
+    image = {
+        "black": np.zeros((480, 640, 3)),
+        "noise": np.random.default_rng(0).normal(128, 30, (480, 640, 3)).clip(0, 255),
+        "gradient": np.tile(np.linspace(0, 255, 640)[None, :, None], (480, 1, 3)),
+    }[scene].astype(np.uint8)
+    for epoch in (150, 295):
+        assert not len(Detector.from_checkpoint(published(reference, epoch))(image).above(0.5))
+
+
+def test_the_parent_finds_faces(reference):
+    detector = Detector.from_checkpoint(reference / "weights" / "mobilenet0.25_Final.pth")
+    found = detector(read_image(reference / "fixtures" / "images" / "astronaut.png")).above(0.5)
+    assert found.labels.tolist() == [1]
+
+
+def test_equal_to_the_plain_steps(network, image):
+    thresholds = Thresholds(score=0.05, top_k=400, nms_iou=0.3, keep_top_k=60)
+    found = Detector(network, thresholds=thresholds)(image)
+    expected = plain_detect(network, image, thresholds)
+    assert len(expected) > 20
+    assert set(found.labels.tolist()) == {1, 2}
+    assert np.array_equal(found.labels, expected[:, 5])
+    assert np.allclose(found.boxes, expected[:, :4], atol=1e-3)
+    assert np.allclose(found.scores, expected[:, 4], atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
+def test_suppression_equal_to_plain_nms(seed, count, iou):
+    """Boxes on a grid, so that equal overlaps occur; the +1 of the published NMS decides some of them."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 12, (count, 4)).astype(np.float32)
+    boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
+    scores = rng.permutation(count).astype(np.float32) / max(count, 1) * 0.5 + 0.25
+    detector = Detector(RetinaFace(cfg_mnet), thresholds=Thresholds(nms_iou=iou))
+    kept = detector._suppress(torch.from_numpy(boxes), torch.from_numpy(scores), 1)[0].numpy()
+    assert np.array_equal(kept, boxes[plain_nms(boxes, scores, iou)])
+
+
+def test_no_image_and_no_detection(network):
+    assert Detector(network)([]) == []
+    found = Detector(network, thresholds=Thresholds(score=1.0))(np.zeros((40, 40, 3), np.uint8))
+    assert found.boxes.shape == (0, 4)
+    assert len(found) == 0
+    assert len(Detections.empty().above(0.5)) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (33, 31), (64, 64)])
+def test_any_size(network, size):
+    found = Detector(network)(np.full((*size, 3), 200, np.uint8))
+    assert np.isfinite(found.boxes).all()
+
+
+def test_a_batch_equals_single_images_in_order(network):
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in [(40, 50), (64, 32), (40, 50), (1, 1)]]
+    detector = Detector(network)
+    for image, found in zip(images, detector(images), strict=True):
+        alone = detector(image)
+        assert np.array_equal(found.labels, alone.labels)
+        assert np.allclose(found.boxes, alone.boxes, atol=1e-3)
+        assert np.allclose(found.scores, alone.scores, atol=1e-5)
+
+
+def test_a_threshold_of_zero_keeps_every_prior(network, image):
+    limits = Thresholds(score=0.0, top_k=10**6, nms_iou=1.0, keep_top_k=10**6)
+    detector = Detector(network, thresholds=limits)
+    assert len(detector(image)) == 2 * len(detector.priors(image.shape[:2]))
+
+
+def test_classes_are_looked_for_alone(network, image):
+    both, person = Detector(network)(image), Detector(network, classes=["person"])(image)
+    assert np.array_equal(both[both.labels == 2].boxes, person.boxes)
+    with pytest.raises(UsageError, match="the network finds face, asked for was person"):
+        Detector(RetinaFace(one_class(cfg_mnet)), classes=["person"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_finds_the_same(reference, precision):
+    image = read_image(reference / "fixtures" / "images" / "astronaut.png")
+    network = load_network(published(reference, 150))
+    full, low = (Detector(network, precision=p)(image).above(0.5) for p in ("fp32", precision))
+    assert full.labels.tolist() == low.labels.tolist()
+    assert np.allclose(full.boxes, low.boxes, atol=8)
+
+
+def test_boxes_are_in_pixels_of_the_original(reference):
+    image = read_image(reference / "fixtures" / "images" / "astronaut.png")
+    network = load_network(published(reference, 150))
+    full, small = Detector(network)(image), Detector(network, input_size=InputSize(long_side=400))(image)
+    assert full.labels[0] == small.labels[0] == 1
+    assert np.allclose(full.boxes[0], small.boxes[0], atol=8)
+
+
+@pytest.mark.parametrize(
+    ("policy", "size", "expected"),
+    [
+        (InputSize(), (600, 512), (600, 512)),
+        (InputSize(long_side=640), (600, 1200), (320, 640)),
+        (InputSize(long_side=640), (1, 3000), (1, 640)),
+        (InputSize(target_size=1600, max_size=2150), (800, 1000), (1600, 2000)),
+        (InputSize(target_size=1600, max_size=2150), (1000, 2000), (1075, 2150)),
+    ],
+)
+def test_input_size(policy, size, expected):
+    assert policy(size) == expected
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InputSize(long_side=0),
+        lambda: InputSize(target_size=1600),
+        lambda: InputSize(640, 1600, 2150),
+        lambda: Thresholds(score=1.5),
+        lambda: Thresholds(nms_iou=-0.1),
+        lambda: Thresholds(top_k=0),
+    ],
+)
+def test_settings_out_of_range_are_refused(make):
+    with pytest.raises(UsageError, match="expected"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((10, 10), np.uint8),
+        np.zeros((10, 10, 4), np.uint8),
+        np.zeros((10, 10, 3), np.float32),
+        np.zeros((0, 10, 3), np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_refused(network, image):
+    with pytest.raises(ValueError, match=r"expected uint8\[height, width, 3\], but got"):
+        Detector(network)([image])
+
+
+def test_resnet50_runs():
+    found = Detector(RetinaFace(cfg_re50))(np.zeros((64, 64, 3), np.uint8))
+    assert found.boxes.shape[1] == 4
+
+
+def test_too_little_memory_is_a_clear_error(network, image, monkeypatch):
+    from utils.cli import DataError
+
+    detector = Detector(network)
+    monkeypatch.setattr(
+        detector, "network", lambda _: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
+    )
+    with pytest.raises(DataError, match="pictures of 110x75 pixels, 1 at once, need more memory"):
+        detector(image)

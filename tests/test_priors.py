@@ -1,0 +1,64 @@
+"""Priors: counts, order and values by hand, against the plain loops and the published code's output."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.plain_detector import plain_priors
+from data.config import NETWORKS, cfg_mnet, cfg_re50, one_class
+from layers.functions.prior_box import PriorBox, priors_per_cell
+
+
+@pytest.mark.parametrize(
+    ("cfg", "count"), [(cfg_mnet, 50_400), (cfg_re50, 50_400), (one_class(cfg_mnet), 16_800)]
+)
+def test_number_of_priors_of_a_640_pixel_square(cfg, count):
+    assert PriorBox(cfg)((640, 640)).shape == (count, 4)
+
+
+def test_first_cell_by_hand():
+    """A picture of 100 wide, 200 high; size 16 at ratios 1, 2.5 and 3.33, centre at 4 pixels."""
+    priors = PriorBox(cfg_re50)((200, 100))
+    assert torch.allclose(priors[0], torch.tensor([4 / 100, 4 / 200, 16 / 100, 16 / 200]))
+    root = 2.5**0.5
+    assert torch.allclose(priors[1], torch.tensor([4 / 100, 4 / 200, 16 / root / 100, 16 * root / 200]))
+    assert torch.allclose(priors[3, 2:], torch.tensor([32 / 100, 32 / 200]))
+    assert torch.allclose(priors[priors_per_cell(cfg_re50), :2], torch.tensor([12 / 100, 4 / 200]))
+
+
+def test_only_the_narrow_network_clips():
+    assert PriorBox(cfg_mnet)((32, 32)).max() == 1
+    assert PriorBox(cfg_re50)((32, 32)).max() > 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 140), st.integers(1, 140), st.sampled_from([*NETWORKS.values(), one_class(cfg_mnet)]))
+def test_equal_to_the_plain_loops_bit_by_bit(height, width, cfg):
+    assert torch.equal(PriorBox(cfg)((height, width)), plain_priors(cfg, (height, width)))
+
+
+@pytest.mark.parametrize("photo", ["astronaut", "grace_hopper"])
+def test_equal_to_the_published_code_bit_by_bit(reference, photo):
+    expected = np.load(reference / "fixtures" / f"{photo}_epoch150.npz")
+    height, width = expected["shape"][:2].tolist()
+    assert np.array_equal(PriorBox(cfg_mnet)((height, width)).numpy(), expected["priors"])
+
+
+def test_column_sums_of_the_published_code(reference):
+    expected = np.load(reference / "fixtures" / "curve_test_epoch150.npz")
+    height, width = expected["shape"][:2].tolist()
+    assert np.array_equal(PriorBox(cfg_mnet)((height, width)).double().sum(0).numpy(), expected["priors_sum"])
+
+
+def test_a_size_is_built_once():
+    priors = PriorBox(cfg_mnet)
+    assert priors((64, 96)) is priors((64, 96))
+    assert priors((96, 64)) is not priors((64, 96))
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, 0), (-1, 5)])
+def test_an_impossible_size_is_refused(size):
+    with pytest.raises(ValueError, match="at least 1x1"):
+        PriorBox(cfg_mnet)(size)

@@ -111,9 +111,10 @@ def _parse_block(path: str | os.PathLike, number: int, block: bytes) -> Iterator
     headers = [i for i, line in enumerate(lines) if line.startswith(b"#")]
     if any(line.strip() for line in lines[: headers[0] if headers else None]):
         raise DataError(f"{path}:{number}: a box before the first image; expected a line '# <image path>'")
+    if not headers:
+        return
     ends = [*headers[1:], len(lines)]
-    rows_before = headers[0] + 1 if headers else 0
-    whole = table is not None and len(table) + rows_before + len(headers) - 1 == len(lines)
+    whole = table is not None and len(table) == len(lines) - headers[0] - len(headers)
     first = 0
     for header, end in zip(headers, ends, strict=True):
         name = _decode(path, lines[header], number + header)

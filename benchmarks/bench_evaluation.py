@@ -29,7 +29,7 @@ import numpy as np
 from data.annotations import ImageAnnotation, write_annotations
 from utils.cli import DataError, run
 from utils.files import write_text
-from utils.predictions import prediction_path, write_prediction
+from utils.predictions import image_key, prediction_path, write_prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.md"
@@ -67,7 +67,7 @@ def make_set(folder: Path, images: int, detections: int, pixels: bool) -> list[I
         scores = np.sort(random.beta(0.4, 2, detections))[::-1] * 0.98 + 0.02
         scale, digits = (1000, 2) if pixels else (1, 5)
         write_prediction(
-            prediction_path(folder, name),
+            prediction_path(folder, image_key(name)),
             Path(name).stem,
             (boxes * scale).round(digits),
             scores.round(5),

@@ -16,7 +16,6 @@ from utils.predictions import (
     image_key,
     is_whole,
     parse_text,
-    prediction_path,
     read_predictions,
     write_prediction,
 )
@@ -167,7 +166,6 @@ def test_written_float32_are_read_back(tmp_path_factory, boxes, label):
 )
 def test_image_key(image, key):
     assert image_key(image) == key
-    assert prediction_path("folder", image) == Path("folder", f"{key}.txt")
 
 
 def test_order_and_selection():

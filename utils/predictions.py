@@ -45,9 +45,9 @@ def image_key(path: str) -> str:
     return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
-def prediction_path(folder: str | os.PathLike, image: str) -> Path:
-    """Prediction file of an image path (or key) in ``folder``."""
-    return Path(folder, f"{image_key(image)}.txt")
+def prediction_path(folder: str | os.PathLike, key: str) -> Path:
+    """Prediction file of an image, given by its `image_key`, in ``folder``."""
+    return Path(folder, f"{key}.txt")
 
 
 @dataclass
@@ -96,7 +96,9 @@ class Predictions:
         if keep.all():
             return self
         ends = np.concatenate([[0], np.cumsum(keep)])
-        return Predictions(ends[self.offsets], self.boxes_xywh[keep], self.scores[keep], self.labels[keep])
+        # compress is several times faster than indexing with a mask
+        boxes, scores, labels = (np.compress(keep, a, 0) for a in (self.boxes_xywh, self.scores, self.labels))
+        return Predictions(ends[self.offsets], boxes, scores, labels)
 
     def by_score(self) -> Predictions:
         """Each image's detections by descending score; equal scores keep their order."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.cli import DataError, warn
 from utils.predictions import corners, image_key, offsets_of
+
+if TYPE_CHECKING:
+    from data.wider_text import WiderImage
 
 SUBSETS = ("easy", "medium", "hard")
 
@@ -91,13 +95,13 @@ def _load(path: Path, *names: str) -> dict[str, np.ndarray]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; it comes with the benchmark's eval_tools.zip, folder ground_truth"
+        )
     try:
         content = loadmat(path, variable_names=names)
         return {name: content[name] for name in names}
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; it comes with the benchmark's eval_tools.zip, folder ground_truth"
-        ) from None
     except (KeyError, ValueError, TypeError, NotImplementedError, MatReadError):
         raise DataError(
             f"{path}: not a WIDER FACE ground truth; expected a .mat file with {', '.join(names)}"
@@ -106,52 +110,33 @@ def _load(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 def _read_text(path: Path) -> WiderTruths:
     """One subset, "all": every face but those marked invalid, which are ignored."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(
-            f"{path}: not text; expected wider_face_val_bbx_gt.txt, or a folder of .mat files"
-        ) from None
-    images: dict[str, np.ndarray] = {}
-    twice, flat = [], 0
-    at = 0
-    while at < len(lines):
-        name = lines[at].strip()
-        at += 1
-        if not name:
-            continue
-        if name.startswith("#"):
+    from data.wider_text import read_wider_text
+
+    with path.open("rb") as file:
+        if file.read(1) == b"#":
             raise DataError(
-                f"{path}:{at}: an annotation list, whose boxes are normalised; score it with "
+                f"{path}: an annotation list, whose boxes are normalised; score it with "
                 f"wider_openimagespersonface_evaluate/evaluation.py"
             )
-        try:
-            count = max(int(lines[at]), 1)  # no face: one row of zeros follows
-            rows = np.array([line.split()[:10] for line in lines[at + 1 : at + 1 + count]], np.float64)
-            if rows.shape != (count, 10) or not np.isfinite(rows).all():
-                raise ValueError
-        except (ValueError, IndexError):
-            raise DataError(
-                f"{path}:{at}: {name!r} is not followed by a count and as many lines 'x1 y1 w h blur "
-                f"expression illumination invalid occlusion pose'"
-            ) from None
-        whole = (rows[:, 2:4] > 0).all(1)
-        flat += int((~whole).sum()) if int(lines[at]) else 0
-        at += 1 + count
-        if image_key(name) in images:
-            twice.append(name)
-        else:
-            images[image_key(name)] = rows[whole]
+    images: dict[str, WiderImage] = {}
+    twice = []
+    for image in read_wider_text(path):
+        if images.setdefault(image_key(image.path), image) is not image:
+            twice.append(image.path)
     if not images:
         raise DataError(
             f"{path}: no image in it; expected lines 'event/name.jpg', a count and one line a face"
         )
+    if twice:
+        warn(f"{path}: {len(twice)} images come again; the first entry counts: {', '.join(twice)}")
+    kept = [(image.boxes_xywh[:, 2:] > 0).all(1) for image in images.values()]
+    flat = sum(int((~keep).sum()) for keep in kept)
     if flat:
         warn(f"{path}: {flat} faces without width or height are left out")
-    if twice:
-        warn(f"{path}: {len(twice)} images are listed twice and scored once: {', '.join(twice)}")
-    rows = np.concatenate(list(images.values()))
-    counted = (rows[:, 7] == 0).astype(np.uint8)
+    pairs = list(zip(images.values(), kept, strict=True))
     return WiderTruths(
-        list(images), offsets_of(map(len, images.values())), rows[:, :4].copy(), {"all": counted}
+        list(images),
+        offsets_of(int(keep.sum()) for keep in kept),
+        np.concatenate([image.boxes_xywh[keep] for image, keep in pairs]),
+        {"all": np.concatenate([~image.invalid[keep] for image, keep in pairs]).astype(np.uint8)},
     )

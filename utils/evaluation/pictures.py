@@ -30,8 +30,10 @@ def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     for name, curve in curves.items():
-        whole = np.append(0, curve.recall), np.append(curve.envelope[:1], curve.envelope)
-        (line,) = axes.plot(*whole, label=f"{name}: AP {curve.area:.4f}")
+        # Drawn from recall 0 on; a class without detections is a line without length.
+        recall = np.append(0, curve.recall)
+        precision = np.append(curve.envelope[0] if len(curve.envelope) else 0, curve.envelope)
+        (line,) = axes.plot(recall, precision, label=f"{name}: AP {curve.area:.4f}")
         best = curve.best_f1()
         if best["score"] is not None:
             line.set_label(f"{line.get_label()}, best F1 {best['f1']:.4f} at score {best['score']:.3f}")

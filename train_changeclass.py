@@ -65,7 +65,14 @@ from models.checkpoint import (
 from models.retinaface import RetinaFace
 from utils.arguments import parser_of, pick_device
 from utils.cli import OK, DataError, UsageError, run, warn
-from utils.distributed import processes, rank, synchronise_batch_norm, wait_for_all, world_size
+from utils.distributed import (
+    processes,
+    rank,
+    sum_over_processes,
+    synchronise_batch_norm,
+    wait_for_all,
+    world_size,
+)
 from utils.draw import CLASS_COLOURS, draw_boxes
 from utils.engine import Recipe, bare, train_one_epoch, validate, weight_average
 from utils.files import write_text
@@ -297,7 +304,16 @@ def _positive(kind: type) -> Callable[[str], float]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with processes(pick_device(args.device, args.cpu)) as device:
-        return train(args, device, sys.argv[1:] if argv is None else argv)
+        try:
+            return train(args, device, sys.argv[1:] if argv is None else argv)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{reason}; a reading process died, often for want of memory: take fewer --num_workers, "
+                f"and --resume to go on with the last finished epoch"
+            ) from None
 
 
 def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> int:
@@ -352,8 +368,8 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         except ValueError as error:
             raise DataError(str(error)) from None
         recipe.teachers.to(device, memory_format=torch.channels_last)
-        weights = args.distil * len(CLASS_NAMES) if len(args.distil) == 1 else args.distil
-        recipe.distillation = DistillationLoss(tuple(weights)).to(device)
+        weights = args.distil * len(cfg.class_names) if len(args.distil) == 1 else args.distil
+        recipe.distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True))).to(device)
 
     progress = {"epoch": args.resume_epoch, "totals": {}, "best": -1.0}
     if state:
@@ -376,8 +392,9 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
     )
+    first = progress["epoch"] * steps + int(progress["totals"].get("steps", 0))
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(folder, progress["epoch"])) if rank() == 0 else None
+        journal = stack.enter_context(Journal(folder, progress["epoch"], first)) if rank() == 0 else None
         interrupted = stack.enter_context(Interruption())
         return _epochs(args, recipe, loader, sampler, validation, progress, journal, interrupted, say)
 
@@ -443,7 +460,7 @@ def _epochs(
             if _is_numbered(epoch + 1, cfg):
                 save_checkpoint(folder / f"{cfg.backbone}_2cls6anchors_epoch_{epoch + 1}.pth", result)
         save_last()
-        if interrupted():
+        if sum_over_processes(torch.tensor(int(interrupted()), device=recipe.trusted.device)):
             say(f"stopped after epoch {epoch + 1}; to go on: the same command and --resume")
             return interrupted.exit_code
     if rank() == 0:
@@ -524,8 +541,9 @@ def _schedule(args: argparse.Namespace, cfg: ModelConfig, steps: int) -> Callabl
 
 
 def _settings(args: argparse.Namespace) -> dict:
-    """What a continuation must not change."""
-    return {key: value for key, value in vars(args).items() if key not in FREE_ON_RESUME}
+    """What a continuation must not change; a cosine ends with the run, so its length counts too."""
+    free = FREE_ON_RESUME if args.schedule == "cosine" else FREE_ON_RESUME | {"epochs"}
+    return {key: value for key, value in vars(args).items() if key not in free}
 
 
 def _check_settings(args: argparse.Namespace, saved: dict | None, path: Path) -> None:
@@ -625,11 +643,11 @@ class Journal:
 
     Args:
         folder: the run's.
-        epoch: epochs done; what an earlier attempt wrote about later ones is dropped.
+        epoch, step: epochs and steps done; what an earlier attempt wrote about later ones is dropped.
     """
 
-    def __init__(self, folder: Path, epoch: int) -> None:
-        self.path = folder / "results.csv"
+    def __init__(self, folder: Path, epoch: int, step: int) -> None:
+        self.path, self._first_step = folder / "results.csv", step
         self.rows: list[dict] = []
         if epoch and self.path.exists():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -638,7 +656,8 @@ class Journal:
     def __enter__(self) -> Journal:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.path.parent / "tensorboard"))
+        folder = self.path.parent / "tensorboard"
+        self._writer = SummaryWriter(str(folder), purge_step=self._first_step)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -659,8 +678,7 @@ class Journal:
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
         for name, value in row.items():
-            if name != "epoch":
-                self._writer.add_scalar(f"epoch/{name}", value, row["epoch"])
+            self._writer.add_scalar(f"epoch/{name}", value, row["epoch"])
 
 
 if __name__ == "__main__":

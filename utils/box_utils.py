@@ -135,11 +135,11 @@ def match(
 
     A prior takes the truth that it overlaps most, from ``match_iou`` on (the first of equal ones). Besides,
     every truth gets the prior that overlaps it most, the last truth where several want the same; a truth
-    for which this is below ``best_prior_iou`` is dropped, and so is an image whose truths all are. As in the
-    published code, a dropped truth still takes the place of another in its best prior if that is matched.
+    for which this is below ``best_prior_iou`` is dropped. As in the published code, a dropped truth still
+    takes the place of another in its best prior if that is matched.
 
     Only pairs that can reach the IoU in question are looked at: for a truth and a grid these lie in a window
-    around the truth's centre. At most `MAX_PAIRS` pairs are worked on at once, about 400 MB.
+    around the truth's centre. Memory: about 50 bytes a prior of the batch, and `MAX_PAIRS` pairs.
 
     Args:
         boxes_norm: Tensor[M, 4] an image, x1 y1 x2 y2, normalised, positive width and height.
@@ -147,7 +147,8 @@ def match(
         grids: the priors.
     """
     device, count = grids.priors.device, len(grids.priors)
-    image = torch.repeat_interleave(torch.tensor([len(boxes) for boxes in boxes_norm])).to(device)
+    counts = torch.tensor([len(boxes) for boxes in boxes_norm], dtype=torch.int64)
+    image = torch.repeat_interleave(counts).to(device)
     truths = torch.cat([*boxes_norm, grids.priors.new_zeros(0, 4)])
     everyone = torch.arange(len(truths), device=device)
 

@@ -135,13 +135,14 @@ class DistillationLoss(nn.Module):
     Summed over all priors where the teachers decide; near zero, with its gradient, where the student agrees.
 
     Args:
-        class_weights: weight of each class, in label order.
+        class_weights: weight of each class by name, in label order.
         loc_weight: weight of the boxes beside the scores.
     """
 
-    def __init__(self, class_weights: tuple[float, ...], loc_weight: float = 2.0) -> None:
+    def __init__(self, class_weights: dict[str, float], loc_weight: float = 2.0) -> None:
         super().__init__()
-        self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+        self.names = tuple(class_weights)
+        self.register_buffer("class_weights", torch.tensor(list(class_weights.values())), persistent=False)
         self.loc_weight = loc_weight
 
     @staticmethod
@@ -162,28 +163,24 @@ class DistillationLoss(nn.Module):
             positives: what the sums are divided by, see `positives`.
 
         Returns:
-            ``distil_loc`` and ``distil_class``, scalars.
+            ``distil_loc`` and, by class, ``distil_face`` and ``distil_person``, scalars.
         """
         logits, weights = logits.float(), decides * self.class_weights
-        total = logits.new_zeros(())
-        for c in range(weights.shape[2]):
-            others = torch.cat([logits[..., : c + 1], logits[..., c + 2 :]], 2).logsumexp(2)
+        losses = {}
+        for c, name in enumerate(self.names):
+            rest = torch.cat([logits[..., : c + 1], logits[..., c + 2 :]], 2).logsumexp(2)
             score = lesson.scores[..., c]
             entropy = F.binary_cross_entropy(score, score, reduction="none")
-            cross = F.binary_cross_entropy_with_logits(logits[..., c + 1] - others, score, reduction="none")
-            total = total + ((cross - entropy) * weights[..., c]).sum()
+            cross = F.binary_cross_entropy_with_logits(logits[..., c + 1] - rest, score, reduction="none")
+            losses[f"distil_{name}"] = ((cross - entropy) * weights[..., c]).sum() / positives
 
-        weight, best = (lesson.scores * weights).max(2)
-        image, prior = (
-            lesson.scores.gather(2, best[..., None])[..., 0] * (weight > 0) >= MIN_BOX_SCORE
-        ).nonzero(as_tuple=True)
-        distance = F.smooth_l1_loss(
-            loc[image, prior].float(), lesson.loc[image, prior], reduction="none"
-        ).sum(1)
-        return {
-            "distil_loc": self.loc_weight * (distance * weight[image, prior]).sum() / positives,
-            "distil_class": total / positives,
-        }
+        weight, likeliest = (lesson.scores * weights).max(2)
+        score = lesson.scores.gather(2, likeliest[..., None])[..., 0]
+        image, prior = ((score >= MIN_BOX_SCORE) & (weight > 0)).nonzero(as_tuple=True)
+        theirs = lesson.loc[image, prior]
+        distance = F.smooth_l1_loss(loc[image, prior].float(), theirs, reduction="none").sum(1)
+        losses["distil_loc"] = self.loc_weight * (distance * weight[image, prior]).sum() / positives
+        return losses
 
 
 def who_decides(

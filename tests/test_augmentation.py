@@ -1,0 +1,148 @@
+"""Training augmentation: each function on cases worked out by hand, the whole against the plain version."""
+
+from __future__ import annotations
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import plain_training
+from data import data_augment
+from data.data_augment import TrainTransform
+
+NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_crop_keeps_boxes_by_their_centre_and_cuts_them():
+    boxes = np.float32([[0, 0, 10, 10], [8, 8, 20, 20], [28, 28, 34, 36], [5, 5, 15, 15], [10, 12, 10, 20]])
+    cut, kept = data_augment.crop_boxes(boxes, (10, 10, 20))
+    # The centre of the fourth lies on the border, the fifth has no width.
+    assert kept.tolist() == [False, True, False, False, False]
+    assert cut.tolist() == [[0, 0, 10, 10]]
+
+
+def test_a_crop_of_nothing():
+    cut, kept = data_augment.crop_boxes(NO_BOXES, (0, 0, 5))
+    assert cut.shape == (0, 4) and kept.shape == (0,)
+    crop = data_augment.choose_crop((40, 60), NO_BOXES, 64, 0, np.random.default_rng(0))
+    assert crop is not None
+
+
+def test_a_crop_drops_boxes_that_would_be_small():
+    boxes = np.float32([[2, 2, 6, 12], [2, 2, 12, 12]])
+    assert data_augment.crop_boxes(boxes, (0, 0, 20), min_side=5)[1].tolist() == [False, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_a_chosen_crop_lies_in_the_picture_and_holds_a_box_whole(height, width, count, seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.random((count, 2, 2)) * (width, height)
+    boxes = np.concatenate([corners.min(1), corners.max(1)], 1).astype(np.float32)
+    crop = data_augment.choose_crop((height, width), boxes, 64, 0.0, rng)
+    if crop is None:
+        assert count
+        return
+    left, top, side = crop
+    assert min(left, top) >= 0 and left + side <= width and top + side <= height and side >= 1
+    if count:
+        moved = boxes - np.float32([left, top, left, top])
+        assert ((moved >= 0) & (moved <= side)).all(1).any()
+
+
+def test_a_picture_whose_boxes_fit_no_crop_is_padded():
+    image, boxes = noise(40, 80), np.float32([[0, 0, 80, 40]])
+    out, boxes_norm, labels = TrainTransform(32)(image, boxes, np.array([2]), np.random.default_rng(1))
+    assert out.shape == (32, 32, 3) and out.dtype == np.uint8
+    assert labels.tolist() == [2]
+    np.testing.assert_allclose(boxes_norm, [[0, 0, 1, 0.5]], atol=1e-6)
+
+
+def test_mirror_twice_is_the_picture():
+    image, boxes = noise(6, 9), np.float32([[1, 2, 4, 5]])
+    once, moved = data_augment.mirror(image, boxes)
+    assert moved.tolist() == [[5, 2, 8, 5]]
+    twice, back = data_augment.mirror(once, moved)
+    assert np.array_equal(twice, image) and np.array_equal(back, boxes)
+
+
+def test_pad_fills_the_right_with_the_mean():
+    padded = data_augment.pad_to_square(noise(4, 2))
+    assert padded.shape == (4, 4, 3) and (padded[:, 2:] == (104, 117, 123)).all()
+    assert np.array_equal(padded[:, :2], noise(4, 2))
+    square = noise(3, 3)
+    assert data_augment.pad_to_square(square) is square
+
+
+def test_zoom_out_moves_boxes_with_the_picture():
+    image = noise(10, 20)
+    canvas, boxes = data_augment.zoom_out(image, np.float32([[0, 0, 20, 10]]), 2.5, np.random.default_rng(3))
+    assert canvas.shape == (25, 50, 3)
+    left, top, right, bottom = boxes[0].astype(int)
+    assert np.array_equal(canvas[top:bottom, left:right], image)
+
+
+@pytest.mark.parametrize("delta, factor", [(-31.7, 0.5), (0.0, 1.0), (12.3, 1.49), (32, 0.77)])
+def test_tables_equal_the_plain_arithmetic(delta, factor):
+    levels = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(
+        data_augment.brighten_table(delta), plain_training.scale_and_shift(levels, shift=delta)
+    )
+    assert np.array_equal(data_augment.contrast_table(factor), plain_training.scale_and_shift(levels, factor))
+
+
+@pytest.mark.parametrize("hue, saturation", [(0, 1.0), (-18, 0.6), (17, 1.4)])
+def test_hue_and_saturation_equal_the_plain_arithmetic(hue, saturation):
+    image = noise(20, 30)
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    hsv[:, :, 1] = plain_training.scale_and_shift(hsv[:, :, 1], saturation)
+    hsv[:, :, 0] = (hsv[:, :, 0].astype(int) + hue) % 180
+    expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    assert np.array_equal(data_augment.shift_hue_and_saturation(image, hue, saturation), expected)
+
+
+@pytest.mark.parametrize("interpolation", data_augment.INTERPOLATIONS)
+def test_resizing_is_opencv_s(interpolation):
+    image = cv2.GaussianBlur(noise(50, 50), (3, 3), 0)
+    ours = data_augment.resize(image, 70, interpolation).astype(int)
+    exact = cv2.resize(image, (70, 70), interpolation=interpolation).astype(int)
+    assert np.abs(ours - exact).max() <= 1  # Lanczos goes through float32
+
+
+def test_the_same_seed_gives_the_same_sample():
+    image, boxes = noise(60, 80), np.float32([[10, 10, 30, 40]])
+    one, same, other = (
+        TrainTransform(48, zoom_out=2)(image, boxes, np.array([1]), np.random.default_rng(seed))
+        for seed in (5, 5, 6)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not np.array_equal(one[0], other[0])
+
+
+def test_samples_are_spread_like_the_plain_version_s():
+    """Boxes, their sizes and the brightness of many samples have the same means, within chance."""
+    image = cv2.resize(noise(9, 12), (160, 120), interpolation=cv2.INTER_CUBIC)
+    boxes = np.float32([[20, 20, 40, 50], [100, 30, 112, 44], [60, 70, 150, 118]])
+    labels = np.array([1, 1, 2])
+    random.seed(0)
+    transform, found = TrainTransform(32), {"ours": [], "plain": []}
+    for i in range(600):
+        pictures = {
+            "ours": transform(image, boxes, labels, np.random.default_rng(i)),
+            "plain": plain_training.augment(image, boxes.astype(float), labels, 32),
+        }
+        for name, (picture, kept, _) in pictures.items():
+            sizes = kept[:, 2:] - kept[:, :2]
+            level = picture.mean() + (np.mean((104, 117, 123)) if name == "plain" else 0)
+            found[name].append([len(kept), sizes.mean(), kept[:, 0].mean(), level, picture.std()])
+    ours, plain = (np.array(found[name]) for name in ("ours", "plain"))
+    error = np.sqrt(ours.var(0) / len(ours) + plain.var(0) / len(plain))
+    assert (np.abs(ours.mean(0) - plain.mean(0)) < 4 * error).all()

@@ -1,0 +1,149 @@
+"""Teachers: who speaks about what, who decides, and the loss that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.config import cfg_mnet, one_class
+from layers.functions.prior_box import PriorBox
+from layers.modules.distillation import DistillationLoss, Lesson, Teachers, who_decides
+from models.retinaface import RetinaFace
+from utils.box_utils import Matches, decode
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[RetinaFace, RetinaFace]:
+    """A one-class parent and a two-class network with random weights."""
+    torch.manual_seed(0)
+    pair = RetinaFace(one_class(cfg_mnet)), RetinaFace(cfg_mnet)
+    for network in pair:
+        for head in [*network.ClassHead, *network.BboxHead]:
+            torch.nn.init.normal_(head.conv1x1.weight, std=0.5)
+    return tuple(network.eval() for network in pair)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, *SIZE) * 50
+
+
+def test_a_one_class_parent_speaks_about_faces_on_square_priors(networks, images):
+    parent, _ = networks
+    teachers = Teachers([parent], cfg_mnet)
+    lesson = teachers(images)
+    priors = lesson.scores.shape[1]
+    taught = teachers.taught(priors, images.device)
+    square = torch.arange(priors) % 3 == 0
+    assert taught[square].tolist() == [[True, False]] * int(square.sum()) and not taught[~square].any()
+    assert not lesson.scores[:, ~square].any() and not lesson.scores[..., 1].any()
+    with torch.no_grad():
+        loc, logits = parent(images)
+    torch.testing.assert_close(lesson.scores[:, square, 0], logits.softmax(2)[..., 1], atol=1e-4, rtol=1e-4)
+    # The parent's priors are not clipped, so its offsets differ; the boxes are the same.
+    own, theirs = PriorBox(cfg_mnet)(SIZE), PriorBox(parent.cfg)(SIZE)
+    assert not torch.equal(own[square], theirs)
+    boxes = decode(lesson.loc[:, square], own[square], cfg_mnet.variances)
+    torch.testing.assert_close(boxes, decode(loc, theirs, cfg_mnet.variances), atol=1e-3, rtol=1e-3)
+
+
+def test_the_first_teacher_that_knows_speaks(networks, images):
+    parent, two = networks
+    first, second = Teachers([parent], cfg_mnet)(images), Teachers([two], cfg_mnet)(images)
+    both = Teachers([parent, two], cfg_mnet)
+    lesson = both(images)
+    square = torch.arange(lesson.scores.shape[1]) % 3 == 0
+    assert both.taught(len(square), images.device).all()
+    assert torch.equal(lesson.scores[:, square, 0], first.scores[:, square, 0])
+    assert torch.equal(lesson.scores[..., 1], second.scores[..., 1])
+    assert torch.equal(lesson.scores[:, ~square], second.scores[:, ~square])
+    # The box is that of the likelier class.
+    face = lesson.scores[..., 0] >= lesson.scores[..., 1]
+    assert torch.equal(lesson.loc[:, square][face[:, square]], first.loc[:, square][face[:, square]])
+    assert torch.equal(lesson.loc[:, square][~face[:, square]], second.loc[:, square][~face[:, square]])
+    reverse = Teachers([two, parent], cfg_mnet)(images)
+    assert torch.equal(reverse.scores, second.scores) and torch.equal(reverse.loc, second.loc)
+
+
+def test_a_teacher_of_other_priors_is_refused():
+    other = RetinaFace(replace(cfg_mnet, heights_over_widths=(1.0, 2.0)))
+    with pytest.raises(ValueError, match="other priors or classes"):
+        Teachers([other], cfg_mnet)
+
+
+def test_teachers_stay_in_evaluation_mode(networks):
+    teachers = Teachers(list(networks), cfg_mnet).train()
+    assert not any(module.training for module in teachers.modules())
+    assert not any(parameter.requires_grad for parameter in teachers.parameters())
+
+
+def matches_at(*pairs: tuple[int, int], batch: int = 2) -> Matches:
+    image, prior = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+    return Matches(batch, image, prior, torch.ones(len(pairs), dtype=torch.int64), torch.zeros(len(pairs), 4))
+
+
+def test_labels_then_teachers_then_nobody_decide():
+    labelled = torch.tensor([[True, False], [False, True]])  # faces in image 0, persons in image 1
+    taught = torch.tensor([[True, True], [False, True], [True, False]])
+    trust_no_one = torch.tensor([False, False])
+    unknown, decides = who_decides(labelled, matches_at(), taught, trust_no_one)
+    assert unknown.expand(-1, 3, -1).tolist() == [[[False, True]] * 3, [[True, False]] * 3]
+    assert decides[0].tolist() == [[False, True], [False, True], [False, False]]
+    assert decides[1].tolist() == [[True, False], [False, False], [True, False]]
+
+    trust_faces = torch.tensor([True, False])
+    unknown, decides = who_decides(labelled, matches_at((0, 0)), taught, trust_faces)
+    # Where no teacher speaks about faces (prior 1), labels decide all the same.
+    assert unknown[0, :, 0].tolist() == [True, False, True]
+    # Prior 0 of image 0 is matched: it learns its label.
+    assert decides[0].tolist() == [[False, False], [False, True], [True, False]]
+
+
+def test_without_teachers_labels_decide():
+    labelled = torch.tensor([[True, False]])
+    unknown, decides = who_decides(labelled, matches_at(batch=1), None, torch.tensor([True, True]))
+    assert unknown.tolist() == [[[False, True]]] and decides is None
+
+
+def lesson_of(logits: torch.Tensor, loc: torch.Tensor) -> Lesson:
+    return Lesson(logits.softmax(2)[..., 1:], loc)
+
+
+def test_an_equal_student_loses_nothing_and_is_left_alone():
+    logits, loc = torch.randn(2, 9, 3, requires_grad=True), torch.randn(2, 9, 4, requires_grad=True)
+    lesson = lesson_of(logits.detach(), loc.detach())
+    everywhere = torch.ones(2, 9, 2, dtype=torch.bool)
+    losses = DistillationLoss({"face": 1.0, "person": 2.0})(loc, logits, lesson, everywhere, 1)
+    total = sum(losses.values())
+    assert abs(total.item()) < 1e-5
+    assert all(g.abs().max() < 1e-6 for g in torch.autograd.grad(total, (logits, loc)))
+
+
+def test_the_divergence_of_one_prior_by_hand():
+    logits, loc = torch.tensor([[[0.5, 0.3, 0.2]]]).log(), torch.zeros(1, 1, 4)
+    lesson = Lesson(torch.tensor([[[0.8, 0.0]]]), torch.tensor([[[2.0, 0, 0, 0]]]))
+    face = torch.tensor([[[True, False]]])
+    losses = DistillationLoss({"face": 3.0, "person": 5.0}, loc_weight=2.0)(loc, logits, lesson, face, 4)
+    # 0.8 log(0.8 / 0.3) + 0.2 log(0.2 / 0.7) = 0.78466 - 0.25055, times 3 / 4.
+    assert losses["distil_face"].item() == pytest.approx(0.53411 * 3 / 4, abs=1e-4)
+    assert losses["distil_person"] == 0
+    # Smooth-L1 of a distance of 2 is 1.5; times loc weight, class weight, score, over 4.
+    assert losses["distil_loc"].item() == pytest.approx(1.5 * 2 * 3 * 0.8 / 4, abs=1e-5)
+    assert DistillationLoss.positives(lesson, face) == 1
+
+
+def test_nothing_is_taught_where_teachers_do_not_decide():
+    logits, loc = torch.randn(1, 5, 3, requires_grad=True), torch.randn(1, 5, 4, requires_grad=True)
+    lesson = lesson_of(torch.randn(1, 5, 3), torch.randn(1, 5, 4))
+    decides = torch.zeros(1, 5, 2, dtype=torch.bool)
+    decides[0, 1, 0] = True
+    losses = DistillationLoss({"face": 1.0, "person": 1.0})(loc, logits, lesson, decides, 1)
+    gradients = torch.autograd.grad(sum(losses.values()), (logits, loc), materialize_grads=True)
+    for gradient in gradients:
+        assert gradient[0, 1].abs().sum() > 0
+        gradient[0, 1] = 0
+        assert not gradient.any()

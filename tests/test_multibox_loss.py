@@ -1,0 +1,143 @@
+"""MultiBox loss: the plain version, unlabelled classes, pictures without boxes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.plain_training import multibox_loss
+from data.config import cfg_mnet
+from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
+from tests.test_matching import random_boxes
+from utils.box_utils import encode
+
+SIZE = (96, 96)
+
+
+def case(counts: list[int], seed: int = 0) -> tuple:
+    """Random outputs and targets of a batch: loc, logits, targets."""
+    generator = torch.Generator().manual_seed(seed)
+    priors = len(MultiBoxLoss(cfg_mnet).grids(SIZE, torch.device("cpu")).priors)
+    loc = torch.randn(len(counts), priors, 4, generator=generator, requires_grad=True)
+    logits = (torch.randn(len(counts), priors, 3, generator=generator) * 3).requires_grad_()
+    targets = []
+    for i, count in enumerate(counts):
+        boxes = random_boxes(count, seed + i)
+        labels = torch.randint(1, 3, (len(boxes),), generator=generator)
+        targets.append({"boxes_norm": boxes, "labels": labels})
+    return loc, logits, targets
+
+
+def known(batch: int) -> torch.Tensor:
+    return torch.zeros(batch, 1, 2, dtype=torch.bool)
+
+
+def loss_of(criterion: MultiBoxLoss, loc, logits, targets, unknown) -> dict[str, torch.Tensor]:
+    matches = criterion.match(targets, SIZE, loc.device)
+    return criterion(loc, logits, matches, criterion.grids(SIZE, loc.device).priors, unknown)
+
+
+@pytest.mark.parametrize("counts", [[0], [0, 0, 0], [1], [0, 1, 5], [300], [300, 0, 2], [40, 40]])
+@pytest.mark.parametrize("negatives_of_empty", [0, 7])
+def test_agrees_with_the_plain_version(counts, negatives_of_empty):
+    loc, logits, targets = case(counts, seed=len(counts))
+    criterion = MultiBoxLoss(cfg_mnet, negatives_of_empty=negatives_of_empty)
+    ours = loss_of(criterion, loc, logits, targets, known(len(counts)))
+    plain = multibox_loss(
+        loc,
+        logits,
+        criterion.grids(SIZE, loc.device).priors,
+        [target["boxes_norm"] for target in targets],
+        [target["labels"] for target in targets],
+        negatives_of_empty=negatives_of_empty,
+    )
+    torch.testing.assert_close(ours["loc"], 2 * plain[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours["class"], plain[1], rtol=1e-5, atol=1e-5)
+    gradients = (
+        torch.autograd.grad(total, (loc, logits), materialize_grads=True)
+        for total in (ours["loc"] + ours["class"], 2 * plain[0] + plain[1])
+    )
+    for own, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_picture_without_boxes_gives_negatives():
+    loc, logits, targets = case([0])
+    loss = loss_of(MultiBoxLoss(cfg_mnet), loc, logits, targets, known(1))
+    assert loss["loc"] == 0 and loss["class"] > 0
+    (gradient,) = torch.autograd.grad(loss["class"], logits)
+    touched = gradient[0].abs().sum(1) > 0
+    assert touched.sum() == 7
+    # The hardest: those least sure of the background.
+    background = logits[0].softmax(1)[:, 0]
+    assert background[touched].max() <= background[~touched].min()
+
+
+def test_nothing_pushes_an_unlabelled_class_down():
+    loc, logits, targets = case([4, 0, 30])
+    for target in targets:
+        target["labels"].fill_(2)
+    unknown = known(3)
+    unknown[..., 0] = True  # faces
+    criterion = MultiBoxLoss(cfg_mnet)
+    matches = criterion.match(targets, SIZE, loc.device)
+    loss = loss_of(criterion, loc, logits, targets, unknown)["class"]
+    (gradient,) = torch.autograd.grad(loss, logits)
+    gradient[matches.image, matches.prior] = 0
+    assert (gradient[..., 1] <= 0).all() and (gradient[..., 1] < 0).any()
+    assert (gradient[..., 2] >= 0).all() and (gradient[..., 2] > 0).any()
+
+
+def test_the_loss_of_a_negative_merges_background_and_the_unlabelled_class():
+    criterion = MultiBoxLoss(cfg_mnet, negatives_of_empty=1)
+    loc, logits, targets = case([0])
+    logits = torch.full_like(logits, -20.0)
+    logits[..., 0] = 0.0
+    logits[0, 5] = torch.tensor([0.2, 0.5, 0.3]).log()
+    unknown = known(1)
+    assert loss_of(criterion, loc, logits, targets, unknown)["class"].item() == pytest.approx(
+        -math.log(0.2), abs=1e-5
+    )
+    unknown[..., 0] = True
+    assert loss_of(criterion, loc, logits, targets, unknown)["class"].item() == pytest.approx(
+        -math.log(0.7), abs=1e-5
+    )
+    unknown[..., 1] = True
+    assert loss_of(criterion, loc, logits, targets, unknown)["class"].item() == 0
+
+
+def test_unknown_at_single_priors():
+    criterion = MultiBoxLoss(cfg_mnet, negatives_of_empty=1)
+    loc, logits, targets = case([0])
+    logits = torch.full_like(logits, -20.0)
+    logits[..., 0] = 0.0
+    logits[0, 5] = torch.tensor([0.2, 0.8, 1e-6]).log()
+    logits[0, 8] = torch.tensor([0.6, 0.4, 1e-6]).log()
+    unknown = known(1).repeat(1, logits.shape[1], 1)
+    unknown[0, 5, 0] = True
+    loss = loss_of(criterion, loc, logits, targets, unknown)["class"].item()
+    assert loss == pytest.approx(-math.log(0.6), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LOC_LOSSES)
+def test_boxes_that_fit_cost_nothing(name):
+    criterion = MultiBoxLoss(cfg_mnet, loc_loss=name)
+    loc, logits, targets = case([6])
+    matches = criterion.match(targets, SIZE, loc.device)
+    priors = criterion.grids(SIZE, loc.device).priors
+    wrong = criterion(loc, logits, matches, priors, known(1))["loc"]
+    with torch.no_grad():
+        loc[matches.image, matches.prior] = encode(
+            matches.boxes_norm, priors[matches.prior], cfg_mnet.variances
+        )
+    right = criterion(loc, logits, matches, priors, known(1))["loc"]
+    assert wrong.item() > 0.1 and abs(right.item()) < 1e-4
+
+
+def test_extreme_logits_stay_finite():
+    loc, logits, targets = case([3, 0])
+    loss = loss_of(MultiBoxLoss(cfg_mnet), loc, logits * 1e4, targets, known(2))
+    (gradient,) = torch.autograd.grad(loss["class"], logits)
+    assert torch.isfinite(loss["class"]) and torch.isfinite(gradient).all()

@@ -1,0 +1,89 @@
+"""The training data set, its batches and its order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data.annotations import ImageAnnotation, write_annotations
+from data.data_augment import TrainTransform
+from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
+from tests.training_data import make_list
+from utils.cli import DataError
+
+
+def test_pictures_without_boxes_and_classes_without_labels(tmp_path):
+    faces = make_list(tmp_path / "a", 4, ("face",))
+    both = make_list(tmp_path / "b", 2, size=60)
+    dataset = WiderFaceDetection([faces, both], TrainTransform(32))
+    assert len(dataset) == 6 and dataset.list_sizes == [4, 2] and dataset.dropped == 0
+    image, target = dataset[3, 7]
+    assert image.shape == (32, 32, 3) and image.dtype == torch.uint8
+    assert target["boxes_norm"].shape == (0, 4) and target["labels"].shape == (0,)
+    assert [dataset[i, 0][1]["labelled"].tolist() for i in (0, 5)] == [[True, False], [True, True]]
+    images, targets = detection_collate([dataset[0, 0], dataset[3, 0]])
+    assert images.shape == (2, 32, 32, 3) and len(targets) == 2
+
+
+def test_boxes_are_cut_to_the_picture_and_those_without_area_dropped(tmp_path):
+    path = make_list(tmp_path, 1)
+    boxes = [[-0.1, 0.2, 0.3, 0.9], [0.5, 0.5, 0.0, 0.1], [1.2, 0.1, 0.2, 0.2], [0.3, 0.3, -0.1, 0.1]]
+    write_annotations(path, [ImageAnnotation("0.png", [1, 2, 1, 2], boxes)])
+    dataset = WiderFaceDetection([path])
+    assert dataset.dropped == 3
+    boxes_norm, labels = dataset.annotation(0)
+    np.testing.assert_allclose(boxes_norm, [[0, 0.2, 0.2, 1]], atol=1e-7)
+    assert labels.tolist() == [1]
+
+
+def test_faults_name_the_line(tmp_path):
+    path = make_list(tmp_path, 2)
+    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    dataset = WiderFaceDetection([path], TrainTransform(32))
+    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: not a picture"):
+        dataset[1, 0]
+    (tmp_path / "images" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: no such picture; .*--images_dir"):
+        WiderFaceDetection([path])
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(DataError, match=r"empty\.txt: names no picture"):
+        WiderFaceDetection([tmp_path / "empty.txt"])
+
+
+def test_pictures_in_a_folder_of_their_own(tmp_path):
+    path = make_list(tmp_path, 2)
+    (tmp_path / "images").rename(tmp_path / "photos")
+    assert len(WiderFaceDetection([path], images_dir=tmp_path / "photos")) == 2
+
+
+def epoch_of(sampler: EpochSampler, epoch: int, first_step: int = 0) -> list:
+    sampler.set_epoch(epoch, first_step)
+    return list(sampler)
+
+
+def test_an_epoch_sees_every_picture_once_and_epochs_differ():
+    sampler = EpochSampler([5, 6], [1, 1], 4)
+    epoch = epoch_of(sampler, 0)
+    assert len(sampler) == 3 and [len(batch) for batch in epoch] == [4, 4, 3]
+    assert sorted(index for batch in epoch for index, _ in batch) == list(range(11))
+    assert epoch_of(sampler, 0) == epoch and epoch_of(sampler, 1) != epoch
+    assert epoch_of(sampler, 0, 2) == epoch[2:]
+    assert epoch_of(EpochSampler([5, 6], [1, 1], 4, seed=1), 0) != epoch
+
+
+def test_lists_are_repeated_and_thinned():
+    epoch = epoch_of(EpochSampler([4, 8], [2.5, 0.25], 100), 3)
+    count = np.bincount([index for batch in epoch for index, _ in batch], minlength=12)
+    assert count[:4].sum() == 10 and set(count[:4]) == {2, 3}
+    assert count[4:].sum() == 2 and count[4:].max() == 1
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_same_batches(processes):
+    whole = epoch_of(EpochSampler([10], [1], 4), 0)
+    shares = [epoch_of(EpochSampler([10], [1], 4, 0, rank, processes), 0) for rank in range(processes)]
+    whole = whole[: len(shares[0])]
+    joined = [[key for part in parts for key in part] for parts in zip(*shares, strict=True)]
+    assert joined == whole
+    assert all(batch for share in shares for batch in share)

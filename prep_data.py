@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.annotations import iter_annotations, labelled_classes, write_list
-from data.config import CLASS_LABELS, CLASS_NAMES
+from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS
 from utils.arguments import parser_of
 from utils.cli import BAD_DATA, OK, DataError, UsageError, run, warn
 from utils.files import write_text
@@ -42,6 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         _add_openimages,
         _add_widerface,
         _add_clean,
+        _add_anchors,
         _add_link,
         _add_split,
         _add_merge,
@@ -289,6 +290,79 @@ def clean(args: argparse.Namespace) -> int:
         sheet = report.with_suffix(".jpg")
         findings_sheet(findings, args.list, pictures, sheet)
         print(f"{sheet}: what was found, some of each rule")
+    return OK
+
+
+def _add_anchors(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, anchors, "data/oi/val/wider_val_gt.txt --output anchors.png")
+    _add_list(parser)
+    _add_output(parser, "plot to write; the numbers and the proposed configuration go to FILE.json")
+    parser.add_argument(
+        "--network", choices=list(NETWORKS), default="mobile0.25", help="whose priors to judge"
+    )
+    parser.add_argument("--side", type=int, metavar="PIXELS", help="training side (default: the network's)")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="take this size for every picture, where the pictures are not at hand",
+    )
+    parser.add_argument("--clusters", type=int, default=12, metavar="K", help="k-means for 1 to K clusters")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of k-means")
+
+
+def anchors(args: argparse.Namespace) -> int:
+    """Box statistics, k-means of box shapes, and how well the priors cover the boxes. Sizes are pixels of
+    the square training picture. A configuration that covers more is proposed, if there is one."""
+    from data import anchors as a
+    from data.picture_folder import picture_folder
+
+    cfg = NETWORKS[args.network]
+    side = args.side or cfg.image_size
+    if side < 1 or args.clusters < 1 or min(args.image_size or [1]) < 1:
+        raise UsageError("expected --side, --clusters and --image_size of at least 1")
+    pictures = None if args.image_size else picture_folder(args.list, args.images)
+    shapes = a.read_shapes(args.list, side, pictures, args.image_size)
+    found = a.statistics(shapes)
+    print(f"{len(shapes)} boxes in a square of {side} px; percentiles {', '.join(map(str, a.PERCENTILES))}")
+    for name, columns in found.items():
+        _say((f"{name} {key}", "".join(f"{v:8.2f}" for v in values)) for key, values in columns.items())
+
+    sample = shapes.sample(a.FIT_BOXES, args.seed).boxes_cxcywh[:, 2:]
+    clusters = [a.k_means(sample, k, args.seed) for k in range(1, args.clusters + 1)]
+    print("\nk-means of the shapes: clusters, mean IoU, width x height")
+    for k, (centres, mean_iou) in enumerate(clusters, 1):
+        print(f"{k:3d}  {mean_iou:.3f}  {' '.join(f'{w:.0f}x{h:.0f}' for w, h in centres)}")
+
+    recall = a.prior_recall(shapes, cfg)
+    print(f"\nboxes with a prior of {cfg.name} at IoU {', '.join(map(str, a.IOUS))} or more")
+    for row in recall:
+        size = "all sizes" if row.bounds == a.ALL_SIZES else "{:g} to {:g} px".format(*row.bounds)
+        print(f"{row.name:7} {size:14} {row.boxes:8d}" + "".join(f"{share:8.1%}" for share in row.shares))
+    steps = a.ratio_steps(shapes, cfg)
+    print("\nheight / width of the priors, and the mean of the classes' recalls at IoU 0.45")
+    _say((", ".join(map(str, ratios)), f"{share:.1%}") for ratios, share in steps)
+
+    proposal, before, after = a.propose(shapes, cfg)
+    shown = {"min_sizes": proposal.min_sizes, "heights_over_widths": proposal.heights_over_widths}
+    print(
+        f"\nproposal, {before:.1%} to {after:.1%}: {json.dumps(shown)}" if after > before else "\nno proposal"
+    )
+    numbers = {
+        "side": side,
+        "percentiles": a.PERCENTILES,
+        "statistics": found,
+        "k_means": [{"mean_iou": mean_iou, "sizes": centres.tolist()} for centres, mean_iou in clusters],
+        "recall": [asdict(row) | {"ious": a.IOUS} for row in recall],
+        "ratio_steps": steps,
+        "config": proposal.to_dict(),
+    }
+    write_text(
+        args.output.with_suffix(".json"), json.dumps(numbers, indent=1).replace("Infinity", "null") + "\n"
+    )
+    a.plot(shapes, cfg, clusters, args.output)
+    print(f"{args.output}, {args.output.with_suffix('.json')}: written")
     return OK
 
 

@@ -24,12 +24,12 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 from data.annotations import iter_annotations, labelled_classes, write_list
 from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS
-from utils.arguments import parser_of
-from utils.cli import BAD_DATA, OK, DataError, UsageError, run, warn
+from utils.cli import BAD_DATA, OK, DataError, UsageError, parser_of, run, warn
 from utils.files import write_text
 
 # Modules of a step are imported when it runs: most need neither torch nor polars nor matplotlib.
@@ -39,6 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
     for add in (
+        _add_download,
+        _add_unpack,
         _add_openimages,
         _add_widerface,
         _add_clean,
@@ -86,6 +88,129 @@ def _say(rows: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+def _add_download(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, download, "--split validation --output data/open_images --limit 1000")
+    parser.add_argument("--split", choices=["train", "validation", "test"], required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    group = parser.add_argument_group("what")
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        default=["Human face", "Person", "Man", "Woman", "Boy", "Girl"],
+        metavar="NAME",
+        help="pictures with a box of these (default: Human face, Person, Man, Woman, Boy, Girl)",
+    )
+    group.add_argument(
+        "--list", type=Path, metavar="FILE", help="the pictures of this annotation list instead"
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="at most the first N pictures")
+    group.add_argument("--annotations_only", action="store_true", help="no pictures")
+    group.add_argument("--image_labels", action="store_true", help="also the image-level labels")
+    group.add_argument("--miap", action="store_true", help="also the MIAP boxes, which have all persons")
+    group.add_argument("--verify", action="store_true", help="only compare the files with the manifest")
+    group = parser.add_argument_group("how")
+    group.add_argument("--base_url", metavar="URL", help="a mirror with the layout of the official servers")
+    group.add_argument("--workers", type=int, default=16, metavar="N", help="downloads at once")
+    group.add_argument("--tries", type=int, default=6, metavar="N", help="attempts a file")
+    group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds without data")
+    group.add_argument("--wait", type=float, default=0.5, metavar="S", help="first pause, doubled every time")
+
+
+def download(args: argparse.Namespace) -> int:
+    """Open Images: box CSV, class names and pictures by plain HTTPS. What is there already stays; a run
+    that was cut off goes on where it was."""
+    from data import download as d
+    from data.open_images import Source, image_ids, label_ids
+    from utils.files import locked
+
+    if min(args.workers, args.tries, args.limit or 1) < 1 or args.timeout <= 0 or args.wait < 0:
+        raise UsageError("expected --workers, --tries, --limit of at least 1 and --timeout, --wait above 0")
+    folder = args.output / args.split
+    if args.verify:
+        problems = list(d.verify(folder))
+        print("\n".join(problems) if problems else f"{folder}: every file is as it was downloaded")
+        return BAD_DATA if problems else OK
+    base = args.base_url.rstrip("/") if args.base_url else None
+    policy = d.Policy(args.tries, args.timeout, args.wait)
+    names = {"class-descriptions.csv": d.CLASS_DESCRIPTIONS, "boxes.csv": d.BOXES[args.split]}
+    if args.image_labels:
+        names["image-labels.csv"] = d.IMAGE_LABELS.format(split=args.split)
+    if args.miap:
+        names["miap-boxes.csv"] = d.MIAP.format(split="val" if args.split == "validation" else args.split)
+    with locked(folder):
+        tables = [d.Item(f"{base or d.ANNOTATIONS_URL}/{url}", name) for name, url in names.items()]
+        complete = args.list is not None or _download(tables, folder, policy, 2, "annotations")
+        if complete and not args.annotations_only:
+            if args.list is not None:
+                ids: Iterable[str] = (Path(a.path).stem for a in iter_annotations(args.list))
+            else:
+                labels = label_ids(args.classes, folder / "class-descriptions.csv")
+                ids = image_ids(Source((folder / "boxes.csv",), dict.fromkeys(labels.values(), 1)))
+            ids = islice(dict.fromkeys(ids), args.limit)
+            pictures = [d.image_item(image_id, args.split, base) for image_id in ids]
+            complete = _download(pictures, folder, policy, args.workers, "pictures")
+    return OK if complete else BAD_DATA
+
+
+def _download(items: list, folder: Path, policy: object, workers: int, what: str) -> bool:
+    """Downloads and says what happened; whether all that the server has is there."""
+    from tqdm import tqdm
+
+    from data.download import MISSING, download_all
+
+    with tqdm(total=len(items), desc=what, unit="file", disable=None) as bar:
+        summary = download_all(items, folder, policy, workers, bar.update)
+    _say(
+        [
+            (f"{what} downloaded", f"{summary.fetched} ({summary.bytes / 1e6:.1f} MB)"),
+            ("there already", summary.there),
+            (
+                "not on the server",
+                f"{len(summary.missing)}{f', see {folder / MISSING}' if summary.missing else ''}",
+            ),
+            ("failed", len(summary.failed)),
+        ]
+    )
+    for path, reason in list(summary.failed.items())[:5]:
+        warn(f"{path}: {reason}")
+    if summary.failed:
+        warn(f"{len(summary.failed)} files are not there yet; start the same command again")
+    if what == "annotations" and summary.missing:
+        raise DataError(
+            f"{next(iter(summary.missing.values()))}: the server does not have it; check --base_url"
+        )
+    return not summary.failed
+
+
+def _add_unpack(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, unpack, "WIDER_train.zip WIDER_val.zip wider_face_split.zip --output data/wider")
+    parser.add_argument("zip", type=Path, nargs="*", help="archives; none: where to get them")
+    parser.add_argument("--output", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--max_gb", type=float, default=10.0, metavar="GB", help="unpacked size of an archive"
+    )
+
+
+def unpack(args: argparse.Namespace) -> int:
+    """Says where WIDER FACE is, and unpacks its archives. Names are checked before anything is written;
+    files that are there already stay."""
+    from data.archives import WIDER_FACE
+    from data.archives import unpack as unpack_archive
+    from utils.files import locked
+
+    if not args.zip:
+        print(WIDER_FACE)
+        return OK
+    if args.output is None:
+        raise UsageError("give the folder to unpack to with --output")
+    with locked(args.output):
+        for archive in args.zip:
+            counts: Counter[str] = Counter()
+            unpack_archive(archive, args.output, int(args.max_gb * 1e9), counts)
+            print(f"{archive}: {', '.join(f'{count} {name}' for name, count in counts.items()) or 'empty'}")
+    return OK
 
 
 def _add_openimages(steps: argparse._SubParsersAction) -> None:

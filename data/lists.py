@@ -16,7 +16,7 @@ from data.annotations import ImageAnnotation, iter_annotations
 from data.config import CLASS_NAMES
 from utils.background import map_ahead
 from utils.cli import DataError
-from utils.files import write_text
+from utils.files import file_digest, write_text
 from utils.images import read_image
 
 
@@ -110,19 +110,6 @@ def split_annotations(
         draw = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64
         parts[draw < val_share].append(annotation)
     return parts
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def merge_annotations(

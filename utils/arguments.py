@@ -9,29 +9,11 @@ import torch
 
 from data.config import CLASS_NAMES, NETWORKS
 from utils.cli import UsageError
+from utils.cli import parser_of as parser_of
 from utils.detector import PRECISIONS, Detector, InputSize, Thresholds
 
 #: Loaded where ``--trained_model`` is not given.
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilenet0.25_2cls6anchors.pth"
-
-
-def parser_of(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring, examples laid out as written, and every default."""
-    return argparse.ArgumentParser(
-        description=docstring, formatter_class=type("Formatter", (_Defaults, _Layout), {}), allow_abbrev=False
-    )
-
-
-_Layout = argparse.RawDescriptionHelpFormatter
-
-
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default only where there is one worth showing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, [], "") or "default:" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:

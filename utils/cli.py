@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -18,6 +19,25 @@ class DataError(Exception):
 
 class UsageError(Exception):
     """Arguments that do not fit together or this machine (exit code 2)."""
+
+
+def parser_of(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring, examples laid out as written, and every default."""
+    return argparse.ArgumentParser(
+        description=docstring, formatter_class=type("Formatter", (_Defaults, _Layout), {}), allow_abbrev=False
+    )
+
+
+_Layout = argparse.RawDescriptionHelpFormatter
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one worth showing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], "") or "default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def warn(message: object) -> None:

@@ -1,0 +1,86 @@
+"""Unpacking: whole, again, and every archive that must be refused."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from prep_data import main
+from utils.cli import DataError, UsageError
+
+
+def archive(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members:
+            opened.writestr(name, content)
+    return path
+
+
+def unpack(path: Path, *options: str) -> list[str]:
+    output = path.parent / "out"
+    assert main(["unpack", str(path), "--output", str(output), *options]) == 0
+    return sorted(p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file())
+
+
+def test_without_archives_it_says_where_they_are(capsys):
+    assert main(["unpack"]) == 0
+    assert "WIDER_train.zip" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--output"):
+        main(["unpack", "some.zip"])
+
+
+def test_empty_whole_and_again(tmp_path, capsys):
+    assert unpack(archive(tmp_path / "a.zip")) == []
+    path = archive(
+        tmp_path / "a.zip", ("WIDER/images/1.jpg", b"one"), ("WIDER/empty/", b""), ("top.txt", b"")
+    )
+    assert unpack(path) == ["WIDER/images/1.jpg", "top.txt"]
+    (tmp_path / "out" / "top.txt").write_text("changed")
+    unpack(path)
+    assert "1 files there already, 1 files unpacked" in capsys.readouterr().out
+    assert (tmp_path / "out" / "top.txt").read_bytes() == b""
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../out.txt", "leads out of the folder"),
+        ("a/../../b", "leads out"),
+        ("/etc/x", "leads out"),
+        ("a\\..\\b", "leads out"),
+        ("C:/x", "leads out"),
+        (link("images"), "a link or a device"),
+    ],
+)
+def test_what_leaves_the_folder_is_refused_before_anything_is_written(tmp_path, name, message):
+    path = archive(tmp_path / "a.zip", ("good.txt", b"good"), (name, b"/etc"))
+    with pytest.raises(DataError, match=message):
+        unpack(path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_size_bound(tmp_path):
+    path = archive(tmp_path / "bomb.zip", ("zeros", bytes(2_000_000)))
+    with pytest.raises(DataError, match=r"unpacks to 0\.002 GB, above --max_gb 0\.001"):
+        unpack(path, "--max_gb", "0.001")
+
+
+def test_damaged_archives_leave_no_part_of_a_file(tmp_path):
+    path = archive(tmp_path / "a.zip", ("a.txt", b"some text " * 1000))
+    whole = path.read_bytes()
+    for content in (b"", b"no archive", whole[:-30], whole[:40] + b"\xff\xff\xff\xff" + whole[44:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="not a zip file, or damaged"):
+            unpack(path)
+        assert not list((tmp_path / "out").iterdir())
+    with pytest.raises(DataError, match="no such archive"):
+        unpack(tmp_path / "b.zip")

@@ -1,0 +1,242 @@
+"""Downloads from a local server that drops connections, cuts answers short, answers 404 and 503."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data.annotations import ImageAnnotation, write_annotations
+from data.download import (
+    BOXES,
+    CLASS_DESCRIPTIONS,
+    MANIFEST,
+    MISSING,
+    Item,
+    Policy,
+    download_all,
+    read_manifest,
+    verify,
+)
+from data.open_images import LABEL_IDS
+from prep_data import main
+from utils.cli import DataError
+from utils.files import locked
+
+FAST = Policy(tries=8, timeout=5, wait=0.001)
+
+
+class Server:
+    """A loopback server of ``files``; ``faults`` says by chance how an answer goes wrong."""
+
+    def __init__(self, faults: tuple[str, ...] = (), seed: int = 0, delay: float = 0.0) -> None:
+        self.files: dict[str, bytes] = {}
+        self.requests: Counter[str] = Counter()
+        self.ranges: list[str] = []
+        self.faults, self.delay, self.random = faults, delay, random.Random(seed)
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        name = request.path.lstrip("/")
+        self.requests[name] += 1
+        time.sleep(self.delay)
+        request.close_connection = True
+        content = self.files.get(name)
+        fault = self.random.choice(self.faults) if self.faults else ""
+        if content is None or fault in ("404", "503", "400"):
+            request.send_response(404 if content is None else int(fault))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if fault == "drop":
+            return
+        tag, first = f'"{hashlib.md5(content).hexdigest()}"', 0
+        wanted = request.headers.get("Range")
+        if wanted and request.headers.get("If-Range") == tag:
+            first = int(wanted.removeprefix("bytes=").rstrip("-"))
+            self.ranges.append(name)
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        else:
+            request.send_response(200)
+        request.send_header("ETag", tag)
+        request.send_header("Content-Length", str(len(content) - first))
+        request.end_headers()
+        rest = content[first:]
+        request.wfile.write(rest[: self.random.randrange(len(rest))] if fault == "cut" else rest)
+
+
+def picture(i: int, size: int = 5000) -> bytes:
+    return random.Random(i).randbytes(size + i)
+
+
+def test_nothing_to_download(tmp_path):
+    assert download_all([], tmp_path / "out").fetched == 0
+    assert (tmp_path / "out" / MISSING).read_text() == ""
+
+
+def test_faults_are_retried_and_a_second_run_fetches_nothing(tmp_path):
+    with Server(("", "drop", "cut", "503")) as server:
+        server.files = {f"{i}.jpg": picture(i) for i in range(30)}
+        items = [Item(f"{server.url}/{name}", f"images/{name}") for name in [*server.files, "none.jpg"]]
+        summary = download_all(items, tmp_path, Policy(tries=30, timeout=5, wait=0.0005))
+        assert (summary.fetched, summary.there, summary.failed) == (30, 0, {})
+        assert list(summary.missing) == ["images/none.jpg"]
+        assert (tmp_path / MISSING).read_text() == f"images/none.jpg\t404 {server.url}/none.jpg\n"
+        for name, content in server.files.items():
+            assert (tmp_path / "images" / name).read_bytes() == content
+        manifest = read_manifest(tmp_path)
+        assert manifest["images/3.jpg"] == (hashlib.sha256(picture(3)).hexdigest(), 5003)
+        assert not list(tmp_path.rglob("*.part*"))
+
+        (tmp_path / "images" / "7.jpg").write_bytes(b"short")
+        (tmp_path / "images" / "8.jpg").unlink()
+        with (tmp_path / MANIFEST).open("a") as file:
+            file.write("a line that a kill cut of")
+        assert len(list(verify(tmp_path))) == 2
+        summary = download_all(items, tmp_path, Policy(tries=30, timeout=5, wait=0.0005))
+        assert (summary.fetched, summary.there) == (2, 28)
+    assert list(verify(tmp_path)) == []
+    (tmp_path / "images" / "9.jpg").write_bytes(picture(9)[::-1])
+    assert list(verify(tmp_path)) == [f"{tmp_path / 'images/9.jpg'}: another content than was downloaded"]
+
+
+def test_a_large_part_is_continued_unless_the_file_changed(tmp_path):
+    with Server() as server:
+        for name, changed in (("same", False), ("changed", True)):
+            server.files[name] = picture(1, 3 << 20)
+            (tmp_path / f"{name}.part").write_bytes(picture(1, 3 << 20)[: 2 << 20])
+            (tmp_path / f"{name}.part.tag").write_text(f'"{hashlib.md5(server.files[name]).hexdigest()}"')
+            if changed:
+                server.files[name] = picture(2, 3 << 20)
+            (tmp_path / f"{name}2.part").write_bytes(b"of unknown origin")
+            server.files[f"{name}2"] = picture(3)
+        items = [Item(f"{server.url}/{name}", name) for name in server.files]
+        assert download_all(items, tmp_path, FAST).fetched == 4
+        for name, content in server.files.items():
+            assert (tmp_path / name).read_bytes() == content
+        assert server.ranges == ["same"]
+
+
+def test_what_never_comes_is_reported_and_the_rest_is_kept(tmp_path):
+    with Server(("503",)) as server:
+        server.files = {"a": b"a"}
+        summary = download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+        assert "503" in summary.failed["a"]
+        assert server.requests["a"] == FAST.tries
+    summary = download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+    assert "refused" in summary.failed["a"]
+    with Server(("400",)) as server, pytest.raises(DataError, match="answers 400"):
+        server.files = {"a": b"a"}
+        download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+    with pytest.raises(DataError, match="not an address"):
+        download_all([Item("nowhere", "a")], tmp_path, FAST)
+
+
+def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
+    def full(*_: object, **__: object):
+        raise OSError(28, "No space left on device")
+
+    with Server() as server:
+        server.files = {"a": b"a"}
+        monkeypatch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+    assert not (tmp_path / "a").exists()
+
+
+def open_images(server: Server, images: int = 40) -> None:
+    header = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf,IsDepiction,IsInside"
+    rows = [f"{i:016x},{LABEL_IDS['Boy' if i % 2 else 'Human face']},0,1,0,1,0,0,0" for i in range(images)]
+    server.files[BOXES["validation"]] = "\n".join([header, *rows, ""]).encode()
+    classes = ["LabelName,DisplayName", *(f"{mid},{name}" for name, mid in LABEL_IDS.items()), ""]
+    server.files[CLASS_DESCRIPTIONS] = "\n".join(classes).encode()
+    server.files |= {f"validation/{i:016x}.jpg": picture(i) for i in range(images - 1)}
+
+
+def test_killed_at_any_moment_and_started_again(tmp_path):
+    """Kill -9 after a random while, twice; the third run ends complete and correct."""
+    command = [sys.executable, "prep_data.py", "download", "--split", "validation", "--output", str(tmp_path)]
+    with Server(("", "", "drop", "cut", "503"), delay=0.05) as server:
+        open_images(server)
+        command += ["--base_url", server.url, "--workers", "2", "--wait", "0.01", "--tries", "20"]
+        root = Path(__file__).resolve().parent.parent
+        for kill in range(2):
+            run = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            deadline = time.monotonic() + 30
+            wanted = 2 + 12 * kill  # requests seen, so that the kill falls into the work
+            while (
+                sum(server.requests.values()) < wanted and run.poll() is None and time.monotonic() < deadline
+            ):
+                time.sleep(0.01)
+            run.kill()
+            run.wait()
+        server.delay = 0
+        assert main(command[2:]) == 0
+        folder = tmp_path / "validation"
+        assert sorted(p.name for p in (folder / "images").glob("*.jpg")) == [
+            f"{i:016x}.jpg" for i in range(39)
+        ]
+        for i in range(39):
+            assert (folder / "images" / f"{i:016x}.jpg").read_bytes() == picture(i)
+        assert (folder / MISSING).read_text().startswith("images/0000000000000027.jpg\t404")
+        assert list(verify(folder)) == []
+        assert not list(folder.rglob("*.part"))
+
+
+def test_classes_limit_list_and_annotations_only(tmp_path, capsys):
+    with Server() as server:
+        open_images(server)
+        arguments = ["download", "--split", "validation", "--base_url", server.url + "/", "--output"]
+        assert main([*arguments, str(tmp_path / "a"), "--annotations_only"]) == 0
+        assert sorted(p.name for p in (tmp_path / "a" / "validation").iterdir()) == sorted(
+            ["boxes.csv", "class-descriptions.csv", MANIFEST, MISSING]
+        )
+        assert main([*arguments, str(tmp_path / "b"), "--classes", "Boy", "--limit", "3"]) == 0
+        found = sorted(p.stem for p in (tmp_path / "b" / "validation" / "images").iterdir())
+        assert found == [f"{i:016x}" for i in (1, 3, 5)]
+        listed = tmp_path / "list.txt"
+        write_annotations(listed, [ImageAnnotation(f"{2:016x}.jpg"), ImageAnnotation(f"{2:016x}.jpg")])
+        assert main([*arguments, str(tmp_path / "c"), "--list", str(listed)]) == 0
+        assert main([*arguments, str(tmp_path / "c"), "--verify"]) == 0
+        found = (tmp_path / "c" / "validation" / "images").iterdir()
+        assert [p.name for p in found] == [f"{2:016x}.jpg"]
+        write_annotations(listed, [ImageAnnotation("..jpg")])
+        with pytest.raises(DataError, match="is not an image id"):
+            main([*arguments, str(tmp_path / "c"), "--list", str(listed)])
+        with pytest.raises(DataError, match="'Boi' is not a class of .*nearest: 'Boy'"):
+            main([*arguments, str(tmp_path / "b"), "--classes", "Boi"])
+        with locked(tmp_path / "b" / "validation"), pytest.raises(DataError, match="another run"):
+            main([*arguments, str(tmp_path / "b")])
+        del server.files[BOXES["validation"]]
+        with pytest.raises(DataError, match="the server does not have it; check --base_url"):
+            main([*arguments, str(tmp_path / "d")])

@@ -48,8 +48,15 @@ class RetinaFace(nn.Module):
             ``loc`` Tensor[N, P, 4], offsets from the priors, and ``logits`` Tensor[N, P, classes], before
             softmax, background first. P and its order are those of `PriorBox`.
         """
+        return self.heads(self.features(images))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What the heads see of `forward`'s images: Tensor[N, channels, rows, columns] a level, finest first."""
         pyramid = self.fpn(self.body(images))
-        features = [ssh(level) for ssh, level in zip((self.ssh1, self.ssh2, self.ssh3), pyramid, strict=True)]
+        return [ssh(level) for ssh, level in zip((self.ssh1, self.ssh2, self.ssh3), pyramid, strict=True)]
+
+    def heads(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """`forward`'s outputs of `features`."""
         loc = torch.cat([head(x) for head, x in zip(self.BboxHead, features, strict=True)], 1)
         logits = torch.cat([head(x) for head, x in zip(self.ClassHead, features, strict=True)], 1)
         return loc, logits

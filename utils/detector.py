@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,10 +26,12 @@ from data.config import PIXEL_MEAN_BGR
 from layers.functions.prior_box import PriorBox
 from models.checkpoint import load_network
 from models.fuse import fold_batch_norm
+from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
 from utils.memory import keep_freed_memory
+from utils.stopwatch import Stopwatch
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -149,9 +152,10 @@ class Detector:
     """Finds faces and persons in images.
 
     Images of equal size go through the network together; nothing is resized unless ``input_size`` says so.
+    An ONNX network of fixed size gets every image resized to fit into it, the rest filled with the pixel mean.
 
     Args:
-        network: the network; a folded copy is used, so training can go on.
+        network: the network; a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU.
         device: where to run it.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         thresholds: what becomes a detection.
@@ -159,13 +163,16 @@ class Detector:
         input_size: how images are resized.
         compile: run the network through ``torch.compile``; pays off for many images of one size.
 
+    Attributes:
+        stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``.
+
     Raises:
-        UsageError: a class that the network does not know.
+        UsageError: a class that the network does not know, or options that an ONNX network does not have.
     """
 
     def __init__(
         self,
-        network: RetinaFace,
+        network: RetinaFace | OnnxNetwork,
         *,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
@@ -186,16 +193,42 @@ class Detector:
             )
         self.classes = tuple(classes or self.cfg.class_names)
         self.priors = PriorBox(self.cfg)
-        folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
-        self.network = torch.compile(folded) if compile else folded
+        self.stopwatch = Stopwatch()
+        self.fixed_size = None
+        if isinstance(network, OnnxNetwork):
+            self._check_options(network, compile)
+            self.network, self.fixed_size = network, network.image_size
+        else:
+            folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
+            self.network = torch.compile(folded) if compile else folded
         self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device).view(1, 3, 1, 1)
         if self.device.type == "cpu":
             keep_freed_memory()
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike, network: str | None = None, **options) -> Detector:
-        """A detector with the weights of a file; options as for `Detector`, errors as for `load_network`."""
-        return cls(load_network(path, network), **options)
+        """A detector with the network of a checkpoint or, by its ending, an ``.onnx`` file.
+
+        Options are those of `Detector`, errors also those of `load_network` and `OnnxNetwork`.
+        """
+        load = OnnxNetwork if Path(path).suffix.lower() == ".onnx" else load_network
+        return cls(load(path, network), **options)
+
+    def _check_options(self, network: OnnxNetwork, compile: bool) -> None:
+        """Raises UsageError for options that are settled by an ONNX file."""
+        if self.device.type != "cpu":
+            raise UsageError(f"{network.path}: runs on the CPU, not on {self.device}; give --device cpu")
+        if self.dtype != torch.float32 or compile:
+            raise UsageError(
+                f"{network.path}: has its precision and its compiler from the file and onnxruntime; leave out "
+                f"--precision and --compile (convert_to_onnx.py --precision writes others)"
+            )
+        if network.image_size and self.input_size != InputSize():
+            height, width = network.image_size
+            raise UsageError(
+                f"{network.path}: takes {width}x{height} pixels and no other size; leave out the input size, or "
+                f"convert with --dynamic"
+            )
 
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Detections | list[Detections]:
         """Detections of one image, or one of each of several in their order.
@@ -211,27 +244,43 @@ class Detector:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             check_image(image)
-            by_size.setdefault(self.input_size(image.shape[:2]), []).append(index)
+            size = self.fixed_size or self.input_size(image.shape[:2])
+            by_size.setdefault(size, []).append(index)
         found: dict[int, Detections] = {}
-        for indices in by_size.values():
+        for size, indices in by_size.items():
             sizes = [images[i].shape[:2] for i in indices]
             try:
-                batch = self.preprocess([images[i] for i in indices])
-                detections = self.postprocess(*self.forward(batch), batch.shape[2:], sizes)
+                with self.stopwatch("preprocess"):
+                    batch = self.preprocess([images[i] for i in indices])
+                with self.stopwatch("network"):
+                    outputs = self.forward(batch)
+                with self.stopwatch("postprocess"):
+                    detections = self.postprocess(*outputs, size, sizes)
             except (MemoryError, RuntimeError) as error:
-                raise _out_of_memory(error, len(indices), self.input_size(sizes[0])) from None
+                raise _out_of_memory(error, len(indices), size) from None
             found.update(zip(indices, detections, strict=True))
         return [found[i] for i in range(len(found))]
+
+    def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of an image in the network's input, top left, the rest of which is padding."""
+        if self.fixed_size is None:
+            return self.input_size(image_size)
+        scale = min(fixed / side for fixed, side in zip(self.fixed_size, image_size, strict=True))
+        height, width = (max(1, round(side * scale)) for side in image_size)
+        return height, width
 
     @torch.inference_mode()
     def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of images that have one size once resized: Tensor[N, 3, height, width]."""
-        size = self.input_size(images[0].shape[:2])
+        size = self.fixed_size or self.input_size(images[0].shape[:2])
         batch = torch.empty((len(images), *size, 3), dtype=torch.uint8)
         for target, image in zip(batch, images, strict=True):
-            if image.shape[:2] != size:
-                image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-            target.copy_(torch.from_numpy(np.ascontiguousarray(image)))
+            height, width = resized = self._resized(image.shape[:2])
+            if image.shape[:2] != resized:
+                image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+            if resized != size:
+                target.copy_(torch.tensor(PIXEL_MEAN_BGR))
+            target[:height, :width].copy_(torch.from_numpy(np.ascontiguousarray(image)))
         batch = batch.to(self.device).permute(0, 3, 1, 2)
         return torch.sub(batch, self._mean).to(self.dtype)
 
@@ -275,7 +324,10 @@ class Detector:
 
         found = []
         for index, (height, width) in enumerate(image_sizes):
-            scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=loc.device)
+            # The factors are 1 unless the input is padded.
+            resized = self._resized((height, width))
+            scale = [width * (input_size[1] / resized[1]), height * (input_size[0] / resized[0])]
+            scale = torch.tensor(scale * 2, dtype=torch.float32, device=loc.device)
             parts = []
             for label, (image, scores, boxes) in zip(labels, per_class, strict=True):
                 own = slice(None) if len(image_sizes) == 1 else image == index

@@ -23,6 +23,14 @@ def feature_sizes(cfg: ModelConfig, image_size: tuple[int, int]) -> list[tuple[i
     return [(ceil(height / stride), ceil(width / stride)) for stride in cfg.strides]
 
 
+def prior_shapes(cfg: ModelConfig) -> list[list[tuple[float, float]]]:
+    """(width, height) in pixels of a cell's priors, for every level."""
+    return [
+        [(size / sqrt(ratio), size * sqrt(ratio)) for size in sizes for ratio in cfg.heights_over_widths]
+        for sizes in cfg.min_sizes
+    ]
+
+
 class PriorBox:
     """Makes the priors of an image size and remembers those of the last sizes.
 
@@ -63,11 +71,10 @@ class PriorBox:
         height, width = image_size
         cfg = self.cfg
         levels = []
-        for (rows, columns), stride, sizes in zip(
-            feature_sizes(cfg, image_size), cfg.strides, cfg.min_sizes, strict=True
+        for (rows, columns), stride, shapes in zip(
+            feature_sizes(cfg, image_size), cfg.strides, prior_shapes(cfg), strict=True
         ):
-            priors = np.empty((rows, columns, priors_per_cell(cfg), 4), np.float32)
-            shapes = [(s / sqrt(r), s * sqrt(r)) for s in sizes for r in cfg.heights_over_widths]
+            priors = np.empty((rows, columns, len(shapes), 4), np.float32)
             edges = (
                 ((np.arange(columns) + 0.5) * stride / width)[None, :, None],
                 ((np.arange(rows) + 0.5) * stride / height)[:, None, None],

@@ -26,11 +26,12 @@ from tqdm import tqdm
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
 from utils.background import Behind, iterate_ahead, map_ahead
+from utils.batches import batches, detect_batch, try_to_read
 from utils.cli import BAD_DATA, INTERRUPTED, OK, DataError, UsageError, report, run
 from utils.detector import Detections, Detector, InputSize
 from utils.draw import draw_detections
 from utils.files import atomic_path, write_text
-from utils.images import read_image, write_image
+from utils.images import write_image
 from utils.inputs import Source, expand_inputs
 from utils.predictions import write_prediction
 
@@ -201,7 +202,7 @@ def detect_images(
 ) -> None:
     """Pictures: read ahead, found in batches, annotated and written behind."""
     progress = tqdm(total=len(sources), unit="image", disable=None, leave=False)
-    reader = map_ahead(try_to_read, sources, workers=2, ahead=2 * args.batch_size)
+    reader = map_ahead(try_to_read, (source.path for source in sources), workers=2, ahead=2 * args.batch_size)
     with progress:
         for batch in batches(zip(sources, reader, strict=True), args.batch_size):
             progress.update(len(batch))
@@ -211,7 +212,7 @@ def detect_images(
                     results.fault(image)
                 else:
                     readable.append((source, image))
-            for source, image, found in detect_batch(detector, readable, results):
+            for source, image, found in detect_batch(detector, readable, results.fault):
                 results.add(source.path, source.output, image, found)
                 if args.save_image:
                     behind.submit(save_annotated, results, source, image, found.above(args.vis_thres))
@@ -236,7 +237,7 @@ def detect_video(detector: Detector, source: Source, results: Results, args: arg
         try:
             for batch in batches(enumerate(iterate_ahead(frames(capture))), args.batch_size):
                 named = [((source, index), frame) for index, frame in batch]
-                for (_, index), frame, found in detect_batch(detector, named, results):
+                for (_, index), frame, found in detect_batch(detector, named, results.fault):
                     count += 1
                     progress.update()
                     results.add(source.path, source.output, frame, found, index)
@@ -293,38 +294,6 @@ class VideoWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.__exit__(*exception)
-
-
-def detect_batch(detector: Detector, batch: list[tuple], results: Results) -> list[tuple]:
-    """(key, image, detections) of (key, image) pairs; a picture too large for the memory is reported."""
-    try:
-        found = detector([image for _, image in batch])
-    except DataError as error:
-        if len(batch) > 1:
-            return [triple for pair in batch for triple in detect_batch(detector, [pair], results)]
-        results.fault(error)
-        return []
-    return [(key, image, detections) for (key, image), detections in zip(batch, found, strict=True)]
-
-
-def batches(items: Iterator, size: int) -> Iterator[list]:
-    """Lists of ``size`` items, the last one with what is left."""
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def try_to_read(source: Source) -> np.ndarray | DataError:
-    """The picture, or why there is none."""
-    try:
-        return read_image(source.path)
-    except DataError as error:
-        return error
 
 
 def annotate(image: np.ndarray, found: Detections) -> np.ndarray:

@@ -29,7 +29,8 @@ import numpy as np
 from data.annotations import ImageAnnotation, write_annotations
 from utils.cli import DataError, run
 from utils.files import write_text
-from utils.predictions import image_key, prediction_path, write_prediction
+from utils.image_names import image_key
+from utils.predictions import prediction_path, write_prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.md"

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+from data.config import cfg_mnet
+from models.checkpoint import save_checkpoint
+from models.retinaface import RetinaFace
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 torch.set_num_threads(2)
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +33,16 @@ def reference() -> Path:
     if not (folder / "fixtures").is_dir():
         pytest.skip(f"no reference data at {folder}; set RETINAFACE_REFERENCE to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> str:
+    """A network of random weights that finds a lot, for tests that need no real faces."""
+    torch.manual_seed(3)
+    network = RetinaFace(cfg_mnet)
+    with torch.no_grad():
+        for head in network.ClassHead:
+            head.conv1x1.weight.mul_(40)
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    save_checkpoint(path, network)
+    return str(path)

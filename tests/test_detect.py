@@ -12,28 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 import detect
-from data.config import cfg_mnet
-from models.checkpoint import save_checkpoint
-from models.retinaface import RetinaFace
 from utils.cli import UsageError
 from utils.images import read_image, write_image
 from utils.predictions import read_predictions
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> str:
-    """A network of random weights that finds a lot, for tests that need no real faces."""
-    torch.manual_seed(3)
-    network = RetinaFace(cfg_mnet)
-    with torch.no_grad():
-        for head in network.ClassHead:
-            head.conv1x1.weight.mul_(40)
-    path = tmp_path_factory.mktemp("weights") / "random.pth"
-    save_checkpoint(path, network)
-    return str(path)
 
 
 @pytest.fixture

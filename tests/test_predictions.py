@@ -13,7 +13,6 @@ from utils import predictions as module
 from utils.cli import DataError
 from utils.predictions import (
     Predictions,
-    image_key,
     is_whole,
     parse_text,
     read_predictions,
@@ -150,22 +149,6 @@ def test_written_float32_are_read_back(tmp_path_factory, boxes, label):
     if len(boxes):
         path.write_text(path.read_text().rsplit("\n", 2)[0])
         assert not is_whole(path)
-
-
-@pytest.mark.parametrize(
-    ("image", "key"),
-    [
-        ("0--Parade/a.jpg", "0--Parade/a"),
-        ("/jpg.jpg", "jpg"),
-        ("./a b.v2.JPEG", "a b.v2"),
-        ("a.jpg.png", "a.jpg"),
-        ("a.b", "a.b"),
-        ("e\\a.png", "e/a"),
-        (".jpg", ".jpg"),
-    ],
-)
-def test_image_key(image, key):
-    assert image_key(image) == key
 
 
 def test_order_and_selection():

@@ -22,15 +22,6 @@ except ImportError as error:
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-#: File name endings that are taken for pictures when a folder is searched.
-IMAGE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2"),
-    )
-)
-
 #: Endings that annotated pictures keep; every other is written as JPEG.
 WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 

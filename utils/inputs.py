@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.images import IMAGE_SUFFIXES, WRITABLE_SUFFIXES
+from utils.image_names import IMAGE_SUFFIXES
+from utils.images import WRITABLE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 

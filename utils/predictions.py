@@ -32,21 +32,11 @@ try:
 except ImportError:
     parse_texts = None
 
-#: What an image's name ends in; any other ending is part of the name.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
 _FILES_A_TASK = 64
 
 
-def image_key(path: str) -> str:
-    """An image's path without its suffix and without `/` or `./` in front: the name that files share."""
-    name = path.replace("\\", "/").lstrip("/").removeprefix("./")
-    stem, dot, suffix = name.rpartition(".")
-    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
-
-
 def prediction_path(folder: str | os.PathLike, key: str) -> Path:
-    """Prediction file of an image, given by its `image_key`, in ``folder``."""
+    """Prediction file of an image, given by its key (`utils.image_names.image_key`), in ``folder``."""
     return Path(folder, f"{key}.txt")
 
 
@@ -175,10 +165,10 @@ def write_prediction(
 def is_whole(path: Path) -> bool:
     """Whether a prediction file is there with as many valid lines as it says."""
     try:
-        rows, declared = parse_text(path, path.read_bytes())
-    except (OSError, DataError):
+        _, report = read_predictions([path])
+    except DataError:
         return False
-    return len(rows) == declared
+    return not report.missing and not report.miscounted
 
 
 def parse_text(path: Path, text: bytes) -> tuple[np.ndarray, int]:

@@ -13,9 +13,9 @@ import numpy as np
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.cli import DataError, UsageError, warn
-from utils.evaluation.command import is_odd
 from utils.evaluation.truths import Truths
-from utils.predictions import image_key, offsets_of
+from utils.image_names import image_key, is_odd
+from utils.predictions import offsets_of
 
 if TYPE_CHECKING:
     import polars

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.cli import DataError, warn
-from utils.predictions import corners, image_key, offsets_of
+from utils.image_names import image_key
+from utils.predictions import corners, offsets_of
 
 if TYPE_CHECKING:
     from data.wider_text import WiderImage

@@ -13,7 +13,8 @@ import numpy as np
 
 from utils.cli import DataError, UsageError, warn
 from utils.files import write_text
-from utils.predictions import IMAGE_SUFFIXES, Predictions, image_key, prediction_path, read_predictions
+from utils.image_names import image_key, read_image_list
+from utils.predictions import Predictions, prediction_path, read_predictions
 
 STANDARD, LEGACY = "standard", "legacy"
 
@@ -110,30 +111,6 @@ def listed_images(path: Path, known: Sequence[str]) -> list[int]:
             f"{path}: {len(unknown)} images are not in the ground truth and are skipped: {', '.join(unknown)}"
         )
     return found
-
-
-def read_image_list(path: Path) -> tuple[list[str], list[str]]:
-    """Image paths that a text file names, one a line, and the lines that name none.
-
-    A suffix that is not an image's makes a line odd (the published list has five such as
-    ``/6ff9809f93ee9ae9.jpg.2888Ac4d``, left by a broken download); a line without any suffix is a key.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such list of images") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; expected a list with one image a line") from None
-    if any(line.startswith("#") for line in lines):
-        lines = [line[1:].strip() for line in lines if line.startswith("#")]
-    odd = [line for line in lines if is_odd(line)]
-    return [line for line in lines if line and not is_odd(line)], odd
-
-
-def is_odd(line: str) -> bool:
-    """Whether an image suffix is in a path, but not at its end."""
-    *inner, last = line.lower().rsplit("/", 1)[-1].split(".")
-    return f".{last}" not in IMAGE_SUFFIXES and any(f".{part}" in IMAGE_SUFFIXES for part in inner[1:])
 
 
 def load_predictions(

@@ -14,7 +14,8 @@ from utils.draw import draw_boxes
 from utils.evaluation.average_precision import Curve
 from utils.evaluation.overlaps import divide, intersections
 from utils.files import atomic_path
-from utils.images import IMAGE_SUFFIXES, read_image, write_image
+from utils.image_names import IMAGE_SUFFIXES
+from utils.images import read_image, write_image
 from utils.predictions import Predictions
 
 #: BGR; told apart by colour-blind eyes too (Okabe and Ito).

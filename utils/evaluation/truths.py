@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.annotations import ImageAnnotation
-from utils.predictions import corners, image_key, offsets_of
+from utils.image_names import image_key
+from utils.predictions import corners, offsets_of
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Truths:
     """Boxes of many images, those of image i in rows ``offsets[i]:offsets[i + 1]``.
 
     Attributes:
-        images: key of each image (see `utils.predictions.image_key`), each once.
+        images: key of each image (see `utils.image_names.image_key`), each once.
         offsets: int64[I + 1], ascending from 0 to G.
         boxes_xywh: float64[G, 4], in the unit of the detections.
         labels: int64[G], 1 face, 2 person.

@@ -1,0 +1,69 @@
+"""Names of images: what counts as one, the key that an image's files share, folders and lists of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from utils.cli import DataError
+
+#: File name endings that are taken for pictures; any other ending is part of the name.
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2"),
+    )
+)
+
+
+def image_key(path: str) -> str:
+    """An image's path without its suffix and without `/` or `./` in front: the name that its files share."""
+    name = path.replace("\\", "/").lstrip("/").removeprefix("./")
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
+
+
+def is_odd(path: str) -> bool:
+    """Whether an image suffix is in a path, but not at its end.
+
+    The published list has five such lines, e.g. ``/6ff9809f93ee9ae9.jpg.2888Ac4d``.
+    """
+    *inner, last = path.lower().rsplit("/", 1)[-1].split(".")
+    return f".{last}" not in IMAGE_SUFFIXES and any(f".{part}" in IMAGE_SUFFIXES for part in inner[1:])
+
+
+def read_image_list(path: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """Image paths that a text file names, one a line, and the lines that are `is_odd`.
+
+    Paths may have a slash in front. Of an annotation list, the lines with a path are taken.
+
+    Raises:
+        DataError: no such file, or not text.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such list of images") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected a list with one image a line") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; expected a list with one image a line") from None
+    if any(line.startswith("#") for line in lines):
+        lines = [line[1:].strip() for line in lines if line.startswith("#")]
+    named = [line for line in lines if line and not is_odd(line)]
+    return named, [line for line in lines if is_odd(line)]
+
+
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """Paths of all images below ``folder``, relative to it and sorted; links to folders are followed."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(place).relative_to(folder)
+        found += [
+            (relative / name).as_posix()
+            for name in files
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        ]
+    return sorted(found)

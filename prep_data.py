@@ -23,11 +23,14 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from data.annotations import iter_annotations, labelled_classes, write_list
+from tqdm import tqdm
+
+from data.annotations import check_labelled_classes, iter_annotations, labelled_classes, write_list
 from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS
 from utils.cli import BAD_DATA, OK, DataError, UsageError, parser_of, run, warn
 from utils.files import write_text
@@ -43,6 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         _add_unpack,
         _add_openimages,
         _add_widerface,
+        _add_pseudo_label,
         _add_clean,
         _add_anchors,
         _add_link,
@@ -156,8 +160,6 @@ def download(args: argparse.Namespace) -> int:
 
 def _download(items: list, folder: Path, policy: object, workers: int, what: str) -> bool:
     """Downloads and says what happened; whether all that the server has is there."""
-    from tqdm import tqdm
-
     from data.download import MISSING, download_all
 
     with tqdm(total=len(items), desc=what, unit="file", disable=None) as bar:
@@ -349,6 +351,148 @@ def widerface(args: argparse.Namespace) -> int:
     images = write_list(args.output, faces, ["face"])
     _say(counts.items())
     print(f"{args.output}: {images} images, labelled for face")
+    return OK
+
+
+def _add_pseudo_label(steps: argparse._SubParsersAction) -> None:
+    parser = _step(
+        steps,
+        pseudo_label,
+        "oi/val/gt.txt --classes face --trained_model mobilenet0.25_Final.pth --output oi_faces/val/gt.txt\n"
+        "  python3 prep_data.py pseudo_label wf/val/gt.txt --classes person --detections yolo.json \\\n"
+        "      --category 0=person --output wf_persons/val/gt.txt\n"
+        "  torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the pictures shared out\n"
+        "  python3 prep_data.py pseudo_label oi_faces/val/gt.txt --take_out --score 0.9 --output sure/val/gt.txt",
+    )
+    _add_list(parser)
+    _add_output(parser, "list to write; FILE.pseudo.jsonl beside it says where each added box comes from")
+    parser.add_argument(
+        "--classes", nargs="+", choices=list(CLASS_LABELS), default=["face"], help="classes to add"
+    )
+    group = parser.add_argument_group("where the boxes come from")
+    group.add_argument(
+        "--trained_model", type=Path, metavar="FILE", help="checkpoint of one or two classes, or an ONNX file"
+    )
+    group.add_argument("--detections", type=Path, metavar="JSON", help="detections in COCO's result format")
+    group.add_argument(
+        "--category", nargs="+", default=[], metavar="ID=CLASS", help="COCO category ids, e.g. 0=person"
+    )
+    group.add_argument(
+        "--coco_images", type=Path, metavar="JSON", help="COCO file that names the image ids' files"
+    )
+    group.add_argument("--source", metavar="NAME", help="name in the side file (default: the file's)")
+    group.add_argument(
+        "--take_out", action="store_true", help="take out what scores less than --score instead"
+    )
+    group.add_argument(
+        "--side_file", type=Path, metavar="FILE", help="added boxes of the list (default: beside it)"
+    )
+    group = parser.add_argument_group("which are added")
+    group.add_argument("--score", type=float, default=0.7, metavar="S", help="least score")
+    group.add_argument("--min_size", type=float, default=8.0, metavar="PIXELS", help="least width and height")
+    group.add_argument(
+        "--max_iou", type=float, default=0.3, metavar="IOU", help="overlap allowed with a box of the class"
+    )
+    group = parser.add_argument_group("how")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest")
+    group.add_argument("--long_side", type=int, metavar="PIXELS", help="resize to this longer side")
+    group.add_argument("--batch_size", type=int, default=1, metavar="N", help="pictures a forward pass")
+
+
+def pseudo_label(args: argparse.Namespace) -> int:
+    """Adds boxes of a class from another model where the list has none. The model is a checkpoint of this
+    project, a one-class RetinaFace, an ONNX file, or any other by its detections as COCO JSON."""
+    from data import pseudo_label as p
+    from data.picture_folder import picture_folder
+
+    if args.take_out:
+        return _take_out(args)
+    if (args.trained_model is None) == (args.detections is None):
+        raise UsageError("expected one of --trained_model, --detections and --take_out")
+    limits = p.Limits(args.score, args.min_size, args.max_iou)
+    pictures = picture_folder(args.list, args.images)
+    labelled = {*labelled_classes(args.list), *args.classes}
+    check_labelled_classes(args.output, labelled)
+    with ExitStack() as stack:
+        if args.detections:
+            coco = p.CocoDetections(args.detections, _categories(args), args.coco_images)
+            found = p.detections_of(coco, iter_annotations(args.list), pictures)
+            source, first = args.source or coco.source, True
+        else:
+            from utils.arguments import pick_device
+            from utils.detector import Detector, InputSize, Thresholds
+            from utils.distributed import processes, rank, world_size
+
+            device = stack.enter_context(processes(pick_device(args.device)))
+            detector = Detector.from_checkpoint(
+                args.trained_model,
+                device=device,
+                thresholds=Thresholds(score=max(0.0, args.score - 1e-6)),
+                classes=args.classes,
+                input_size=InputSize(args.long_side),
+            )
+            own = islice(iter_annotations(args.list), rank(), None, world_size())
+            found = p.detect_in(detector, own, pictures, args.batch_size)
+            source, first = args.source or args.trained_model.name, rank() == 0
+        total = sum(1 for _ in iter_annotations(args.list)) if first else None
+        added: dict[str, list[p.AddedBox]] = {}
+        for annotation, image_size, detections in tqdm(
+            found, desc="pictures", total=total, disable=not first or None
+        ):
+            if boxes := p.boxes_to_add(annotation, detections, image_size, limits, source):
+                added[annotation.path] = boxes
+        if args.trained_model:
+            from utils.distributed import gather_from_processes
+
+            added = gather_from_processes(added)
+    if not first:
+        return OK
+    labels = Counter(CLASS_NAMES[box.label] for boxes in added.values() for box in boxes)
+    merged = (p.with_boxes(a, added.get(a.path, ())) for a in iter_annotations(args.list))
+    earlier = p.read_side_file(args.side_file or p.side_file(args.list))
+    images = write_list(args.output, merged, labelled)
+    p.write_side_file(
+        p.side_file(args.output), [*earlier, *(box for boxes in added.values() for box in boxes)]
+    )
+    _say([(f"boxes of {name} added", labels[name]) for name in args.classes] + [("in images", len(added))])
+    if args.detections and (unused := coco.unused()):
+        warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")
+    print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
+    return OK
+
+
+def _categories(args: argparse.Namespace) -> dict[int, str]:
+    found = {}
+    for text in args.category:
+        number, _, name = text.partition("=")
+        if not number.isdecimal() or name not in args.classes:
+            raise UsageError(f"--category {text}: expected ID=CLASS with one of {', '.join(args.classes)}")
+        found[int(number)] = name
+    if not found:
+        raise UsageError("give the detections' category ids, e.g. --category 0=person")
+    return found
+
+
+def _take_out(args: argparse.Namespace) -> int:
+    from data import pseudo_label as p
+
+    side = args.side_file or p.side_file(args.list)
+    noted = p.read_side_file(side)
+    if not noted:
+        raise DataError(f"{side}: no boxes that pseudo_label added; nothing to take out")
+    classes = {CLASS_LABELS[name] for name in args.classes}
+    out = [
+        box
+        for box in noted
+        if box.label in classes and box.score < args.score and args.source in (None, box.source)
+    ]
+    counts: Counter[str] = Counter()
+    images = write_list(
+        args.output, p.taken_out(iter_annotations(args.list), out, counts), labelled_classes(args.list)
+    )
+    p.write_side_file(p.side_file(args.output), [box for box in noted if box not in set(out)])
+    _say([("boxes noted", len(noted)), ("to take out", len(out)), *counts.items()])
+    print(f"{args.output}: {images} images")
     return OK
 
 

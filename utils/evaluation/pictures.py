@@ -21,6 +21,9 @@ from utils.predictions import Predictions
 #: BGR; told apart by colour-blind eyes too (Okabe and Ito).
 FOUND, HIT, MISSED, FALSE = (233, 180, 86), (115, 158, 0), (0, 94, 213), (66, 228, 240)
 
+#: Pixels: captions of smaller boxes would hide their neighbours in a crowd.
+LEAST_CAPTIONED = 40
+
 
 def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
     """Draws precision over recall of each named curve, its AP in the legend, its best F1 as a dot."""
@@ -133,13 +136,16 @@ def _draw(picture: np.ndarray, image: int, layers: Sequence[Layer], text: str) -
         counted = layer.counted[here]
         found = found_boxes(detections[hit], truths, layer.group_of[here])
         boxes += [truths[counted] * scale, detections * scale]
-        texts += ["" if one else f"{layer.name} missed" for one in found[counted]]
+        texts += ["" if one else layer.name for one in found[counted]]
         texts += [f"{layer.name} {score:.2f}" for score in layer.detections.scores[at][shown]]
         colours += [FOUND if one else MISSED for one in found[counted]]
         colours += [HIT if one else FALSE for one in hit]
     cuts = ", ".join(f"{one.name} from {one.threshold:.3f}" for one in layers if one.threshold is not None)
     strip = _strip(width, [text, f"score of best F1: {cuts}"] if cuts else [text])
-    return np.concatenate([draw_boxes(picture, np.concatenate(boxes), texts, colours), strip])
+    corners = np.concatenate(boxes)
+    small = (corners[:, 2:] - corners[:, :2]).min(1) < LEAST_CAPTIONED
+    texts = ["" if hidden else caption for hidden, caption in zip(small, texts, strict=True)]
+    return np.concatenate([draw_boxes(picture, corners, texts, colours), strip])
 
 
 def found_boxes(hits: np.ndarray, truths: np.ndarray, group_of: np.ndarray) -> np.ndarray:

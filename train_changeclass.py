@@ -306,6 +306,13 @@ def main(argv: list[str] | None = None) -> int:
     with processes(pick_device(args.device, args.cpu)) as device:
         try:
             return train(args, device, sys.argv[1:] if argv is None else argv)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise DataError(
+                f"{args.save_folder}: {error.strerror}; the last good files there are whole: make room, or "
+                f"choose another --save_folder, and go on with --resume"
+            ) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

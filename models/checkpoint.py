@@ -7,6 +7,7 @@ prefixes, as ``.pth`` or ``.safetensors``. Nothing that a file holds is ever run
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -252,10 +253,10 @@ def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object)
 
             save_file(state_dict, temporary, {"format": "pt", "config": json.dumps(model.cfg.to_dict())})
         else:
-            torch.save(
-                {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra},
-                temporary,
-            )
+            content = {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}
+            buffer = io.BytesIO()  # written by Python, a full disk is an OSError
+            torch.save(content, buffer)
+            temporary.write_bytes(buffer.getbuffer())
 
 
 def load_backbone(model: RetinaFace, path: str | os.PathLike) -> LoadReport:

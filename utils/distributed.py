@@ -59,27 +59,35 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return sum_over_processes(values.clone())
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return sum_over_processes(gradient.clone())
+
+
 class SyncBatchNorm(nn.BatchNorm2d):
     """Batch norm with the statistics of all processes, on any device (torch's own needs a GPU)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
-        count = x.new_tensor(x.numel() / x.shape[1], dtype=torch.float32).expand(x.shape[1])
         exact = x.float()
-        count, total, squares = all_reduce(
-            torch.stack([count, exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))])
-        )
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
+        count = _Sum.apply(exact.new_tensor(x.numel() / x.shape[1]))
+        mean = _Sum.apply(exact.sum((0, 2, 3))) / count
+        centred = exact - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return x * scale[:, None, None].to(x.dtype) + (self.bias - mean * scale)[:, None, None].to(x.dtype)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,295 @@
+"""The training script: bit-exact resume, processes, faults, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_changeclass
+from data.config import cfg_mnet
+from models.checkpoint import load_network, read_checkpoint, save_checkpoint
+from models.retinaface import RetinaFace
+from tests.conftest import REPOSITORY
+from tests.training_data import make_list
+from train_changeclass import main
+from utils import engine
+from utils.cli import DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny pictures gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[str, str]:
+    """Two lists of eight pictures, one labelled for faces, one for persons."""
+    folder = tmp_path_factory.mktemp("data")
+    return tuple(str(make_list(folder / name, 8, (name,))) for name in ("face", "person"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> str:
+    """A two-class checkpoint with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("start") / "start.pth"
+    save_checkpoint(path, RetinaFace(cfg_mnet))
+    return str(path)
+
+
+def arguments(data: tuple[str, str], start: str, folder: Path, *more: str) -> list[str]:
+    return [
+        *("--training_dataset", *data, "--resume_net", start, "--save_folder", str(folder)),
+        *("--image_size", "64", "--batch_size", "4", "--epochs", "2", "--num_workers", "0", "--cpu"),
+        *more,
+    ]
+
+
+def rows(folder: Path) -> list[dict]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> list[list[str]]:
+    """The columns of results.csv that do not depend on the clock, as written."""
+    clock = ("images_per_second", "waiting_share")
+    return [[value for key, value in row.items() if key not in clock] for row in rows(folder)]
+
+
+def assert_same(one: object, other: object) -> None:
+    """Bit by bit, whatever is nested in whatever."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+EVERYTHING = (
+    *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--amp"),
+    *("--zoom_out", "1.5", "--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
+)
+
+
+@pytest.mark.parametrize(
+    "more, stop_after", [((), 2), ((), 4), (EVERYTHING, 3)], ids=["published", "end of epoch", "everything"]
+)
+def test_a_stopped_run_goes_on_bit_by_bit(data, start, tmp_path, monkeypatch, capsys, more, stop_after):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(arguments(data, start, whole, *more)) == 0
+
+    steps = []
+    original = engine.training_step
+
+    def step_and_signal(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "training_step", step_and_signal)
+        assert main(arguments(data, start, parts, *more)) == 128 + signal.SIGTERM
+    assert "--resume" in capsys.readouterr().out
+    assert len(steps) <= stop_after + 1
+    assert main([*arguments(data, start, parts, *more), "--resume"]) == 0
+
+    assert losses(whole) == losses(parts)
+    one, other = (read_checkpoint(folder / "last.pth") for folder in (whole, parts))
+    assert_same(dict(one.state_dict), dict(other.state_dict))
+    for name in ("optimizer", "progress", *(["average"] if more else [])):
+        assert_same(one.extra[name], other.extra[name])
+
+
+def in_two_processes(folder: Path, runs: list[list[str]]) -> str:
+    """Standard output of two processes, with torchrun's variables, that do some runs one after the other."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in runs]
+    ports = [str(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    script = folder / "runs.py"
+    script.write_text(
+        f"import os\nfrom train_changeclass import main\nfor port, argv in zip({ports!r}, {runs!r}):\n"
+        f"    os.environ['MASTER_PORT'] = port\n    assert main(argv) == 0\n"
+    )
+    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    common |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    results = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    return "".join(out for out, _ in results)
+
+
+def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start, tmp_path):
+    slowly = ("--lr", "1e-4", "--clip_grad", "1")  # random weights are chaotic
+    variants = {
+        "sync_bn": ("--sync_bn", *slowly, "--val_dataset", data[0]),
+        "teacher": (
+            "--freeze_bn",
+            "--teacher",
+            start,
+            "--accumulate",
+            "2",
+            "--lr",
+            "1e-4",
+            "--clip_grad",
+            "1",
+        ),
+    }
+    for name, more in variants.items():
+        assert main(arguments(data, start, tmp_path / name, *more)) == 0
+    pair = [arguments(data, start, tmp_path / f"{name}_2", *more) for name, more in variants.items()]
+    assert in_two_processes(tmp_path, pair).count("16 pictures") == len(variants)  # one process speaks
+    for name in variants:
+        for one, other in zip(rows(tmp_path / name), rows(tmp_path / f"{name}_2"), strict=True):
+            for column in one.keys() - {"images_per_second", "waiting_share", "gradient"}:
+                expected = pytest.approx(float(one[column]), rel=1e-5, abs=1e-5)
+                assert float(other[column]) == expected, (name, column)
+
+
+def test_parts_of_a_batch_give_the_same_losses(data, start, tmp_path):
+    for folder, parts in ((tmp_path / "a", "1"), (tmp_path / "b", "3")):
+        assert (
+            main(arguments(data, start, folder, "--freeze_bn", "--accumulate", parts, "--epochs", "1")) == 0
+        )
+    (one,), (other,) = rows(tmp_path / "a"), rows(tmp_path / "b")
+    assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+
+
+def test_the_published_schedule_goes_on_where_it_is(data, start, tmp_path):
+    argv = arguments(data, start, tmp_path, "--resume_epoch", "219", "--epochs", "221")
+    assert main(argv) == 0
+    assert [float(row["lr"]) for row in rows(tmp_path)] == pytest.approx([1e-4, 1e-5])
+    assert [row["epoch"] for row in rows(tmp_path)] == ["220", "221"]
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {
+        "last.pth",
+        "mobilenet0.25_2cls6anchors_epoch_220.pth",
+        "mobilenet0.25_2cls6anchors_Final.pth",
+    }
+
+
+def test_what_a_run_writes(data, start, tmp_path, capsys):
+    more = ("--val_dataset", *data, "--debug_images", "2", "--num_workers", "1", "--ema", "0.9")
+    argv = arguments(data, start, tmp_path, *more)
+    assert main(argv) == 0
+    out = capsys.readouterr()
+    assert "16 pictures in 2 lists; 4 steps an epoch" in out.out and not out.err
+    for row in rows(tmp_path):
+        assert {"lr", "loss", "loc", "class", "waiting_share", "ap_face", "ap_person", "ap"} <= row.keys()
+    described = json.loads((tmp_path / "run.json").read_text())
+    assert described["argv"] == argv and described["arguments"]["image_size"] == 64
+    assert len(list((tmp_path / "debug").glob("*.jpg"))) == 2 and list((tmp_path / "tensorboard").iterdir())
+    best, final = (
+        load_network(tmp_path / f"{name}.pth") for name in ("best", "mobilenet0.25_2cls6anchors_Final")
+    )
+    assert best.cfg == final.cfg == cfg_mnet
+
+
+def test_the_loss_falls(data, start, tmp_path):
+    argv = arguments(data, start, tmp_path, "--epochs", "6", "--optimizer", "adamw", "--lr", "3e-3")
+    assert main(argv) == 0
+    means = [float(row["loss"]) for row in rows(tmp_path)]
+    assert means[-1] < 0.8 * means[0]
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_other_settings(data, start, tmp_path):
+    argv = arguments(data, start, tmp_path, "--epochs", "1")
+    assert main(argv) == 0
+    without = [*argv]
+    del without[without.index("--resume_net") : without.index("--resume_net") + 2]
+    with pytest.raises(UsageError, match="a run is there; go on with it"):
+        main([*without, "--no-pretrain"])
+    with pytest.raises(UsageError, match=r"--batch_size 3 \(was 4\), --lr 0.5 \(was 0.001\)"):
+        main([*argv, "--resume", "--lr", "0.5", "--batch_size", "3"])
+    # The step schedule does not depend on the end of the run, so a run may be made longer.
+    assert main([*argv, "--resume", "--epochs", "2", "--num_workers", "1"]) == 0
+    assert len(rows(tmp_path)) == 2
+
+
+def test_weights_alone_are_no_run_to_resume(data, start, tmp_path):
+    save_checkpoint(tmp_path / "last.pth", RetinaFace(cfg_mnet))
+    with pytest.raises(DataError, match="weights alone, no run"):
+        main([*arguments(data, start, tmp_path), "--resume"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_pictures(data, start, tmp_path):
+    argv = arguments(data, start, tmp_path, "--lr", "1e30", "--freeze_bn")
+    with pytest.raises(DataError, match=r"step 1: the loss is not finite \(loss .*, loc .*\) on .*\.png"):
+        main(argv)
+
+
+def test_a_corrupt_picture_is_named_with_its_line_in_one_line(start, tmp_path):
+    path = make_list(tmp_path / "data", 4)
+    (tmp_path / "data" / "images" / "2.png").write_bytes(b"")
+    argv = arguments((str(path),), start, tmp_path / "run", "--num_workers", "1")
+    with pytest.raises(DataError, match=r"^\S*list\.txt:7: \S*2\.png: an empty file; expected a picture$"):
+        main(argv)
+
+
+def test_a_dead_worker_is_named(data, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_changeclass, "_start_worker", lambda number: os._exit(9))
+    argv = arguments(data, start, tmp_path, "--num_workers", "1")
+    with pytest.raises(DataError, match=r"DataLoader worker \(pid.*\d+\).*; a reading process died"):
+        main(argv)
+
+
+def test_a_full_disk_leaves_the_last_good_file(data, start, tmp_path):
+    argv = arguments(data, start, tmp_path, "--epochs", "1")
+    assert main(argv) == 0
+    before = (tmp_path / "last.pth").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="File too large; the last good files there are whole"):
+            main([*argv, "--resume", "--epochs", "2"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.pth").read_bytes() == before
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--repeat", "1"], "--repeat: expected 2 numbers"),
+        (["--distil", "1", "2", "3"], "--distil: expected 1 or 2 weights"),
+        (["--init_from_face", "x.pth"], "two ways to start"),
+        (["--batch_size", "0"], "expected a number above 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(data, start, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments(data, start, tmp_path), *more])
+    assert message in capsys.readouterr().err

@@ -55,6 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         _add_check,
         _add_stats,
         _add_draw,
+        _add_export,
+        _add_import,
     ):
         add(steps)
     return parser.parse_args(argv)
@@ -63,11 +65,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def _step(steps: argparse._SubParsersAction, function: Callable, example: str) -> argparse.ArgumentParser:
     """The parser of a step, described by its function's docstring."""
     docstring = " ".join((function.__doc__ or "").split())
+    name = function.__name__.rstrip("_")
     parser = steps.add_parser(
-        function.__name__,
+        name,
         help=docstring.split(". ")[0].rstrip("."),
-        description=f"{textwrap.fill(docstring, 100)}\n\nExample:\n"
-        f"  python3 prep_data.py {function.__name__} {example}",
+        description=f"{textwrap.fill(docstring, 100)}\n\nExample:\n  python3 prep_data.py {name} {example}",
         formatter_class=parser_of("").formatter_class,
         allow_abbrev=False,
     )
@@ -362,7 +364,7 @@ def _add_pseudo_label(steps: argparse._SubParsersAction) -> None:
         "  python3 prep_data.py pseudo_label wf/val/gt.txt --classes person --detections yolo.json \\\n"
         "      --category 0=person --output wf_persons/val/gt.txt\n"
         "  torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the pictures shared out\n"
-        "  python3 prep_data.py pseudo_label oi_faces/val/gt.txt --take_out --score 0.9 --output sure/val/gt.txt",
+        "  python3 prep_data.py pseudo_label oi_faces/val/gt.txt --take_out --score 0.9 --output sure/gt.txt",
     )
     _add_list(parser)
     _add_output(parser, "list to write; FILE.pseudo.jsonl beside it says where each added box comes from")
@@ -774,6 +776,67 @@ def draw(args: argparse.Namespace) -> int:
         raise UsageError(f"expected --number of at least 1, got {args.number}")
     shown = list_sheet(args.list, picture_folder(args.list, args.images), args.output, args.number, args.seed)
     print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
+    return OK
+
+
+def _add_export(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, export, "data/oi/val/wider_val_gt.txt --format coco --output val.json")
+    _add_list(parser)
+    parser.add_argument("--format", choices=["coco", "yolo"], required=True)
+    _add_output(parser, "JSON file for coco, folder for yolo")
+
+
+def export(args: argparse.Namespace) -> int:
+    """A list as COCO JSON or as a YOLO folder."""
+    from data.convert import write_coco, write_yolo
+    from data.picture_folder import picture_folder
+
+    write = write_coco if args.format == "coco" else write_yolo
+    images, boxes = write(args.output, iter_annotations(args.list), picture_folder(args.list, args.images))
+    print(f"{args.output}: {images} images, {boxes} boxes")
+    return OK
+
+
+def _add_import(steps: argparse._SubParsersAction) -> None:
+    parser = _step(steps, import_, "instances_val.json --format coco --output data/coco/val/wider_val_gt.txt")
+    parser.add_argument("source", type=Path, help="JSON file for coco, folder of label files for yolo")
+    parser.add_argument("--format", choices=["coco", "yolo"], required=True)
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures; needed for yolo")
+    parser.add_argument(
+        "--category",
+        nargs="+",
+        default=[],
+        metavar="NAME=CLASS",
+        help="coco: names of categories, besides face and person; yolo: numbers (default: 0=face 1=person)",
+    )
+    _add_output(parser)
+
+
+def import_(args: argparse.Namespace) -> int:
+    """COCO JSON or YOLO labels to a list. The classes that the source names count as labelled."""
+    from data.convert import read_coco, read_yolo
+    from data.picture_folder import picture_folder
+
+    classes = {}
+    for text in args.category:
+        name, _, class_name = text.rpartition("=")
+        if not name or class_name not in CLASS_LABELS:
+            raise UsageError(f"--category {text}: expected NAME=CLASS with one of {', '.join(CLASS_LABELS)}")
+        classes[name] = class_name
+    if args.format == "yolo":
+        if args.images is None:
+            raise UsageError(
+                "give the pictures' folder with --images: a YOLO label file does not name its picture"
+            )
+        if not all(name.isdecimal() for name in classes):
+            raise UsageError("expected class numbers in --category, e.g. 0=person")
+        numbers = {int(k): v for k, v in classes.items()} or {v - 1: k for k, v in CLASS_LABELS.items()}
+        labelled = set(numbers.values())
+        found = read_yolo(args.source, picture_folder(args.source, args.images), numbers)
+    else:
+        labelled, found = read_coco(args.source, classes)
+    images = write_list(args.output, found, labelled)
+    print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
     return OK
 
 

@@ -22,7 +22,7 @@ import argparse
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -30,7 +30,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.annotations import check_labelled_classes, iter_annotations, labelled_classes, write_list
+from data.annotations import (
+    ImageAnnotation,
+    check_labelled_classes,
+    iter_annotations,
+    labelled_classes,
+    write_list,
+)
 from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS
 from utils.cli import BAD_DATA, OK, DataError, UsageError, parser_of, run, warn
 from utils.files import write_text
@@ -450,12 +456,16 @@ def pseudo_label(args: argparse.Namespace) -> int:
     if not first:
         return OK
     labels = Counter(CLASS_NAMES[box.label] for boxes in added.values() for box in boxes)
-    merged = (p.with_boxes(a, added.get(a.path, ())) for a in iter_annotations(args.list))
-    earlier = p.read_side_file(args.side_file or p.side_file(args.list))
-    images = write_list(args.output, merged, labelled)
-    p.write_side_file(
-        p.side_file(args.output), [*earlier, *(box for boxes in added.values() for box in boxes)]
-    )
+    noted = p.read_side_file(args.side_file or p.side_file(args.list))
+
+    def merged() -> Iterator[ImageAnnotation]:
+        for annotation in iter_annotations(args.list):
+            boxes = added.get(annotation.path, [])
+            noted.extend(boxes)
+            yield p.with_boxes(annotation, boxes)
+
+    images = write_list(args.output, merged(), labelled)
+    p.write_side_file(p.side_file(args.output), noted)
     _say([(f"boxes of {name} added", labels[name]) for name in args.classes] + [("in images", len(added))])
     if args.detections and (unused := coco.unused()):
         warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")

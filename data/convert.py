@@ -16,7 +16,7 @@ from data.config import CLASS_LABELS, CLASS_NAMES
 from data.picture_folder import picture_sizes
 from utils.cli import DataError
 from utils.files import atomic_path, locked, write_text
-from utils.images import IMAGE_SUFFIXES
+from utils.image_names import images_below
 
 
 def write_coco(
@@ -197,12 +197,11 @@ def read_yolo(
     labels_folder = Path(labels_folder)
     if not labels_folder.is_dir():
         raise DataError(f"{labels_folder}: no such folder; expected the label files")
-    paths = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
+    names = images_below(pictures)
+    if not names:
         raise DataError(f"{pictures}: no pictures")
-    for path in paths:
-        name = path.relative_to(pictures)
-        file = labels_folder / name.with_suffix(".txt")
+    for name in names:
+        file = labels_folder / Path(name).with_suffix(".txt")
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
@@ -218,4 +217,4 @@ def read_yolo(
                 cx, cy, w, h = box
                 rows.append([CLASS_LABELS[classes[int(label)]], cx - w / 2, cy - h / 2, w, h])
         table = np.reshape(rows, (-1, 5))
-        yield ImageAnnotation(name.as_posix(), table[:, 0], table[:, 1:])
+        yield ImageAnnotation(name, table[:, 0], table[:, 1:])

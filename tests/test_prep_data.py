@@ -1,0 +1,344 @@
+"""Steps of prep_data.py on small real files: WIDER FACE text, links, splits, merges, checks, formats."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.annotations import ImageAnnotation, labelled_classes, read_annotations, write_list
+from prep_data import main
+from utils.cli import DataError, UsageError
+from utils.images import write_image
+
+
+@pytest.fixture
+def listed(tmp_path) -> Path:
+    """A list of twelve pictures, 80x60, of which the last two are equal; boxes of both classes."""
+    path = tmp_path / "all" / "list.txt"
+    draw = np.random.default_rng(0)
+    annotations = []
+    for i in range(12):
+        image = np.full((60, 80, 3), 3 + 20 * min(i, 10), np.uint8)
+        write_image(path.parent / "images" / f"{i % 3}" / f"{i}.png", image)
+        boxes = draw.uniform(0.1, 0.45, (i % 4, 4)).round(6)
+        annotations.append(ImageAnnotation(f"{i % 3}/{i}.png", [1, 2, 1][: i % 4], boxes))
+    write_list(path, annotations, ["face", "person"])
+    return path
+
+
+def same(found: Path, expected: Path, atol: float = 2e-9) -> None:
+    found_, expected_ = read_annotations(found), {a.path: a for a in read_annotations(expected)}
+    assert sorted(a.path for a in found_) == sorted(expected_)
+    for a in found_:
+        np.testing.assert_array_equal(a.labels, expected_[a.path].labels)
+        np.testing.assert_allclose(a.boxes_xywh_norm, expected_[a.path].boxes_xywh_norm, rtol=0, atol=atol)
+
+
+# WIDER FACE text
+
+
+def wider(folder: Path, text: str, *options: str) -> dict[str, list[list[float]]]:
+    source, output = folder / "bbx_gt.txt", folder / "out" / "list.txt"
+    source.write_text(text)
+    write_image(folder / "images" / "0--A" / "a.jpg", np.zeros((50, 100, 3), np.uint8))
+    write_image(folder / "images" / "0--A" / "b.jpg", np.zeros((50, 100, 3), np.uint8))
+    arguments = ["widerface", str(source), "--images", str(folder / "images"), "--output", str(output)]
+    assert main([*arguments, *options]) == 0
+    assert labelled_classes(output) == ("face",)
+    return {a.path: a.boxes_xywh_norm.round(6).tolist() for a in read_annotations(output)}
+
+
+A_FACES = (
+    "0--A/a.jpg\n4\n10 5 20 10 0 0 0 0 0 0 \n10 5 0 10 0 0 0 0 0 0\n"
+    "1 1 2 2 0 0 0 1 0 0\n50 25 50 25 2 1 1 0 2 1\n"
+)
+
+
+def test_wider_empty_text(tmp_path):
+    assert wider(tmp_path, "") == {}
+
+
+def test_wider_dummy_row_invalid_and_flat_boxes(tmp_path, capsys):
+    text = "0--A/b.jpg\n0\n0 0 0 0 0 0 0 0 0 0 \n" + A_FACES
+    good = [[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.5, 0.5]]
+    assert wider(tmp_path, text) == {"0--A/b.jpg": [], "0--A/a.jpg": good}
+    printed = capsys.readouterr().out
+    assert "faces marked invalid, left out  1" in printed
+    assert "faces without area, left out    1" in printed
+    assert wider(tmp_path, text, "--keep_invalid")["0--A/a.jpg"] == [
+        good[0],
+        [0.01, 0.02, 0.02, 0.04],
+        good[1],
+    ]
+    without_dummy = "0--A/b.jpg\n0\n" + A_FACES
+    assert wider(tmp_path, without_dummy) == {"0--A/b.jpg": [], "0--A/a.jpg": good}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10 5 20 10 0 0 0 0 0 0\n", r":1: found '10 5 20 10 0 0 0 0 0 0'; expected the path of an image"),
+        ("0--A/a.jpg\n", r":2: found 'the end of the file'; expected the number of faces"),
+        ("0--A/a.jpg\nmany\n", r":2: found 'many'"),
+        ("0--A/a.jpg\n2\n1 1 2 2 0 0 0 0 0 0\n", r":3: cut off in the faces"),
+        ("0--A/a.jpg\n1\n1 1 2 2 0 0 0\n", r":3: found '1 1 2 2 0 0 0'; expected 10 numbers"),
+        ("0--A/a.jpg\n1\n1 1 2 nan 0 0 0 0 0 0\n", r":3: found"),
+        (
+            "\n0--A/none.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n",
+            r":2: .*none\.jpg: no such picture; leave such images out",
+        ),
+    ],
+)
+def test_wider_broken_text_is_named(tmp_path, text, message):
+    with pytest.raises(DataError, match=rf"bbx_gt\.txt{message}"):
+        wider(tmp_path, text)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_wider_missing_pictures_can_be_left_out(tmp_path):
+    text = "0--A/none.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n" + A_FACES
+    assert list(wider(tmp_path, text, "--skip_missing")) == ["0--A/a.jpg"]
+
+
+# link, split, merge, stats, draw
+
+
+def test_link_is_made_once_and_never_over_something_else(tmp_path, listed):
+    pictures = str(listed.parent / "images")
+    assert main(["link", pictures, str(tmp_path / "train")]) == 0
+    assert main(["link", pictures, str(tmp_path / "train")]) == 0
+    assert (tmp_path / "train" / "images" / "0" / "0.png").is_file()
+    with pytest.raises(DataError, match="no such folder"):
+        main(["link", str(tmp_path / "none"), str(tmp_path / "train")])
+    with pytest.raises(DataError, match="a link to"):
+        main(["link", str(tmp_path), str(tmp_path / "train")])
+    with pytest.raises(DataError, match="there already"):
+        main(["link", str(tmp_path), str(listed.parent)])
+
+
+def test_split_keeps_equal_pictures_together_and_is_stable(tmp_path, listed):
+    for seed in range(6):
+        output = tmp_path / f"split{seed}"
+        arguments = ["split", str(listed), "--output", str(output), "--val_share", "0.4", "--seed", str(seed)]
+        assert main(arguments) == 0
+        train, val = (read_annotations(output / part / f"wider_{part}_gt.txt") for part in ("train", "val"))
+        names = [{a.path for a in part} for part in (train, val)]
+        assert len(names[0]) + len(names[1]) == 12
+        assert not names[0] & names[1]
+        assert ("1/10.png" in names[0]) == ("2/11.png" in names[0])
+        assert (output / "val" / "images").resolve() == listed.parent / "images"
+        assert main(arguments) == 0
+        assert [a.path for a in read_annotations(output / "val" / "wider_val_gt.txt")] == [
+            a.path for a in val
+        ]
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        main(["split", str(listed), "--output", str(tmp_path / "x"), "--val_share", "1"])
+    with pytest.raises(DataError, match="no image falls into val"):
+        main(["split", str(listed), "--output", str(tmp_path / "x"), "--val_share", "1e-9", "--by_name"])
+
+
+def test_merge(tmp_path, listed, capsys):
+    output = tmp_path / "merged" / "list.txt"
+    with pytest.raises(DataError, match=r"list\.txt:1: 0/0\.png is in .*too"):
+        main(["merge", str(listed), str(listed), "--output", str(output)])
+    assert not output.exists()
+    assert main(["merge", str(listed), str(listed), "--output", str(output), "--on_repeat", "first"]) == 0
+    same(output, listed)
+    assert main(["merge", str(listed), str(listed), "--output", str(output), "--prefix", "a", "b"]) == 0
+    assert [a.path for a in read_annotations(output)][11:13] == ["a/2/11.png", "b/0/0.png"]
+    faces = tmp_path / "faces" / "list.txt"
+    write_list(faces, [ImageAnnotation("f.png")], ["face"])
+    with pytest.raises(DataError, match="labelled for face, .* for face and person: add what is missing"):
+        main(["merge", str(listed), str(faces), "--output", str(output)])
+    with pytest.raises(UsageError, match="one --prefix a list"):
+        main(["merge", str(listed), str(faces), "--output", str(output), "--prefix", "a"])
+
+
+def test_stats_and_draw(tmp_path, listed, capsys):
+    assert main(["stats", str(listed)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "images 12 with both 6 (50.0%) with face 3 (25.0%) with person 0 with none 3 (25.0%)" in printed
+    assert "boxes 18 face 12 person 6" in printed
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert main(["stats", str(empty)]) == 0
+    assert main(["draw", str(listed), "--output", str(tmp_path / "sheet.png"), "--number", "5"]) == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    with pytest.raises(DataError, match="names no image"):
+        main(
+            [
+                "draw",
+                str(empty),
+                "--output",
+                str(tmp_path / "x.png"),
+                "--images",
+                str(listed.parent / "images"),
+            ]
+        )
+
+
+# check
+
+
+def test_check_finds_everything_and_remembers(tmp_path, listed, capsys):
+    def check(*options: str) -> tuple[int, str]:
+        code = main(["check", str(listed), *options])
+        return code, capsys.readouterr().out
+
+    code, printed = check()
+    assert code == 0
+    assert "pictures decoded  12" in printed
+    assert "pictures decoded" not in check()[1]
+    assert "pictures decoded  12" in check("--no_cache")[1]
+    images = listed.parent / "images"
+    (images / "0" / "0.png").unlink()
+    (images / "1" / "1.png").write_bytes((images / "1" / "1.png").read_bytes()[:40])
+    with listed.open("a") as file:
+        file.write("1 0.9 0.9 0.2 0.1\n2 0 0 0 1\n# 2/2.png\n")
+    code, printed = check()
+    assert code == 1
+    lines = printed.splitlines()
+    assert "list.txt:1: " in lines[0]
+    assert "0.png: no such picture" in lines[0]
+    assert "1.png" in lines[1]
+    assert "1 boxes beyond the image" in printed
+    assert "1 boxes without area" in printed
+    assert "2/2.png is named in line" in printed
+    (listed.parent / ".check.json").write_text("{broken")
+    assert check()[0] == 1
+
+
+# COCO and YOLO
+
+
+def test_coco_there_and_back(tmp_path, listed):
+    file, output = tmp_path / "coco.json", tmp_path / "back" / "list.txt"
+    assert main(["export", str(listed), "--format", "coco", "--output", str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert content["categories"] == [{"id": 1, "name": "face"}, {"id": 2, "name": "person"}]
+    assert content["images"][0] == {"id": 1, "file_name": "0/0.png", "width": 80, "height": 60}
+    assert len(content["annotations"]) == 18
+    assert main(["import", str(file), "--format", "coco", "--output", str(output)]) == 0
+    same(output, listed, atol=2e-8)
+    assert [a.path for a in read_annotations(output)] == [a.path for a in read_annotations(listed)]
+
+
+def test_coco_from_others(tmp_path):
+    file, output = tmp_path / "coco.json", tmp_path / "out" / "list.txt"
+
+    def read(content: object, *options: str) -> list[ImageAnnotation]:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        assert main(["import", str(file), "--format", "coco", "--output", str(output), *options]) == 0
+        return read_annotations(output)
+
+    images = [{"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}]
+    boxes = [{"image_id": 7, "category_id": c, "bbox": [1, 2, 3, 4]} for c in (1, 3)]
+    whole = {
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
+    }
+    (found,) = read(whole)
+    np.testing.assert_allclose(found.boxes_xywh_norm, [[0.1, 0.1, 0.3, 0.2]])
+    assert found.labels.tolist() == [2]
+    assert labelled_classes(output) == ("person",)
+    output.unlink()
+    assert read(whole, "--category", "car=face")[0].labels.tolist() == [2, 1]
+    for broken, message in (
+        ("{", "not JSON"),
+        ([], "not a COCO annotation file"),
+        (whole | {"categories": [{"id": 1, "name": "car"}]}, "none of its categories is face or person: car"),
+        (
+            whole | {"annotations": [{"image_id": 8, "category_id": 1, "bbox": [1, 2, 3, 4]}]},
+            "annotation 0: found",
+        ),
+        (whole | {"annotations": [boxes[0] | {"bbox": [1, 2, 3]}]}, "annotation 0: found"),
+        (whole | {"annotations": [boxes[0] | {"bbox": [1, 2, 3, float("nan")]}]}, "not finite"),
+        (whole | {"images": [images[0] | {"width": 0}]}, "without width"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read(broken)
+
+
+def test_yolo_there_and_back(tmp_path, listed):
+    folder, output = tmp_path / "yolo", tmp_path / "back" / "list.txt"
+    arguments = ["export", str(listed), "--format", "yolo", "--output", str(folder)]
+    assert main(arguments) == 0
+    assert (folder / "labels" / "0" / "0.txt").read_text() == ""
+    assert "1: person" in (folder / "data.yaml").read_text()
+    with pytest.raises(DataError, match="there already"):
+        main(arguments)
+    back = ["import", str(folder / "labels"), "--format", "yolo", "--output", str(output)]
+    with pytest.raises(UsageError, match="--images"):
+        main(back)
+    back += ["--images", str(folder / "images")]
+    assert main(back) == 0
+    same(output, listed, atol=3e-9)
+    (folder / "labels" / "1" / "1.txt").write_text("0 0.5 0.5 0.1\n")
+    with pytest.raises(DataError, match=r"1\.txt:1: found '0 0\.5 0\.5 0\.1'; expected 'class cx cy w h'"):
+        main(back)
+    (folder / "labels" / "1" / "1.txt").unlink()
+    assert main([*back, "--category", "1=person"]) == 0
+    assert {label for a in read_annotations(output) for label in a.labels} == {2}
+
+
+coordinate = st.floats(0, 1).map(lambda v: round(v, 6))
+rows = st.lists(
+    st.tuples(st.sampled_from([1, 2]), coordinate, coordinate, coordinate, coordinate), max_size=4
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(boxes=rows)
+def test_formats_keep_any_box(tmp_path_factory, boxes):
+    folder = tmp_path_factory.mktemp("formats")
+    path = folder / "list.txt"
+    write_image(folder / "images" / "a.png", np.zeros((7, 13, 3), np.uint8))
+    write_list(
+        path, [ImageAnnotation("a.png", [b[0] for b in boxes], [b[1:] for b in boxes])], ["face", "person"]
+    )
+    main(["export", str(path), "--format", "coco", "--output", str(folder / "coco.json")])
+    main(
+        ["import", str(folder / "coco.json"), "--format", "coco", "--output", str(folder / "a" / "list.txt")]
+    )
+    same(folder / "a" / "list.txt", path, atol=2e-7)
+    main(["export", str(path), "--format", "yolo", "--output", str(folder / "yolo")])
+    arguments = [
+        "--format",
+        "yolo",
+        "--images",
+        str(folder / "images"),
+        "--output",
+        str(folder / "b" / "list.txt"),
+    ]
+    main(["import", str(folder / "yolo" / "labels"), *arguments])
+    same(folder / "b" / "list.txt", path, atol=3e-9)
+
+
+# the command line
+
+
+def test_every_step_has_help_and_errors_are_one_line(repository, capsys):
+    with pytest.raises(SystemExit):
+        main(["-h"])
+    printed = capsys.readouterr().out
+    first = "download unpack openimages widerface pseudo_label clean anchors"
+    for step in f"{first} link split merge check stats draw export import".split():
+        assert f"\n    {step}" in printed
+        with pytest.raises(SystemExit):
+            main([step, "-h"])
+        assert f"Example:\n  python3 prep_data.py {step} " in capsys.readouterr().out
+    for arguments, code in ((["stats", "none.txt"], 1), (["split", "none.txt"], 2), ([], 2)):
+        done = subprocess.run(
+            [sys.executable, "prep_data.py", *arguments], cwd=repository, capture_output=True, text=True
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+    assert len(done.stdout) == 0

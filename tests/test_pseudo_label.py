@@ -1,0 +1,232 @@
+"""Boxes from another model: which are added, that they can be taken out again, every source."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.annotations import ImageAnnotation, labelled_classes, read_annotations, write_list
+from data.config import cfg_mnet, one_class
+from data.pseudo_label import Limits, boxes_to_add, read_side_file, with_boxes, without_boxes
+from models.checkpoint import save_checkpoint
+from models.retinaface import RetinaFace
+from prep_data import main
+from utils.cli import DataError, UsageError
+from utils.detector import Detections
+from utils.images import write_image
+
+SIZE = (100, 200)
+TRUTH = ImageAnnotation("a.jpg", [1, 2], [[0.1, 0.1, 0.1, 0.2], [0.5, 0, 0.5, 1]])
+
+
+def found(*rows: tuple[float, ...]) -> Detections:
+    """Rows of x1 y1 x2 y2 score label."""
+    table = np.reshape(np.array(rows, np.float64), (-1, 6))
+    return Detections(
+        table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int64)
+    )
+
+
+def added(*rows: tuple[float, ...], **limits: float) -> list[tuple]:
+    boxes = boxes_to_add(TRUTH, found(*rows), SIZE, Limits(**limits), "model")
+    return [(box.label, *np.round(box.box_xywh_norm, 6), box.score) for box in boxes]
+
+
+def test_nothing_found_nothing_added():
+    assert added() == []
+    empty = ImageAnnotation("a.jpg")
+    (box,) = boxes_to_add(empty, found((0, 0, 50, 50, 0.9, 1)), SIZE, Limits(), "model")
+    assert (box.image, box.source, box.box_xywh_norm) == ("a.jpg", "model", (0, 0, 0.25, 0.5))
+    assert without_boxes(with_boxes(empty, [box]), [box])[1] == 1
+
+
+def test_which_boxes_are_added():
+    free = (100, 50, 140, 90, 0.9, 1)
+    assert added(free) == [(1, 0.5, 0.5, 0.2, 0.4, 0.9)]
+    assert added((*free[:4], 0.69, 1)) == []
+    assert added((*free[:4], 0.69, 1), score=0.6) == [(1, 0.5, 0.5, 0.2, 0.4, 0.69)]
+    assert added((100, 50, 107, 90, 0.9, 1)) == []
+    assert added((100, 50, 107, 90, 0.9, 1), min_size=7) != []
+    # On the truth of its class, and on that of the other class.
+    assert added((20, 10, 40, 30, 0.9, 1)) == []
+    assert added((20, 10, 40, 30, 0.9, 2)) == [(2, 0.1, 0.1, 0.1, 0.2, 0.9)]
+    # Two that overlap: the better one.
+    assert added((100, 50, 140, 88, 0.8, 1), free) == [(1, 0.5, 0.5, 0.2, 0.4, 0.9)]
+    # Cut to the image; outside of it nothing is left.
+    assert added((-20, -20, 20, 20, 0.8, 1)) == [(1, 0, 0, 0.1, 0.2, 0.8)]
+    assert added((-50, 0, -10, 40, 0.8, 1)) == []
+
+
+@pytest.fixture
+def listed(tmp_path) -> Path:
+    """Pictures 1.png to 3.png of 200x100, a person in each, labelled for persons."""
+    path = tmp_path / "persons" / "list.txt"
+    for i in (1, 2, 3):
+        noise = np.random.default_rng(i).integers(0, 255, (100, 200, 3), np.uint8)
+        write_image(path.parent / "images" / f"{i:03d}.png", noise)
+    write_list(
+        path, [ImageAnnotation(f"{i:03d}.png", [2], [[0.5, 0, 0.5, 1]]) for i in (1, 2, 3)], ["person"]
+    )
+    return path
+
+
+def coco(path: Path, *rows: tuple[object, int, list[float], float]) -> Path:
+    keys = ("image_id", "category_id", "bbox", "score")
+    path.write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows]))
+    return path
+
+
+def test_coco_detections_added_and_taken_out(tmp_path, listed, capsys):
+    detections = coco(
+        tmp_path / "found.json",
+        ("001.png", 5, [10, 10, 20, 20], 0.95),
+        ("002", 5, [10, 10, 20, 30], 0.8),
+        (3, 5, [10, 10, 20, 40], 0.9),
+        (3, 6, [10, 10, 20, 40], 0.9),
+        ("elsewhere", 5, [10, 10, 20, 40], 0.9),
+    )
+    output = tmp_path / "both" / "list.txt"
+    arguments = [
+        "pseudo_label",
+        str(listed),
+        "--output",
+        str(output),
+        "--images",
+        str(listed.parent / "images"),
+    ]
+    from_coco = [*arguments, "--detections", str(detections), "--category", "5=face"]
+    assert main(from_coco) == 0
+    assert "1 of its images are not in the list, e.g. elsewhere" in capsys.readouterr().err
+    boxes = [a.boxes_xywh_norm.tolist()[1:] for a in read_annotations(output)]
+    np.testing.assert_allclose(boxes, [[[0.05, 0.1, 0.1, h]] for h in (0.2, 0.3, 0.4)], atol=1e-9)
+    assert labelled_classes(output) == ("face", "person")
+    assert labelled_classes(listed) == ("person",)
+    side = read_side_file(output.with_name("list.pseudo.jsonl"))
+    assert [(b.image, b.score, b.source) for b in side] == [
+        ("001.png", 0.95, "found.json"),
+        ("002.png", 0.8, "found.json"),
+        ("003.png", 0.9, "found.json"),
+    ]
+    # Again on its own output: all there already.
+    again = tmp_path / "again" / "list.txt"
+    images = ["--images", str(listed.parent / "images")]
+    assert main(["pseudo_label", str(output), "--output", str(again), *images, *from_coco[6:]]) == 0
+    assert again.read_bytes() == output.read_bytes()
+    assert read_side_file(again.with_name("list.pseudo.jsonl")) == side
+    # Out again: those below a score, then all.
+    assert main(["pseudo_label", str(output), "--take_out", "--score", "0.9", "--output", str(output)]) == 0
+    assert [len(a) for a in read_annotations(output)] == [2, 1, 2]
+    assert len(read_side_file(output.with_name("list.pseudo.jsonl"))) == 2
+    assert main(["pseudo_label", str(output), "--take_out", "--score", "2", "--output", str(output)]) == 0
+    assert output.read_bytes() == listed.read_bytes()
+    with pytest.raises(DataError, match="nothing to take out"):
+        main(["pseudo_label", str(output), "--take_out", "--output", str(output)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "expected a list of detections, found a dict"),
+        ("[1]", "detection 0: found 1"),
+        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3], "score": 1}]', "detection 0: found"),
+        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 2}]', "out of range"),
+        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, -4], "score": 1}]', "out of range"),
+    ],
+)
+def test_broken_detections(tmp_path, listed, content, message):
+    file = tmp_path / "found.json"
+    file.write_text(content)
+    arguments = [
+        "pseudo_label",
+        str(listed),
+        "--output",
+        str(tmp_path / "o" / "list.txt"),
+        "--category",
+        "5=face",
+    ]
+    with pytest.raises(DataError, match=message):
+        main([*arguments, "--detections", str(file)])
+    assert not (tmp_path / "o").exists()
+
+
+def test_usage(tmp_path, listed):
+    arguments = ["pseudo_label", str(listed), "--output", str(tmp_path / "o" / "list.txt")]
+    with pytest.raises(UsageError, match="one of --trained_model, --detections and --take_out"):
+        main(arguments)
+    with pytest.raises(UsageError, match="category ids"):
+        main([*arguments, "--detections", str(coco(tmp_path / "f.json"))])
+    with pytest.raises(UsageError, match="5=cat: expected ID=CLASS with one of face"):
+        main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=cat"])
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--score", "70"])
+    same_folder = [*arguments[:3], str(listed.with_name("other.txt"))]
+    with pytest.raises(DataError, match="write it to another folder"):
+        main([*same_folder, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=face"])
+    listed.with_name("list.pseudo.jsonl").write_text('{"image": "001.png"}\n')
+    with pytest.raises(DataError, match=r"list\.pseudo\.jsonl:1: found"):
+        main([*arguments, "--take_out"])
+
+
+def test_checkpoint_alone_and_shared_out_add_the_same(tmp_path, listed, repository):
+    """A one-class network with weights by chance fires somewhere; two processes find what one does."""
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "faces.pth", RetinaFace(one_class(cfg_mnet)))
+    (listed.parent / "images" / "002.png").write_bytes(b"broken")
+    options = [
+        "--images",
+        str(listed.parent / "images"),
+        "--device",
+        "cpu",
+        "--score",
+        "0.3",
+        "--min_size",
+        "20",
+    ]
+    options += ["--trained_model", str(tmp_path / "faces.pth")]
+    command = ["pseudo_label", str(listed), *options, "--output"]
+    assert main([*command, str(tmp_path / "one" / "list.txt")]) == 0
+    found_ = read_annotations(tmp_path / "one" / "list.txt")
+    assert len(found_[0]) > 1
+    assert len(found_[1]) == 1
+    assert {b.source for b in read_side_file(tmp_path / "one" / "list.pseudo.jsonl")} == {"faces.pth"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    two = [sys.executable, "prep_data.py", *command, str(tmp_path / "two" / "list.txt")]
+    runs = [
+        subprocess.Popen(two, cwd=repository, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    for name in ("list.txt", "list.pseudo.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_published_one_class_network_finds_the_face_of_a_photo(reference, tmp_path):
+    """The parent's checkpoint on the astronaut photo: one face, none where there is one already."""
+    folder = tmp_path / "photos"
+    image = next((reference / "fixtures" / "images").glob("astronaut.*"))
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / image.name).write_bytes(image.read_bytes())
+    write_list(folder / "list.txt", [ImageAnnotation(image.name)], ["person"])
+    weights = str(reference / "weights" / "mobilenet0.25_Final.pth")
+    options = ["--trained_model", weights, "--device", "cpu", "--images", str(folder / "images"), "--output"]
+    first, second = tmp_path / "a" / "list.txt", tmp_path / "b" / "list.txt"
+    assert main(["pseudo_label", str(folder / "list.txt"), *options, str(first)]) == 0
+    (annotation,) = read_annotations(first)
+    assert annotation.labels.tolist() == [1]
+    x, y, w, h = annotation.boxes_xywh_norm[0]
+    assert 0.3 < x + w / 2 < 0.55
+    assert y + h / 2 < 0.4
+    assert main(["pseudo_label", str(first), *options, str(second)]) == 0
+    assert second.read_bytes() == first.read_bytes()

@@ -395,7 +395,7 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         batch_sampler=sampler,
         num_workers=args.num_workers,
         collate_fn=detection_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
     )
@@ -609,7 +609,7 @@ def _debug_image(dataset: WiderFaceDetection, criterion: MultiBoxLoss, key: tupl
     )
 
 
-def _start_worker(number: int) -> None:
+def start_worker(number: int) -> None:
     """A worker reads with one thread, and leaves Ctrl-C to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -32,8 +32,8 @@ def match_one(
     boxes_norm: Tensor, labels: Tensor, priors: Tensor, match_iou: float = 0.45, best_prior_iou: float = 0.2
 ) -> tuple[Tensor, Tensor]:
     """Labels int64[P] (0 background) and boxes_norm [P, 4] of one image's priors."""
-    prior_labels = torch.zeros(len(priors), dtype=torch.int64)
-    prior_boxes = torch.zeros(len(priors), 4)
+    prior_labels = torch.zeros(len(priors), dtype=torch.int64, device=priors.device)
+    prior_boxes = torch.zeros_like(priors)
     if not len(boxes_norm):
         return prior_labels, prior_boxes
     corners = torch.cat([priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1)

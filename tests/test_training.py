@@ -152,7 +152,7 @@ def in_two_processes(folder: Path, runs: list[list[str]]) -> str:
 
 
 def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start, tmp_path):
-    slowly = ("--lr", "1e-4", "--clip_grad", "1")  # random weights are chaotic
+    slowly = ("--lr", "1e-5", "--clip_grad", "1")  # random weights are chaotic
     variants = {
         "sync_bn": ("--sync_bn", *slowly, "--val_dataset", data[0]),
         "teacher": (
@@ -259,7 +259,7 @@ def test_a_corrupt_picture_is_named_with_its_line_in_one_line(start, tmp_path):
 
 
 def test_a_dead_worker_is_named(data, start, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_changeclass, "_start_worker", lambda number: os._exit(9))
+    monkeypatch.setattr(train_changeclass, "start_worker", lambda number: os._exit(9))
     argv = arguments(data, start, tmp_path, "--num_workers", "1")
     with pytest.raises(DataError, match=r"DataLoader worker \(pid.*\d+\).*; a reading process died"):
         main(argv)

@@ -1,0 +1,290 @@
+"""Speed of a training step, of its loss and of the loader, against the plain version, interleaved in one run.
+
+The step is batch 8 at 640x640, random weights and boxes; the plain loss is benchmarks/plain_training.py.
+Where there is a CUDA machine a third table gives images a second for large batches.
+
+Examples:
+  python3 benchmarks/bench_training.py
+  python3 benchmarks/bench_training.py --repeats 9 --threads 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import plain_training
+from benchmarks.bench_detection import median_times
+from benchmarks.tables import machine, write_table
+from data.annotations import ImageAnnotation, write_annotations
+from data.config import cfg_mnet
+from data.data_augment import TrainTransform
+from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
+from detect import sample_photos
+from layers.modules.multibox_loss import MultiBoxLoss
+from models.retinaface import RetinaFace
+from train_changeclass import start_worker
+from utils.arguments import parser_of
+from utils.cli import run
+from utils.engine import Recipe, network_input, train_one_epoch
+from utils.images import read_image
+from utils.memory import keep_freed_memory
+
+SIZE, BATCH = 640, 8
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds; medians are shown")
+    parser.add_argument("--image", default=sample_photos()[0], help="picture, stretched to 1024x768")
+    parser.add_argument("--out", default="benchmarks/results/training.md", help="table")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    write_table(
+        args.out,
+        f"Training step, batch {BATCH} at {SIZE}x{SIZE}, milliseconds; {machine(args.threads)}",
+        ["boxes", "forward", "backward", "loss", "loss / step", "plain loss", "plain / step", "plain / ours"],
+        [step_row(boxes, args.repeats) for boxes in (30, 150)],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make_dataset(Path(folder), args.image)
+        write_table(
+            args.out,
+            "One 1024x768 picture read and augmented to 640x640, one thread, milliseconds",
+            ["imread", "ours", "/ imread", "plain", "/ imread"],
+            [sample_row(dataset, args.repeats)],
+            append=True,
+        )
+        write_table(
+            args.out,
+            "Loader, images a second; plain cv2.imread in one process for comparison",
+            ["workers", "images/s", "imread", "/ imread"],
+            [loader_row(dataset, workers) for workers in (0, 1, 2)],
+            append=True,
+        )
+        if torch.cuda.is_available():
+            write_table(
+                args.out,
+                f"Training on {torch.cuda.get_device_name()}, {SIZE}x{SIZE}, 30 boxes, images a second "
+                f"(share of time waiting for data); original: plain loss and augmentation, 4 workers",
+                ["batch", "float32", "--amp", "as the original"],
+                [cuda_row(dataset, batch) for batch in (24, 64, 256)],
+                append=True,
+            )
+    return 0
+
+
+def random_targets(boxes: int, batch: int) -> list[dict]:
+    """Targets with so many boxes an image, sizes as in WIDER FACE: mostly small."""
+    generator = torch.Generator().manual_seed(0)
+    targets = []
+    for _ in range(batch):
+        size = torch.exp(torch.rand(boxes, 1, generator=generator) * 3.5 - 4.2)
+        size = size * torch.exp(torch.randn(boxes, 2, generator=generator) * 0.2)
+        corner = torch.rand(boxes, 2, generator=generator) * (1 - size)
+        targets.append(
+            {
+                "boxes_norm": torch.cat([corner, corner + size], 1),
+                "labels": torch.randint(1, 3, (boxes,), generator=generator),
+                "labelled": torch.tensor([True, True]),
+                "name": "random",
+            }
+        )
+    return targets
+
+
+def step_row(boxes: int, repeats: int) -> list:
+    """Forward, backward and loss, ours and plain, on the same outputs."""
+    network = RetinaFace(cfg_mnet).to(memory_format=torch.channels_last).train()
+    criterion, device = MultiBoxLoss(cfg_mnet), torch.device("cpu")
+    images = network_input(torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8))
+    targets = random_targets(boxes, BATCH)
+    priors = criterion.grids((SIZE, SIZE), device).priors
+    unknown = torch.zeros(BATCH, 1, 2, dtype=torch.bool)
+    loc, logits = (t.detach().requires_grad_() for t in network(images))
+    outputs: list[torch.Tensor] = []
+
+    def forward() -> None:
+        outputs[:] = network(images)
+
+    def backward() -> None:
+        torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
+
+    def ours() -> None:
+        losses = criterion(loc, logits, criterion.match(targets, (SIZE, SIZE), device), priors, unknown)
+        sum(losses.values()).backward()
+
+    def plain() -> None:
+        boxes_norm, labels = ([target[name] for target in targets] for name in ("boxes_norm", "labels"))
+        loc_loss, class_loss = plain_training.multibox_loss(loc, logits, priors, boxes_norm, labels)
+        (2 * loc_loss + class_loss).backward()
+
+    times = median_times({"forward": forward, "backward": backward, "ours": ours, "plain": plain}, repeats)
+    bare = times["forward"] + times["backward"]
+    return [
+        boxes,
+        *(f"{times[name]:.0f}" for name in ("forward", "backward", "ours")),
+        f"{times['ours'] / (bare + times['ours']):.1%}",
+        f"{times['plain']:.0f}",
+        f"{times['plain'] / (bare + times['plain']):.1%}",
+        f"{times['plain'] / times['ours']:.1f}",
+    ]
+
+
+def make_dataset(folder: Path, image: str, count: int = 160) -> WiderFaceDetection:
+    """Copies of a photo at 1024x768 with 30 boxes each."""
+    photo = cv2.resize(read_image(image), (1024, 768), interpolation=cv2.INTER_AREA)
+    (folder / "images").mkdir()
+    targets = random_targets(30, count)
+    annotations = []
+    for i, target in enumerate(targets):
+        cv2.imwrite(str(folder / "images" / f"{i}.jpg"), photo)
+        boxes = target["boxes_norm"].double().numpy()
+        boxes[:, 2:] -= boxes[:, :2]
+        annotations.append(ImageAnnotation(f"{i}.jpg", target["labels"].numpy(), boxes))
+    write_annotations(folder / "list.txt", annotations)
+    return WiderFaceDetection([folder / "list.txt"], TrainTransform(SIZE))
+
+
+def sample_row(dataset: WiderFaceDetection, repeats: int) -> list:
+    """Reading alone, our sample and the plain one, mean over the pictures of the data set."""
+    cv2.setNumThreads(1)
+    index = iter(range(10**9))
+
+    def plain() -> None:
+        i = next(index) % len(dataset)
+        boxes_norm, labels = dataset.annotation(i)
+        plain_training.augment(
+            cv2.imread(dataset.paths[i]), boxes_norm * np.tile((1024, 768), 2), labels, SIZE
+        )
+
+    actions: dict[str, Callable[[], object]] = {
+        "imread": lambda: cv2.imread(dataset.paths[next(index) % len(dataset)]),
+        "ours": lambda: dataset[(i := next(index)) % len(dataset), i],
+        "plain": plain,
+    }
+    rounds = {name: (lambda action=action: [action() for _ in range(20)]) for name, action in actions.items()}
+    times = {name: value / 20 for name, value in median_times(rounds, repeats).items()}
+    return [
+        f"{times['imread']:.2f}",
+        *(
+            cell
+            for name in ("ours", "plain")
+            for cell in (f"{times[name]:.2f}", f"{times[name] / times['imread']:.2f}")
+        ),
+    ]
+
+
+def loader_row(dataset: WiderFaceDetection, workers: int) -> list:
+    """Images a second of the loader, its start left out, and of reading alone."""
+    batches = iter(make_loader(dataset, BATCH, workers))
+    next(batches)
+    start, count = time.perf_counter(), 0
+    for images, _ in batches:
+        count += len(images)
+    ours = count / (time.perf_counter() - start)
+    start = time.perf_counter()
+    for path in dataset.paths[:count]:
+        cv2.imread(path)
+    bare = count / (time.perf_counter() - start)
+    return [workers, f"{ours:.0f}", f"{bare:.0f}", f"{ours / bare:.2f}"]
+
+
+def make_loader(dataset: WiderFaceDetection, batch: int, workers: int) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(dataset.list_sizes, [max(1, math.ceil(batch * 30 / len(dataset)))], batch),
+        num_workers=workers,
+        collate_fn=detection_collate,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def cuda_row(dataset: WiderFaceDetection, batch: int) -> list:
+    """Thirty steps each with our engine in float32 and bf16, and with the original's settings."""
+    device, cells = torch.device("cuda"), []
+    for amp in (False, True):
+        network = RetinaFace(cfg_mnet).to(device, memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            [{"params": list(network.parameters()), "initial_lr": 1e-3}],
+            1e-3,
+            momentum=0.9,
+            weight_decay=5e-4,
+        )
+        recipe = Recipe(
+            network,
+            optimizer,
+            lambda step: 1.0,
+            MultiBoxLoss(cfg_mnet),
+            torch.zeros(2, dtype=torch.bool, device=device),
+            amp=amp,
+        )
+        loader = make_loader(dataset, batch, 8)
+        train_one_epoch(recipe, [next(iter(loader))], 0, 1)
+        totals = train_one_epoch(recipe, loader, 0, len(loader))
+        waiting = totals["seconds_waiting"] / totals["seconds"]
+        cells.append(f"{totals['images'] / totals['seconds']:.0f} ({waiting:.0%})")
+    return [batch, *cells, f"{as_the_original(dataset, batch, device):.0f}"]
+
+
+def as_the_original(dataset: WiderFaceDetection, batch: int, device: torch.device) -> float:
+    """Images a second with the plain augmentation in 4 workers, float32 pictures, plain loss."""
+    network = RetinaFace(cfg_mnet).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+    priors = MultiBoxLoss(cfg_mnet).grids((SIZE, SIZE), device).priors
+    loader = DataLoader(
+        _PlainDataset(dataset), batch, shuffle=True, num_workers=4, collate_fn=lambda samples: samples
+    )
+    start, count = 0.0, 0
+    for step, samples in enumerate(loader):
+        if step == 1:
+            start, count = time.perf_counter(), 0
+        images = torch.stack([torch.from_numpy(image) for image, _, _ in samples]).float().to(device)
+        boxes_norm = [torch.from_numpy(boxes).float().to(device) for _, boxes, _ in samples]
+        labels = [torch.from_numpy(labels).to(device) for _, _, labels in samples]
+        losses = plain_training.multibox_loss(*network(images), priors, boxes_norm, labels)
+        optimizer.zero_grad()
+        (2 * losses[0] + losses[1]).backward()
+        optimizer.step()
+        count += len(samples)
+    torch.cuda.synchronize()
+    return count / (time.perf_counter() - start)
+
+
+class _PlainDataset(torch.utils.data.Dataset):
+    """Plain samples."""
+
+    def __init__(self, dataset: WiderFaceDetection) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 8 * len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        i %= len(self.dataset)
+        boxes_norm, labels = self.dataset.annotation(i)
+        image = cv2.imread(self.dataset.paths[i])
+        return plain_training.augment(image, boxes_norm * np.tile(image.shape[1::-1], 2), labels, SIZE)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks.tables import machine, write_table
 from data.annotations import ImageAnnotation, write_annotations
 from utils.cli import DataError, run
-from utils.files import write_text
 from utils.image_names import image_key
 from utils.predictions import prediction_path, write_prediction
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "evaluation.md"
+RESULTS = str(ROOT / "benchmarks" / "results" / "evaluation.md")
 
 
 @dataclass
@@ -146,26 +145,15 @@ def measure(case: Case, repeats: int, folder: Path) -> dict[str, list[tuple[floa
     return seconds
 
 
-def report(results: list[tuple[Case, dict[str, list[tuple[float, float]]]]], repeats: int) -> str:
-    """The table, as Markdown."""
-    lines = [
-        "# Evaluators: time of the whole process",
-        "",
-        f"`python3 benchmarks/bench_evaluation.py`, {repeats} runs in turns, medians of wall clock and "
-        f"of CPU time; {os.cpu_count()} CPUs, Python {platform.python_version()}, NumPy "
-        f"{np.__version__}. Plain loops and evaluator give the same average precision to 1e-12.",
-        "",
-        "| files | detections | program | seconds | times faster | CPU seconds | times less |",
-        "|---|---:|---|---:|---:|---:|---:|",
-    ]
-    for case, seconds in results:
-        medians = {name: np.median(runs, 0) for name, runs in seconds.items()}
-        for name, (wall, cpu) in medians.items():
-            wall_factor, cpu_factor = medians["plain loops"] / medians[name]
-            cells = f"{case.name}, {case.files:,}", f"{case.detections:,}", name
-            numbers = f"{wall:.2f}", f"{wall_factor:.1f}", f"{cpu:.2f}", f"{cpu_factor:.1f}"
-            lines.append(f"| {' | '.join(cells + numbers)} |")
-    return "\n".join(lines) + "\n"
+def table_rows(case: Case, seconds: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
+    """Medians and how many times less than the plain loops."""
+    medians = {name: np.median(runs, 0) for name, runs in seconds.items()}
+    rows = []
+    for name, median in medians.items():
+        pairs = zip(median, medians["plain loops"] / median, strict=True)
+        cells = [cell for value, factor in pairs for cell in (f"{value:.2f}", f"{factor:.1f}")]
+        rows.append([case.name, f"{case.files:,}", f"{case.detections:,}", name, *cells])
+    return rows
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -181,13 +169,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--wider_predictions", type=Path, metavar="DIR", help="real prediction files")
     parser.add_argument("--wider_ground_truth", type=Path, metavar="DIR", help="the benchmark's .mat files")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE", help="where the table goes")
+    parser.add_argument("--out", default=RESULTS, metavar="FILE", help="table")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = args.images * args.detections
@@ -208,11 +195,14 @@ def main(argv: list[str] | None = None) -> int:
         )
         programs = commands("openimages", folder / "both", folder / "list.txt", folder)
         cases.append(Case("Open Images, made", args.images, made, programs))
-        for case in cases:
-            results.append((case, measure(case, args.repeats, folder)))
-    text = report(results, args.repeats)
-    write_text(args.output, text)
-    print(text)
+        rows = [row for case in cases for row in table_rows(case, measure(case, args.repeats, folder))]
+    title = (
+        f"Evaluators, whole processes, medians of {args.repeats} runs in turns; plain loops and evaluator "
+        f"give the same average precision to 1e-12. `python3 benchmarks/bench_evaluation.py`, "
+        f"{machine(os.cpu_count() or 1)}"
+    )
+    head = ["set", "files", "detections", "program", "seconds", "times less", "CPU seconds", "times less"]
+    write_table(args.out, title, head, rows)
     return 0
 
 

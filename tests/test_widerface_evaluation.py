@@ -229,8 +229,9 @@ def test_missing_files(made, capsys):
     assert len(numbers["missing"]) == 2 and numbers["detections"] == whole["detections"] - 60
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(DataError, match="none of the 40 prediction files"):
+    with pytest.raises(DataError, match="40 of 40 prediction files are missing"):
         main(["-p", str(folder), "-g", str(mat)])
+    assert aps(scores_of("-p", folder, "-g", mat, "--allow_missing")) == [0.0, 0.0, 0.0]
     with pytest.raises(DataError, match="no such folder of predictions"):
         main(["-p", str(folder / "absent"), "-g", str(mat)])
 

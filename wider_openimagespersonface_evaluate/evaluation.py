@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     shown = [key for key in titles if all(key in values for values in numbers.values())]
     rows = [(name, *(values[key] for key in shown)) for name, values in numbers.items()]
-    print(command.format_table(["class", *(titles[key] for key in shown)], rows, command.show))
+    print(command.format_table(["class", *(titles[key] for key in shown)], rows))
     print(
         f"{len(truths.images)} images, protocol {args.protocol}"
         + (f", scores from {args.min_score:g}" if args.min_score is not None else "")

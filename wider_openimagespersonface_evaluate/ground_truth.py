@@ -117,7 +117,10 @@ def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | 
     labels = {mid: CLASS_LABELS[name] for name, mids in ids.items() for mid in mids.values()}
     table = _read_columns(path, "ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
     images = table["ImageID"].unique(maintain_order=True).to_list()
-    boxes = table.filter(pl.col("LabelName").is_in(list(labels))).unique(maintain_order=True)
+    chosen = table.filter(pl.col("LabelName").is_in(list(labels)))
+    boxes = chosen.unique(maintain_order=True)
+    if len(boxes) < len(chosen):
+        warn(f"{path}: {len(chosen) - len(boxes)} rows are there more than once and count once")
     verified = {}
     if image_labels:
         known = _read_columns(image_labels, "ImageID", "LabelName", "Confidence")

@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         raise DataError(
             f"{args.pred}: not one face in {len(predictions)} detections (class 1); are these persons only?"
         )
-    if command.typical_extent(faces) < command.PIXELS:
+    if command.typical_extent(faces) < command.NORMALISED:
         raise DataError(
             f"{args.pred}: boxes are normalised to 0..1; expected pixels: dump with --dataset widerface"
         )
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if args.by_event:
         rows = [(event, *aps.values()) for event, aps in events.items()]
-        print(command.format_table(("event", *numbers), rows, command.show))
+        print(command.format_table(("event", *numbers), rows))
     if args.json:
         settings = {"protocol": args.protocol, "iou": args.iou, "min_score": args.min_score}
         counts = {"images": len(truths.images), "detections": len(faces)}

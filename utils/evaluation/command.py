@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from utils.predictions import Predictions, prediction_path, read_predictions
 
 STANDARD, LEGACY = "standard", "legacy"
 
-#: Boxes whose lower right corners typically lie beyond this are in pixels; normalised ones end at about 1,
-#: those of the original, divided by the wrong side, at a few.
-PIXELS = 8.0
+#: `typical_extent` of normalised boxes is about 1, and a little more for those of the original, which are
+#: divided by the wrong side; that of boxes in pixels is far beyond.
+NORMALISED, PIXELS = 2.0, 4.0
 
 
 def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Path) -> None:
@@ -138,21 +138,16 @@ def load_predictions(
 
 
 def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], allowed: bool) -> None:
-    folders = sorted({path.rpartition("/")[0] for path in missing} - {""})
-    gone = [name for name in folders if not (folder / name).is_dir()]
-    if len(missing) == len(images):
-        raise DataError(
-            f"{folder}: none of the {len(images)} prediction files is there, the first being {missing[0]}; "
-            f"expected <image path without suffix>.txt" + (f" in {len(gone)} event folders" if gone else "")
-        )
-    if gone:
-        warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
     for name in missing:
         warn(f"missing: {name}")
+    folders = sorted({path.rpartition("/")[0] for path in missing} - {""})
+    gone = [name for name in folders if not (folder / name).is_dir()]
+    if gone:
+        warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
     if not allowed:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(images)} prediction files are missing (named above); "
-            f"finish the dump, or give --allow_missing to count them as empty"
+            f"{folder}: {len(missing)} of {len(images)} prediction files are missing (named above); finish the "
+            f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"
         )
 
 
@@ -189,11 +184,9 @@ def write_json(path: Path, values: dict) -> None:
     write_text(path, json.dumps(plain(values), indent=2) + "\n")
 
 
-def format_table(
-    header: Sequence[str], rows: Iterable[Sequence[object]], shown: Callable[[object], str]
-) -> str:
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns as wide as they need to be, the first to the left and the others to the right."""
-    cells = [list(header), *([shown(value) for value in row] for row in rows)]
+    cells = [list(header), *([_show(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(
@@ -204,7 +197,7 @@ def format_table(
     )
 
 
-def show(value: object) -> str:
+def _show(value: object) -> str:
     """A table's cell: four digits of a share, "-" for nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"

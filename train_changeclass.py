@@ -39,12 +39,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -387,9 +389,8 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         say(f"{last}: going on at epoch {progress['epoch'] + 1}, step {progress['totals'].get('steps', 0)}")
     if rank() == 0:
         write_text(folder / "run.json", json.dumps(_describe(args, argv), indent=2) + "\n")
-        for i in range(min(args.debug_images, len(dataset))):
-            path = folder / "debug" / f"{i:03d}.jpg"
-            write_image(path, _debug_image(dataset, recipe.criterion, (i, (args.seed, 0, i))))
+        for i, key in enumerate(islice(chain.from_iterable(sampler), args.debug_images)):
+            write_image(folder / "debug" / f"{i:03d}.jpg", _debug_image(dataset[key], recipe.criterion))
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -592,17 +593,17 @@ def _describe(args: argparse.Namespace, argv: list[str]) -> dict:
     }
 
 
-def _debug_image(dataset: WiderFaceDetection, criterion: MultiBoxLoss, key: tuple) -> object:
-    """A training picture with its boxes and, thin and grey, the priors that match them."""
-    image, target = dataset[key]
+def _debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndarray:
+    """A training picture with its boxes and, faint, the priors that match them."""
+    image, target = sample
     side = image.shape[0]
     grids = criterion.grids((side, side), torch.device("cpu"))
     matches = criterion.match([target], (side, side), torch.device("cpu"))
     labels = target["labels"].tolist()
     priors = grids.corners[matches.prior].numpy() * side
-    picture = draw_boxes(image.numpy(), priors, [""] * len(priors), [(160, 160, 160)] * len(priors))
+    drawn = draw_boxes(image.numpy(), priors, [""] * len(priors), [(255, 255, 255)] * len(priors))
     return draw_boxes(
-        picture,
+        cv2.addWeighted(drawn, 0.3, image.numpy(), 0.7, 0),
         target["boxes_norm"].numpy() * side,
         [CLASS_NAMES[label] for label in labels],
         [CLASS_COLOURS[label] for label in labels],

@@ -204,22 +204,26 @@ def format_annotation(annotation: ImageAnnotation) -> str:
     return "".join([f"# {annotation.path}\n", *lines])
 
 
-def format_table(table: polars.DataFrame) -> bytes:
+def format_table(boxes: polars.DataFrame, first_rows: np.ndarray, paths: polars.Series) -> bytes:
     """The lines of many boxes at once; they read back as those of `format_annotation`, much faster.
 
     Args:
-        table: columns ``path`` (str, without line breaks), ``starts`` (bool: first box of its image, a
-            header goes before it), ``label`` (int) and ``x y w h`` (float64, as in a list), in list order.
+        boxes: columns ``label`` (int) and ``x y w h`` (float64, as in a list), in list order.
+        first_rows: int[M], rows before which a header goes.
+        paths: M image paths for these headers, without line breaks.
     """
     import polars as pl
 
-    label = pl.col("label").cast(pl.String)
-    header = pl.concat_str(pl.lit("# "), "path", pl.lit("\n"), label)
-    buffer = io.BytesIO()
     # Rounded beforehand, as writing with a fixed number of decimals takes twice the time.
-    table.select(
-        pl.when("starts").then(header).otherwise(label), pl.col("x", "y", "w", "h").round(9)
-    ).write_csv(buffer, include_header=False, separator=" ", quote_style="never")
+    table = boxes.select(pl.col("label").cast(pl.String), pl.col("x", "y", "w", "h").round(9))
+    labels = table["label"]
+    headed = pl.select(
+        pl.concat_str(pl.lit("# "), paths, pl.lit("\n"), labels.gather(first_rows))
+    ).to_series()
+    if len(headed):
+        table = table.with_columns(labels.scatter(first_rows, headed))
+    buffer = io.BytesIO()
+    table.write_csv(buffer, include_header=False, separator=" ", quote_style="never")
     return buffer.getvalue()
 
 

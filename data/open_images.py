@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -100,29 +100,37 @@ def label_ids(names: Iterable[str], descriptions: str | os.PathLike | None = Non
 
 
 class IdSet:
-    """A set of image ids, as sorted 64-bit hashes (those of `polars.Series.hash`): eight bytes an id."""
+    """A set of image ids, as 64-bit hashes (those of `polars.Series.hash`): eight bytes an id."""
 
     def __init__(self) -> None:
         self._hashes = np.zeros(0, np.uint64)
+        self._pending: list[np.ndarray] = []
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._sorted())
 
     def add(self, hashes: np.ndarray) -> None:
-        new = np.sort(hashes[~self.contains(hashes)])
-        new = new[np.diff(new, prepend=~new[:1]) != 0]
-        # Stable is a merge sort, which is fast on two sorted parts.
-        self._hashes = np.sort(np.concatenate([self._hashes, new]), kind="stable")
+        self._pending.append(hashes)
 
     def contains(self, hashes: np.ndarray) -> np.ndarray:
         """bool[N]: which of the ids with these hashes are in the set."""
-        if not len(self):
+        known = self._sorted()
+        if not len(known):
             return np.zeros(len(hashes), bool)
-        return self._hashes[np.searchsorted(self._hashes, hashes).clip(max=len(self) - 1)] == hashes
+        return known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes
 
     def common(self, other: IdSet) -> int:
         """How many ids are in both sets."""
-        return int(other.contains(self._hashes).sum())
+        return int(other.contains(self._sorted()).sum())
+
+    def _sorted(self) -> np.ndarray:
+        if self._pending:
+            # Stable is a merge sort, which is fast on sorted parts.
+            new = np.sort(np.concatenate(self._pending))
+            hashes = np.sort(np.concatenate([self._hashes, new]), kind="stable")
+            self._hashes = hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]
+            self._pending = []
+        return self._hashes
 
 
 def _hashes(ids: pl.Series) -> np.ndarray:
@@ -266,8 +274,9 @@ def _convert_source(
     file: BinaryIO,
 ) -> None:
     """Writes the boxes of a source to ``file``; those of images that are already closed go to ``late``."""
-    known = [copy(ids) for ids in found.values()] if source.known_images_only else []
-    previous, previous_is_late = None, False
+    known = [deepcopy(ids) for ids in found.values()] if source.known_images_only else []
+    previous, previous_is_late = "", False
+    in_order = not any(map(len, found.values()))
     for path in source.paths:
         for rows in iterate_ahead(
             _read_rows(path, source.labels, ("ImageID", *_COORDINATES), report, choices), 1
@@ -288,27 +297,32 @@ def _convert_source(
             starts = (ids != ids.shift(1)).fill_null(ids[0] != previous).to_numpy()
             # Runs of rows of one image; run 0, which may be empty, goes on with the last image before.
             run = starts.cumsum()
-            run_ids = pl.concat([pl.Series([previous or ""]), ids.filter(pl.Series(starts))])
+            run_ids = pl.concat([pl.Series([previous]), ids.filter(pl.Series(starts))])
             run_hashes = _hashes(run_ids)
-            closed = ~run_ids.is_first_distinct().to_numpy()
-            closed |= np.any([known_ids.contains(run_hashes) for known_ids in found.values()], 0)
-            closed[0] = previous_is_late
+            in_order = in_order and run_ids.is_sorted()
+            if in_order:  # as in the official files: an image that starts here has not been seen
+                closed = np.zeros(len(run_ids), bool)
+            else:
+                closed = ~run_ids.is_first_distinct().to_numpy()
+                closed |= np.any([known_ids.contains(run_hashes) for known_ids in found.values()], 0)
+                closed[0] = previous_is_late
             is_late = closed[run]
-            rows = rows.with_columns(starts=starts)
             if is_late.any():
                 _hold_back(rows.filter(is_late), late)
-                rows = rows.filter(~is_late)
-            file.write(format_table(rows))
-            previous, previous_is_late = ids[-1], is_late[-1]
+                rows, starts, ids = rows.filter(~is_late), starts[~is_late], ids.filter(~is_late)
+            first_rows = np.flatnonzero(starts)
+            file.write(format_table(rows, first_rows, ids.gather(first_rows) + _SUFFIX))
+            previous, previous_is_late = run_ids[-1], closed[-1]
             for label, label_images in found.items():
-                of_label = labels == label
-                report.boxes[CLASS_NAMES[label]] += int(of_label.sum())
-                label_images.add(run_hashes[np.unique(run[of_label])])
+                of_label = run[labels == label]
+                report.boxes[CLASS_NAMES[label]] += len(of_label)
+                label_images.add(run_hashes[of_label[np.diff(of_label, prepend=-1) != 0]])
 
 
 def _hold_back(rows: pl.DataFrame, late: dict[str, list[bytes]]) -> None:
-    lines = format_table(rows.with_columns(starts=pl.lit(False))).splitlines(keepends=True)
-    for name, line in zip(rows["path"], lines, strict=True):
+    no_rows = np.zeros(0, np.int64)
+    lines = format_table(rows, no_rows, pl.Series(dtype=pl.String)).splitlines(keepends=True)
+    for name, line in zip(rows["ImageID"] + _SUFFIX, lines, strict=True):
         late.setdefault(name, []).append(line)
 
 
@@ -422,8 +436,8 @@ def _read_rows(
     """Blocks of the rows of ``path`` whose label id is in ``labels``.
 
     Yields:
-        Columns ``ImageID`` and ``label``; with coordinates among the ``needed`` columns also ``path``,
-        ``x y w h`` and a bool column for each of `ATTRIBUTES`.
+        Columns ``ImageID`` and ``label``; with coordinates among the ``needed`` columns also ``x y w h`` and
+        a bool column for each of `ATTRIBUTES` that ``choices`` does not keep.
 
     Raises:
         DataError: a column is missing or a row is faulty, with file and line.
@@ -434,8 +448,10 @@ def _read_rows(
     attributes = {}
     if "XMin" in needed:
         for option, names in ATTRIBUTES.items():
+            if getattr(choices, option) == KEEP:
+                continue
             attributes[option] = next((name for name in names if name in columns), None)
-            if attributes[option] is None and getattr(choices, option) != KEEP:
+            if attributes[option] is None:
                 raise DataError(
                     f"{path}:1: no column {names[0]}, which --{option} {getattr(choices, option)} needs"
                 )
@@ -461,7 +477,7 @@ class _RowReader:
         columns: list[str],
         labels: dict[str, int],
         needed: tuple[str, ...],
-        attributes: dict[str, str | None],
+        attributes: dict[str, str],
         report: Report,
         skip_bad: bool,
     ) -> None:
@@ -469,10 +485,9 @@ class _RowReader:
         self.needed = ("LabelName", *needed)
         self.columns = columns
         self.has_boxes = "XMin" in needed
-        flags = {option: name for option, name in attributes.items() if name}
         types = dict.fromkeys(self.needed, pl.String)
         types.update((name, pl.Float64) for name in _COORDINATES if name in needed)
-        types.update(dict.fromkeys(flags.values(), pl.Int8))
+        types.update(dict.fromkeys(attributes.values(), pl.Int8))
         self.schema = {  # other columns may share a name or have none
             (name if name in types else f"column {i}"): types.get(name, pl.String)
             for i, name in enumerate(columns)
@@ -483,14 +498,12 @@ class _RowReader:
         ]
         if self.has_boxes:
             self.selection += [
-                pl.concat_str("ImageID", pl.lit(_SUFFIX)).alias("path"),
                 pl.col("XMin").alias("x"),
                 pl.col("YMin").alias("y"),
                 (pl.col("XMax") - pl.col("XMin")).alias("w"),
                 (pl.col("YMax") - pl.col("YMin")).alias("h"),
                 *(  # -1 and an empty field mean unknown
-                    (pl.col(name).fill_null(0) == 1 if name else pl.lit(False)).alias(option)
-                    for option, name in attributes.items()
+                    (pl.col(name).fill_null(0) == 1).alias(option) for option, name in attributes.items()
                 ),
             ]
         self.valid = pl.all_horizontal(pl.col(self.needed).is_not_null())

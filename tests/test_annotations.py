@@ -59,12 +59,13 @@ def test_table_reads_back_as_written_image_by_image(tmp_path):
         ImageAnnotation("ü.jpg", [2], [[-0.5, 0.2, 1.25, 1e-9]]),
     ]
     rows = [
-        (a.path, i == 0, label, *box)
+        (label, *box)
         for a in expected
-        for i, (label, box) in enumerate(zip(a.labels.tolist(), a.boxes_xywh_norm.tolist(), strict=True))
+        for label, box in zip(a.labels, a.boxes_xywh_norm.tolist(), strict=True)
     ]
-    table = pl.DataFrame(rows, ["path", "starts", "label", "x", "y", "w", "h"], orient="row")
-    (tmp_path / "list.txt").write_bytes(format_table(table))
+    table = pl.DataFrame(rows, ["label", "x", "y", "w", "h"], orient="row")
+    text = format_table(table, np.array([0, 2]), pl.Series([a.path for a in expected]))
+    (tmp_path / "list.txt").write_bytes(text)
     assert_same(read_annotations(tmp_path / "list.txt"), expected)
 
 

@@ -356,7 +356,7 @@ def test_classes_that_nobody_labelled_are_not_scored(made, capsys):
 def test_wrong_boxes_and_missing_files(made, capsys):
     folder, listed = made
     (folder / "00007.txt").unlink()
-    with pytest.raises(DataError, match="1 of 40 prediction files are missing"):
+    with pytest.raises(DataError, match="1 of 40 files are missing"):
         main(["-p", str(folder), "-g", str(listed)])
     assert "missing: 00007.txt" in capsys.readouterr().err
     assert scores_of("-p", folder, "-g", listed, "--allow_missing")["missing"] == ["00007.txt"]

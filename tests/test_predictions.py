@@ -123,12 +123,13 @@ def test_compiled_parser_reads_what_python_reads(rows, gap, end):
     ]
     text = end.join(["name", str(len(rows)), *lines]).encode()
     expected, declared = parse_text(Path("a"), text)
-    found, counts, found_declared = module.parse_texts([text, b"", text])
+    boxes, scores, labels, counts, found_declared = module.parse_texts([text, b"", text])
     assert counts.tolist() == [len(rows), 0, len(rows)] and found_declared.tolist() == [
         declared,
         -1,
         declared,
     ]
+    found = np.concatenate([boxes, scores[:, None], labels[:, None]], 1)
     np.testing.assert_array_equal(found, np.concatenate([expected, expected]))
 
 

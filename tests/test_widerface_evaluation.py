@@ -221,7 +221,7 @@ def test_missing_files(made, capsys):
     for path in gone:
         path.unlink()
     gone[0].parent.rmdir()
-    with pytest.raises(DataError, match="2 of 40 prediction files are missing"):
+    with pytest.raises(DataError, match="2 of 40 files are missing"):
         main(["-p", str(folder), "-g", str(mat)])
     shown = capsys.readouterr().err
     assert all(str(path.relative_to(folder)) in shown for path in gone) and "1 folders are missing" in shown
@@ -229,7 +229,7 @@ def test_missing_files(made, capsys):
     assert len(numbers["missing"]) == 2 and numbers["detections"] == whole["detections"] - 60
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(DataError, match="40 of 40 prediction files are missing"):
+    with pytest.raises(DataError, match="40 of 40 files are missing"):
         main(["-p", str(folder), "-g", str(mat)])
     assert aps(scores_of("-p", folder, "-g", mat, "--allow_missing")) == [0.0, 0.0, 0.0]
     with pytest.raises(DataError, match="no such folder of predictions"):
@@ -257,6 +257,7 @@ def test_five_columns_equal_scores_and_no_detections(made, capsys):
     whole = scores_of("-p", folder, "-g", mat)
     rewrite(folder, lambda row: row[:5])
     assert scores_of("-p", folder, "-g", mat) == whole
+    assert "40 prediction files have lines without a class" in capsys.readouterr().err
     rewrite(folder, lambda row: [*row[:4], "0.7"])
     for protocol in ("standard", "legacy"):
         assert all(np.isfinite(aps(scores_of("-p", folder, "-g", mat, "--protocol", protocol))))

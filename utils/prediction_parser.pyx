@@ -10,7 +10,7 @@ import numpy as np
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport strtod
-from libc.string cimport memchr
+from libc.string cimport memchr, memcpy
 
 cdef double POWERS[23]
 POWERS[:] = [float(10**exponent) for exponent in range(23)]
@@ -88,10 +88,13 @@ cdef const char* read_row(const char* at, double* row) noexcept nogil:
     return at if row[2] >= 0 and row[3] >= 0 else NULL
 
 
-cdef int64_t read_text(const char* at, const char* end, double* rows, int64_t* declared) noexcept nogil:
+cdef int64_t read_text(
+    const char* at, const char* end, double* boxes, double* scores, int64_t* labels, int64_t* declared
+) noexcept nogil:
     """Reads a file's text; returns the number of rows, -1 if a line is faulty."""
     cdef int64_t count = 0
     cdef double number
+    cdef double[6] row
     declared[0] = -1
     at = <const char*> memchr(at, b"\n", end - at)
     if at == NULL:
@@ -114,9 +117,12 @@ cdef int64_t read_text(const char* at, const char* end, double* rows, int64_t* d
             at += 1
         if at == end:
             break
-        at = read_row(at, rows + 6 * count)
+        at = read_row(at, row)
         if at == NULL or at > end:
             return -1
+        memcpy(boxes + 4 * count, row, 4 * sizeof(double))
+        scores[count] = row[4]
+        labels[count] = <int64_t> row[5]
         count += 1
     return count
 
@@ -128,7 +134,9 @@ def parse_texts(list texts):
         texts: content of each file, bytes.
 
     Returns:
-        rows: float64[N, 6], x y w h score label; label 0 where a line has five columns.
+        boxes_xywh: float64[N, 4].
+        scores: float64[N].
+        labels: int64[N], 0 where a line has five columns.
         counts: int64[F], rows of each file; -1 for a file with a faulty line, which adds no rows.
         declared: int64[F], the count lines; -1 where there is none.
     """
@@ -136,11 +144,12 @@ def parse_texts(list texts):
     cdef bytes text
     for text in texts:
         capacity += text.count(b"\n") + 1
-    table = np.empty((capacity, 6))
+    boxes, scores, labels = np.empty((capacity, 4)), np.empty(capacity), np.empty(capacity, np.int64)
     counts = np.empty(len(texts), np.int64)
     declared = np.empty(len(texts), np.int64)
-    cdef double[:, ::1] rows = table
-    cdef int64_t[::1] counts_view = counts, declared_view = declared
+    cdef double[:, ::1] boxes_view = boxes
+    cdef double[::1] scores_view = scores
+    cdef int64_t[::1] labels_view = labels, counts_view = counts, declared_view = declared
     cdef const char* start
     cdef int64_t length
     for index in range(len(texts)):
@@ -148,7 +157,14 @@ def parse_texts(list texts):
         start = text
         length = len(text)
         with nogil:
-            counts_view[index] = read_text(start, start + length, &rows[used, 0], &declared_view[index])
+            counts_view[index] = read_text(
+                start,
+                start + length,
+                &boxes_view[used, 0],
+                &scores_view[used],
+                &labels_view[used],
+                &declared_view[index],
+            )
             if counts_view[index] > 0:
                 used += counts_view[index]
-    return table[:used], counts, declared
+    return boxes[:used], scores[:used], labels[:used], counts, declared

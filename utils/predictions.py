@@ -126,11 +126,9 @@ def read_predictions(paths: Sequence[Path]) -> tuple[Predictions, ReadReport]:
     tasks = [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         parts = list(pool.map(_read_some, tasks))
-    rows = np.concatenate([np.zeros((0, 6)), *(rows for rows, _, _ in parts)])
-    counts = np.concatenate([np.zeros(0, np.int64), *(counts for _, counts, _ in parts)])
-    declared = np.concatenate([np.zeros(0, np.int64), *(declared for _, _, declared in parts)])
+    empty = np.zeros((0, 4)), np.zeros(0), *[np.zeros(0, np.int64)] * 3
+    boxes, scores, labels, counts, declared = map(np.concatenate, zip(empty, *parts, strict=True))
     offsets = offsets_of(np.maximum(counts, 0))
-    labels = rows[:, 5].astype(np.int64)
     classless = labels == 0
     files = 0
     if classless.any():
@@ -141,7 +139,7 @@ def read_predictions(paths: Sequence[Path]) -> tuple[Predictions, ReadReport]:
         miscounted=[paths[i] for i in np.flatnonzero((counts >= 0) & (counts != declared))],
         classless=files,
     )
-    return Predictions(offsets, rows[:, :4], rows[:, 4].copy(), labels), report
+    return Predictions(offsets, boxes, scores, labels), report
 
 
 def write_prediction(
@@ -219,19 +217,20 @@ def _show(line: bytes) -> str:
     return repr(line.decode("utf-8", "replace").strip()[:80])
 
 
-def _read_some(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, counts (-1: missing) and count lines of some files."""
+def _read_some(paths: Sequence[Path]) -> tuple[np.ndarray, ...]:
+    """Boxes, scores, labels (0: none), counts (-1: missing) and count lines (-1: none) of some files."""
     texts = [_read_bytes(path) for path in paths]
     contents = [text or b"" for text in texts]
     if parse_texts:
-        rows, counts, declared = parse_texts(contents)
-    if not parse_texts or (counts < 0).any() or (rows[:, 5] > max(CLASS_NAMES)).any():
+        boxes, scores, labels, counts, declared = parse_texts(contents)
+    if not parse_texts or (counts < 0).any() or (labels > max(CLASS_NAMES)).any():
         parsed = [parse_text(path, content) for path, content in zip(paths, contents, strict=True)]
         rows = np.concatenate([rows for rows, _ in parsed])
+        boxes, scores, labels = rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
         counts = np.array([len(rows) for rows, _ in parsed])
         declared = np.array([count for _, count in parsed])
     counts[[text is None for text in texts]] = -1
-    return rows, counts, declared
+    return boxes, scores, labels, counts, declared
 
 
 def _read_bytes(path: Path) -> bytes | None:

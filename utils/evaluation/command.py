@@ -132,6 +132,8 @@ def load_predictions(
             f"written by the original); what is there is scored: "
             f"{named}{', ...' if len(report.miscounted) > 3 else ''}"
         )
+    if report.classless:
+        warn(f"{report.classless} prediction files have lines without a class; those count as faces")
     if min_score is not None:
         predictions = predictions.select(predictions.scores >= min_score)
     return predictions, missing
@@ -146,7 +148,7 @@ def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], a
         warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
     if not allowed:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(images)} prediction files are missing (named above); finish the "
+            f"{folder}: {len(missing)} of {len(images)} files are missing (named above); finish the "
             f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"
         )
 

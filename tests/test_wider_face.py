@@ -69,6 +69,8 @@ def test_an_epoch_sees_every_picture_once_and_epochs_differ():
     assert sorted(index for batch in epoch for index, _ in batch) == list(range(11))
     assert epoch_of(sampler, 0) == epoch and epoch_of(sampler, 1) != epoch
     assert epoch_of(sampler, 0, 2) == epoch[2:]
+    seeds = [seed for epoch in range(2) for batch in epoch_of(sampler, epoch) for _, seed in batch]
+    assert len(set(seeds)) == 22
     assert epoch_of(EpochSampler([5, 6], [1, 1], 4, seed=1), 0) != epoch
 
 

@@ -78,7 +78,7 @@ def train_one_epoch(
         epoch: number of the epoch, for the learning rate.
         steps: steps of a whole epoch.
         totals: sums of the steps that an interrupted epoch had done, with their number ``steps``.
-        stop: asked after every step; one process's yes ends the epoch for all.
+        stop: asked before every step, which is still done; one process's yes then ends the epoch for all.
         after_step: called with the number of the step in the whole run and its losses.
 
     Returns:

@@ -30,15 +30,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 
@@ -66,7 +63,7 @@ from models.checkpoint import (
 )
 from models.retinaface import RetinaFace
 from utils.arguments import parser_of, pick_device
-from utils.cli import OK, DataError, UsageError, run, warn
+from utils.cli import OK, DataError, UsageError, run
 from utils.distributed import (
     processes,
     rank,
@@ -79,6 +76,8 @@ from utils.draw import CLASS_COLOURS, draw_boxes
 from utils.engine import Recipe, bare, train_one_epoch, validate, weight_average
 from utils.files import write_text
 from utils.images import write_image
+from utils.interruption import Interruption
+from utils.journal import Journal
 from utils.memory import keep_freed_memory
 
 #: Arguments that may differ between a run and its continuation.
@@ -343,9 +342,11 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     steps = len(sampler)
     if not steps:
         raise UsageError(f"{world_size()} processes for {len(dataset)} pictures; expected a picture each")
-    say = print if rank() == 0 else lambda *_: None
+    journal = Journal(folder, active=rank() == 0)
     dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
-    say(f"{len(dataset)} pictures in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
+    journal.say(
+        f"{len(dataset)} pictures in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch"
+    )
 
     network = RetinaFace(cfg)
     state = None
@@ -354,7 +355,7 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         _check_settings(args, state.extra.get("settings"), last)
         load_strictly(network, state.state_dict, last)
     else:
-        say(_start(network, args))
+        journal.say(_start(network, args))
     if args.sync_bn:
         network = synchronise_batch_norm(network, device)
     network.to(device, memory_format=torch.channels_last)
@@ -386,8 +387,9 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         if average:
             average.load_state_dict(state.extra["average"])
         progress = state.extra["progress"]
-        say(f"{last}: going on at epoch {progress['epoch'] + 1}, step {progress['totals'].get('steps', 0)}")
-    if rank() == 0:
+        done = progress["totals"].get("steps", 0)
+        journal.say(f"{last}: going on in epoch {progress['epoch'] + 1} after step {done}")
+    if journal.active:
         write_text(folder / "run.json", json.dumps(_describe(args, argv), indent=2) + "\n")
         for i, key in enumerate(islice(chain.from_iterable(sampler), args.debug_images)):
             write_image(folder / "debug" / f"{i:03d}.jpg", _debug_image(dataset[key], recipe.criterion))
@@ -400,31 +402,31 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         pin_memory=device.type == "cuda",
         persistent_workers=args.num_workers > 0,
     )
-    first = progress["epoch"] * steps + int(progress["totals"].get("steps", 0))
-    with ExitStack() as stack:
-        journal = stack.enter_context(Journal(folder, progress["epoch"], first)) if rank() == 0 else None
-        interrupted = stack.enter_context(Interruption())
-        return _epochs(args, recipe, loader, sampler, validation, progress, journal, interrupted, say)
+    step = progress["epoch"] * steps + progress["totals"].get("steps", 0)
+    with Interruption() as interrupted, journal.open(progress["epoch"], step):
+        return _epochs(args, recipe, loader, validation, progress, journal, interrupted)
 
 
 def _epochs(
     args: argparse.Namespace,
     recipe: Recipe,
     loader: DataLoader,
-    sampler: EpochSampler,
     validation: WiderFaceDetection | None,
     progress: dict,
-    journal: Journal | None,
+    journal: Journal,
     interrupted: Interruption,
-    say: Callable[..., None],
 ) -> int:
-    """Trains, validates and saves until the last epoch or a signal."""
-    folder, cfg = Path(args.save_folder), NETWORKS[args.network]
+    """Trains, validates and saves until the last epoch or a signal; returns the exit code."""
+    folder, cfg, sampler = journal.folder, NETWORKS[args.network], loader.batch_sampler
     network = bare(recipe.network)
     result = recipe.average.module if recipe.average else network
 
+    def save(name: str) -> None:
+        if journal.active:
+            save_checkpoint(folder / f"{name}.pth", result)
+
     def save_last() -> None:
-        if rank() == 0:
+        if journal.active:
             save_checkpoint(
                 folder / "last.pth",
                 network,
@@ -435,44 +437,33 @@ def _epochs(
             )
 
     for epoch in range(progress["epoch"], args.epochs):
-        sampler.set_epoch(epoch, int(progress["totals"].get("steps", 0)))
+        sampler.set_epoch(epoch, progress["totals"].get("steps", 0))
         totals = train_one_epoch(
-            recipe,
-            loader,
-            epoch,
-            len(sampler),
-            progress["totals"],
-            interrupted,
-            journal.step if journal else lambda step, losses: None,
+            recipe, loader, epoch, len(sampler), progress["totals"], interrupted, journal.step
         )
-        progress["totals"] = totals
         if totals["steps"] < len(sampler):
+            progress["totals"] = totals
             save_last()
-            say(
+            journal.say(
                 f"stopped in epoch {epoch + 1} after step {totals['steps']}; "
                 f"to go on: the same command and --resume"
             )
             return interrupted.exit_code
         row = _summary(totals, epoch, recipe)
         progress |= {"epoch": epoch + 1, "totals": {}}
-        is_best = False
         if validation and ((epoch + 1) % args.val_every == 0 or epoch + 1 == args.epochs):
-            row |= validate(result, validation, next(result.parameters()).device)
-            is_best = row["ap"] > progress["best"]
-            progress["best"] = max(progress["best"], row["ap"])
-        if rank() == 0:
-            journal.epoch(row)
-            say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            if is_best:
-                save_checkpoint(folder / "best.pth", result)
-            if _is_numbered(epoch + 1, cfg):
-                save_checkpoint(folder / f"{cfg.backbone}_2cls6anchors_epoch_{epoch + 1}.pth", result)
+            row |= validate(result, validation, recipe.trusted.device)
+            if row["ap"] > progress["best"]:
+                progress["best"] = row["ap"]
+                save("best")
+        journal.epoch(row)
+        if _is_numbered(epoch + 1, cfg):
+            save(f"{cfg.backbone}_2cls6anchors_epoch_{epoch + 1}")
         save_last()
         if sum_over_processes(torch.tensor(int(interrupted()), device=recipe.trusted.device)):
-            say(f"stopped after epoch {epoch + 1}; to go on: the same command and --resume")
+            journal.say(f"stopped after epoch {epoch + 1}; to go on: the same command and --resume")
             return interrupted.exit_code
-    if rank() == 0:
-        save_checkpoint(folder / f"{cfg.backbone}_2cls6anchors_Final.pth", result)
+    save(f"{cfg.backbone}_2cls6anchors_Final")
     wait_for_all()
     return OK
 
@@ -614,79 +605,6 @@ def start_worker(number: int) -> None:
     """A worker reads with one thread, and leaves Ctrl-C to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class Interruption:
-    """Notes Ctrl-C and SIGTERM so that a run can stop between two steps; a second one stops at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self) -> bool:
-        return self.number != 0
-
-    @property
-    def exit_code(self) -> int:
-        """What shells expect of a process that a signal stopped."""
-        return 128 + self.number
-
-    def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        self.number = number
-        signal.signal(number, self._before[number])
-        warn(f"{signal.Signals(number).name}: stopping after this step")
-
-
-class Journal:
-    """results.csv and TensorBoard curves of a run.
-
-    Args:
-        folder: the run's.
-        epoch, step: epochs and steps done; what an earlier attempt wrote about later ones is dropped.
-    """
-
-    def __init__(self, folder: Path, epoch: int, step: int) -> None:
-        self.path, self._first_step = folder / "results.csv", step
-        self.rows: list[dict] = []
-        if epoch and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
-
-    def __enter__(self) -> Journal:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = self.path.parent / "tensorboard"
-        self._writer = SummaryWriter(str(folder), purge_step=self._first_step)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-
-    def step(self, step: int, losses: dict[str, float]) -> None:
-        """Losses of one step."""
-        for name, value in losses.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-
-    def epoch(self, row: dict[str, float]) -> None:
-        """A row of results.csv; the file is written anew, atomically."""
-        self.rows.append(row)
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
-        for name, value in row.items():
-            self._writer.add_scalar(f"epoch/{name}", value, row["epoch"])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_a_one_class_parent_speaks_about_faces_on_square_priors(networks, images
     # The parent's priors are not clipped, so its offsets differ; the boxes are the same.
     own, theirs = PriorBox(cfg_mnet)(SIZE), PriorBox(parent.cfg)(SIZE)
     assert not torch.equal(own[square], theirs)
-    boxes = decode(lesson.loc[:, square], own[square], cfg_mnet.variances)
+    boxes = decode(lesson.loc[:, square, 0], own[square], cfg_mnet.variances)
     torch.testing.assert_close(boxes, decode(loc, theirs, cfg_mnet.variances), atol=1e-3, rtol=1e-3)
 
 
@@ -61,10 +61,9 @@ def test_the_first_teacher_that_knows_speaks(networks, images):
     assert torch.equal(lesson.scores[:, square, 0], first.scores[:, square, 0])
     assert torch.equal(lesson.scores[..., 1], second.scores[..., 1])
     assert torch.equal(lesson.scores[:, ~square], second.scores[:, ~square])
-    # The box is that of the likelier class.
-    face = lesson.scores[..., 0] >= lesson.scores[..., 1]
-    assert torch.equal(lesson.loc[:, square][face[:, square]], first.loc[:, square][face[:, square]])
-    assert torch.equal(lesson.loc[:, square][~face[:, square]], second.loc[:, square][~face[:, square]])
+    assert torch.equal(lesson.loc[:, square, 0], first.loc[:, square, 0])
+    assert torch.equal(lesson.loc[:, ~square], second.loc[:, ~square])
+    assert torch.equal(lesson.loc[..., 1, :], second.loc[..., 1, :])
     reverse = Teachers([two, parent], cfg_mnet)(images)
     assert torch.equal(reverse.scores, second.scores) and torch.equal(reverse.loc, second.loc)
 
@@ -110,7 +109,7 @@ def test_without_teachers_labels_decide():
 
 
 def lesson_of(logits: torch.Tensor, loc: torch.Tensor) -> Lesson:
-    return Lesson(logits.softmax(2)[..., 1:], loc)
+    return Lesson(logits.softmax(2)[..., 1:], loc[:, :, None].expand(-1, -1, 2, -1))
 
 
 def test_an_equal_student_loses_nothing_and_is_left_alone():
@@ -125,7 +124,7 @@ def test_an_equal_student_loses_nothing_and_is_left_alone():
 
 def test_the_divergence_of_one_prior_by_hand():
     logits, loc = torch.tensor([[[0.5, 0.3, 0.2]]]).log(), torch.zeros(1, 1, 4)
-    lesson = Lesson(torch.tensor([[[0.8, 0.0]]]), torch.tensor([[[2.0, 0, 0, 0]]]))
+    lesson = Lesson(torch.tensor([[[0.8, 0.0]]]), torch.tensor([[[[2.0, 0, 0, 0], [9.0, 9, 9, 9]]]]))
     face = torch.tensor([[[True, False]]])
     losses = DistillationLoss({"face": 3.0, "person": 5.0}, loc_weight=2.0)(loc, logits, lesson, face, 4)
     # 0.8 log(0.8 / 0.3) + 0.2 log(0.2 / 0.7) = 0.78466 - 0.25055, times 3 / 4.
@@ -134,6 +133,17 @@ def test_the_divergence_of_one_prior_by_hand():
     # Smooth-L1 of a distance of 2 is 1.5; times loc weight, class weight, score, over 4.
     assert losses["distil_loc"].item() == pytest.approx(1.5 * 2 * 3 * 0.8 / 4, abs=1e-5)
     assert DistillationLoss.positives(lesson, face) == 1
+
+
+def test_the_box_is_that_of_a_class_that_the_teachers_decide():
+    lesson = Lesson(torch.tensor([[[0.3, 0.9]]]), torch.tensor([[[[1.0] * 4, [5.0] * 4]]]))
+    criterion, logits = DistillationLoss({"face": 1.0, "person": 1.0}, loc_weight=1.0), torch.zeros(1, 1, 3)
+    for decides, box, score in (([True, False], 1.0, 0.3), ([True, True], 5.0, 0.9)):
+        away = criterion(torch.zeros(1, 1, 4), logits, lesson, torch.tensor([[decides]]), 1)["distil_loc"]
+        there = criterion(torch.full((1, 1, 4), box), logits, lesson, torch.tensor([[decides]]), 1)[
+            "distil_loc"
+        ]
+        assert there == 0 and away.item() == pytest.approx(4 * (box - 0.5) * score)
 
 
 def test_nothing_is_taught_where_teachers_do_not_decide():

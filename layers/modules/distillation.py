@@ -24,7 +24,7 @@ class Lesson:
 
     Attributes:
         scores: Tensor[N, P, classes], probability of each class, 0 where no teacher speaks.
-        loc: Tensor[N, P, 4], offsets of the box of the likeliest class.
+        loc: Tensor[N, P, classes, 4], offsets of the box from the student's prior, 0 where no teacher speaks.
     """
 
     scores: Tensor
@@ -96,21 +96,17 @@ class Teachers(nn.Module):
         ratios, classes = len(self.cfg.heights_over_widths), len(self.cfg.class_names)
         shape = (*answers[0][0].shape[:2], ratios)
         scores = images.new_zeros(*shape, classes)
-        loc = images.new_zeros(*shape, 4)
+        loc = images.new_zeros(*shape, classes, 4)
         for r, ratio in enumerate(self.cfg.heights_over_widths):
-            best = images.new_zeros(shape[:2])
             for c, name in enumerate(self.cfg.class_names):
                 speaker = self._speaker[r][c]
                 if speaker < 0:
                     continue
                 cfg = self.networks[speaker].cfg
                 theirs = cfg.heights_over_widths.index(ratio)
-                score = answers[speaker][0][:, :, theirs, cfg.class_names.index(name) + 1]
-                scores[:, :, r, c] = score
-                loc[:, :, r] = torch.where(
-                    (score > best)[..., None], answers[speaker][1][:, :, theirs], loc[:, :, r]
-                )
-                best = torch.maximum(best, score)
+                label = cfg.class_names.index(name) + 1
+                scores[:, :, r, c] = answers[speaker][0][:, :, theirs, label]
+                loc[:, :, r, c] = answers[speaker][1][:, :, theirs]
         return Lesson(scores.flatten(1, 2), loc.flatten(1, 2))
 
     def _ask(self, i: int, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,10 +170,11 @@ class DistillationLoss(nn.Module):
             cross = F.binary_cross_entropy_with_logits(logits[..., c + 1] - rest, score, reduction="none")
             losses[f"distil_{name}"] = ((cross - entropy) * weights[..., c]).sum() / positives
 
-        weight, likeliest = (lesson.scores * weights).max(2)
-        score = lesson.scores.gather(2, likeliest[..., None])[..., 0]
+        # A prior has one box: that of the class with the greatest weighted score.
+        weight, chosen = (lesson.scores * weights).max(2)
+        score = lesson.scores.gather(2, chosen[..., None])[..., 0]
         image, prior = ((score >= MIN_BOX_SCORE) & (weight > 0)).nonzero(as_tuple=True)
-        theirs = lesson.loc[image, prior]
+        theirs = lesson.loc[image, prior, chosen[image, prior]]
         distance = F.smooth_l1_loss(loc[image, prior].float(), theirs, reduction="none").sum(1)
         losses["distil_loc"] = self.loc_weight * (distance * weight[image, prior]).sum() / positives
         return losses

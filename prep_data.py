@@ -325,11 +325,8 @@ def openimages(args: argparse.Namespace) -> int:
     )
     for path, images in report.lists.items():
         print(f"{path}: {images} images, labelled for {' and '.join(labelled_classes(path))}")
-    if (
-        args.one_class == "keep"
-        and report.images["face"] + report.images["person"]
-        and not report.without_file
-    ):
+    alone = report.images["face"] + report.images["person"]
+    if args.one_class == "keep" and alone and args.face and args.person:
         warn("images of one class may hold the other, unlabelled: see pseudo_label and --one_class split")
     return OK
 

@@ -253,12 +253,15 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
 
 
 def check_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
-    """Makes sure that the ``dataset.json`` beside a list may say ``names``.
+    """Makes sure that a list can be written and the ``dataset.json`` beside it may say ``names``.
 
     Raises:
-        DataError: one is there that says something else and the folder holds another list, which it is about.
+        DataError: one is there that says something else and the folder holds another list, which it is about;
+            the list is a folder.
     """
     list_path = Path(list_path)
+    if list_path.is_dir():
+        raise DataError(f"{list_path}: a folder; expected the name of the list to write")
     path = list_path.parent / DATASET_INFO
     if not path.exists() or set(names) == set(before := labelled_classes(list_path)):
         return

@@ -25,7 +25,7 @@ OUTPUTS = {
     "logits": ("loc", "logits"),
     "scores": ("loc", "scores"),
     "boxes": ("boxes", "scores"),
-    "detections": ("boxes", "scores", "labels", "images"),
+    "detections": ("boxes", "scores", "labels", "image_index"),
 }
 RAW = ("logits", "scores")
 
@@ -33,7 +33,12 @@ RAW = ("logits", "scores")
 _MOVES = ("Concat", "Reshape", "Transpose", "Identity", "Cast", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def import_package(name: str):  # noqa: ANN201
+def is_onnx(path: str | os.PathLike) -> bool:
+    """Whether a file is ONNX, by its ending."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
+def import_package(name: str):
     """The optional package ``name``.
 
     Raises:
@@ -47,7 +52,7 @@ def import_package(name: str):  # noqa: ANN201
         ) from None
 
 
-def open_session(model: str | os.PathLike | bytes, name: str | os.PathLike | None = None):  # noqa: ANN201
+def open_session(model: str | os.PathLike | bytes, name: str | os.PathLike | None = None):
     """An onnxruntime session on the CPU, with as many threads as torch has.
 
     Args:
@@ -73,7 +78,9 @@ def open_session(model: str | os.PathLike | bytes, name: str | os.PathLike | Non
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors share no class of their own
-        raise DataError(f"{name}: damaged or no ONNX file that onnxruntime can run ({_brief(error)})") from None
+        raise DataError(
+            f"{name}: damaged or no ONNX file that onnxruntime can run ({_brief(error)})"
+        ) from None
 
 
 def _brief(error: Exception) -> str:
@@ -145,7 +152,9 @@ class OnnxNetwork:
         shape = inputs[0].shape if len(inputs) == 1 else []
         if len(shape) != 4 or shape[1] != 3 or inputs[0].type != "tensor(float)":
             found = ", ".join(f"{i.type} {i.shape}" for i in inputs)
-            raise DataError(f"{self.path}: takes {found}; expected one input tensor(float) [N, 3, height, width]")
+            raise DataError(
+                f"{self.path}: takes {found}; expected one input tensor(float) [N, 3, height, width]"
+            )
         batch, height, width = (shape[i] if isinstance(shape[i], int) else None for i in (0, 2, 3))
         if (height is None) != (width is None) or batch not in (None, 1):
             raise DataError(
@@ -162,8 +171,8 @@ class OnnxNetwork:
         expected = (1, count * priors_per_cell(self.cfg))
         if loc.shape != (*expected, 4) or logits.shape != (*expected, self.cfg.num_classes):
             raise DataError(
-                f"{self.path}: gives {list(loc.shape)} and {list(logits.shape)} for an image of {width}x{height}; "
-                f"expected {[*expected, 4]} and {[*expected, self.cfg.num_classes]} "
+                f"{self.path}: gives {list(loc.shape)} and {list(logits.shape)} for an image of "
+                f"{width}x{height}; expected {[*expected, 4]} and {[*expected, self.cfg.num_classes]} "
                 f"({priors_per_cell(self.cfg)} priors a cell)"
             )
 
@@ -181,7 +190,9 @@ class OnnxNetwork:
             )
         parts = images.split(self.batch_size) if self.batch_size else [images]
         results = [self._run(part.contiguous().numpy()) for part in parts]
-        loc, logits = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*results, strict=True))
+        loc, logits = (
+            np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*results, strict=True)
+        )
         if self.outputs == "scores":
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
         return torch.from_numpy(loc), torch.from_numpy(logits)
@@ -195,7 +206,7 @@ class OnnxNetwork:
             raise DataError(f"{self.path}: onnxruntime cannot run it ({_brief(error)})") from None
 
 
-def _from_metadata(path: Path, session, metadata: dict[str, str]) -> Description:  # noqa: ANN001
+def _from_metadata(path: Path, session, metadata: dict[str, str]) -> Description:
     """Of a file of this project."""
     cfg, outputs = ModelConfig.from_dict(json.loads(metadata["config"])), metadata["outputs"]
     if outputs not in OUTPUTS:
@@ -203,7 +214,7 @@ def _from_metadata(path: Path, session, metadata: dict[str, str]) -> Description
     return Description(cfg, outputs, OUTPUTS[outputs])
 
 
-def _from_graph(path: Path, session, metadata: dict[str, str]) -> Description:  # noqa: ANN001
+def _from_graph(path: Path, session, metadata: dict[str, str]) -> Description:
     """Of any other file: heads tell the network, a softmax tells what the class output is."""
     onnx = import_package("onnx")
     graph = onnx.load(os.fspath(path), load_external_data=False).graph
@@ -221,7 +232,9 @@ def _from_graph(path: Path, session, metadata: dict[str, str]) -> Description:  
         fitting = [output.name for output in session.get_outputs() if output.shape[-1:] == [values]]
         if len(fitting) != 1:
             found = ", ".join(f"{output.name} {output.shape}" for output in session.get_outputs())
-            raise ValueError(f"gives {found}; expected one output of 4 and one of {cfg.num_classes} values a prior")
+            raise ValueError(
+                f"gives {found}; expected one output of 4 and one of {cfg.num_classes} values a prior"
+            )
         names += fitting
     makers = {name: node for node in graph.node for name in node.output}
     return Description(cfg, "scores" if _ends_in_softmax(names[1], makers) else "logits", tuple(names))

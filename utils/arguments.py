@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data.config import CLASS_NAMES, NETWORKS
+from models.onnx_network import is_onnx
 from utils.cli import UsageError
 from utils.cli import parser_of as parser_of
 from utils.detector import PRECISIONS, Detector, InputSize, Thresholds
@@ -18,18 +19,7 @@ DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilene
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """``--trained_model``, ``--network`` and where and how to run it."""
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "-m",
-        "--trained_model",
-        metavar="FILE",
-        help=f"checkpoint (default: weights/{DEFAULT_WEIGHTS.name})",
-    )
-    group.add_argument(
-        "--network",
-        choices=list(NETWORKS),
-        help="check that the file holds this network (default: take what it holds)",
-    )
+    group = add_weights_arguments(parser, "checkpoint, or .onnx file to be run in onnxruntime on the CPU")
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is"
     )
@@ -40,6 +30,23 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--compile", action="store_true", help="torch.compile; pays off for many images of one size"
     )
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser, what: str) -> argparse._ArgumentGroup:
+    """``--trained_model``, which is ``what``, and ``--network``."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "-m",
+        "--trained_model",
+        metavar="FILE",
+        help=f"{what} (default: weights/{DEFAULT_WEIGHTS.name})",
+    )
+    group.add_argument(
+        "--network",
+        choices=list(NETWORKS),
+        help="check that the file holds this network (default: take what it holds)",
+    )
+    return group
 
 
 def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +101,21 @@ def pick_device(name: str, cpu: bool = False) -> torch.device:
     return device
 
 
+def weights_path(trained_model: str | None) -> Path:
+    """The file of ``--trained_model``.
+
+    Raises:
+        UsageError: none is given and the default is not there.
+    """
+    if trained_model is None and not DEFAULT_WEIGHTS.exists():
+        raise UsageError(
+            f"weights/{DEFAULT_WEIGHTS.name} is not there; give --trained_model FILE. Published "
+            f"weights: mobilenet0.25_2cls6anchors_130324_epoch_150.pth in the folder weights of "
+            f"github.com/NN-RTK/Pytorch_Retinaface_2cls"
+        )
+    return Path(trained_model or DEFAULT_WEIGHTS)
+
+
 def build_detector(args: argparse.Namespace, input_size: InputSize | None = None) -> Detector:
     """The detector that the shared arguments describe.
 
@@ -102,15 +124,10 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
         DataError: a checkpoint that cannot be used.
     """
     thresholds = Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k)
-    device = pick_device(args.device, args.cpu)
-    if args.trained_model is None and not DEFAULT_WEIGHTS.exists():
-        raise UsageError(
-            f"weights/{DEFAULT_WEIGHTS.name} is not there; give --trained_model FILE. Published "
-            f"weights: mobilenet0.25_2cls6anchors_130324_epoch_150.pth in the folder weights of "
-            f"github.com/NN-RTK/Pytorch_Retinaface_2cls"
-        )
+    path = weights_path(args.trained_model)
+    device = pick_device(args.device, args.cpu or (is_onnx(path) and args.device == "auto"))
     return Detector.from_checkpoint(
-        args.trained_model or DEFAULT_WEIGHTS,
+        path,
         args.network,
         device=device,
         precision=args.precision,

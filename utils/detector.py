@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -26,7 +25,7 @@ from data.config import PIXEL_MEAN_BGR
 from layers.functions.prior_box import PriorBox
 from models.checkpoint import load_network
 from models.fuse import fold_batch_norm
-from models.onnx_network import OnnxNetwork
+from models.onnx_network import OnnxNetwork, is_onnx
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
@@ -72,18 +71,23 @@ class InputSize:
         long_side: the longer side becomes this many pixels.
         target_size, max_size: the shorter side becomes ``target_size``, but the longer at most ``max_size``
             (1600 and 2150 is the published multi-scale protocol).
+        fixed: the image fits into this (height, width), top left; the rest is filled with the pixel mean.
     """
 
     long_side: int | None = None
     target_size: int | None = None
     max_size: int | None = None
+    fixed: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.long_side, self.target_size, self.max_size)
+        sizes = (self.long_side, self.target_size, self.max_size, *(self.fixed or ()))
         if any(size is not None and size < 1 for size in sizes):
             raise UsageError(f"expected sizes of at least 1 pixel, got {[s for s in sizes if s is not None]}")
-        if (self.target_size is None) != (self.max_size is None) or (self.long_side and self.target_size):
-            raise UsageError("expected either a long side, or a target and a max size, or neither")
+        rules = [self.long_side, self.target_size, self.fixed]
+        if (self.target_size is None) != (self.max_size is None) or len(rules) - rules.count(None) > 1:
+            raise UsageError(
+                "expected either a long side, or a target and a max size, or a fixed size, or none of them"
+            )
 
     def __call__(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) in pixels after resizing an image of ``image_size``."""
@@ -94,9 +98,15 @@ class InputSize:
             scale = self.target_size / min(height, width)
             if round(scale * max(height, width)) > self.max_size:
                 scale = self.max_size / max(height, width)
+        elif self.fixed:
+            scale = min(self.fixed[0] / height, self.fixed[1] / width)
         else:
             return image_size
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def padded(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input for an image of ``image_size``."""
+        return self.fixed or self(image_size)
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,8 @@ class Detections:
 class Detector:
     """Finds faces and persons in images.
 
-    Images of equal size go through the network together; nothing is resized unless ``input_size`` says so.
-    An ONNX network of fixed size gets every image resized to fit into it, the rest filled with the pixel mean.
+    Images of equal size go through the network together; nothing is resized unless ``input_size`` or the
+    fixed size of an `OnnxNetwork` says so.
 
     Args:
         network: the network; a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU.
@@ -164,7 +174,8 @@ class Detector:
         compile: run the network through ``torch.compile``; pays off for many images of one size.
 
     Attributes:
-        stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``.
+        stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``, which on a GPU waits for
+            the network and counts its time.
 
     Raises:
         UsageError: a class that the network does not know, or options that an ONNX network does not have.
@@ -194,10 +205,10 @@ class Detector:
         self.classes = tuple(classes or self.cfg.class_names)
         self.priors = PriorBox(self.cfg)
         self.stopwatch = Stopwatch()
-        self.fixed_size = None
         if isinstance(network, OnnxNetwork):
             self._check_options(network, compile)
-            self.network, self.fixed_size = network, network.image_size
+            self.network = network
+            self.input_size = InputSize(fixed=network.image_size) if network.image_size else self.input_size
         else:
             folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
             self.network = torch.compile(folded) if compile else folded
@@ -211,7 +222,7 @@ class Detector:
 
         Options are those of `Detector`, errors also those of `load_network` and `OnnxNetwork`.
         """
-        load = OnnxNetwork if Path(path).suffix.lower() == ".onnx" else load_network
+        load = OnnxNetwork if is_onnx(path) else load_network
         return cls(load(path, network), **options)
 
     def _check_options(self, network: OnnxNetwork, compile: bool) -> None:
@@ -220,13 +231,13 @@ class Detector:
             raise UsageError(f"{network.path}: runs on the CPU, not on {self.device}; give --device cpu")
         if self.dtype != torch.float32 or compile:
             raise UsageError(
-                f"{network.path}: has its precision and its compiler from the file and onnxruntime; leave out "
-                f"--precision and --compile (convert_to_onnx.py --precision writes others)"
+                f"{network.path}: its precision is that of the file; leave out --precision and --compile "
+                f"(convert_to_onnx.py --precision writes others)"
             )
-        if network.image_size and self.input_size != InputSize():
+        if network.image_size and self.input_size not in (InputSize(), InputSize(fixed=network.image_size)):
             height, width = network.image_size
             raise UsageError(
-                f"{network.path}: takes {width}x{height} pixels and no other size; leave out the input size, or "
+                f"{network.path}: takes {width}x{height} pixels and no other size; leave out the sizes, or "
                 f"convert with --dynamic"
             )
 
@@ -244,7 +255,7 @@ class Detector:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             check_image(image)
-            size = self.fixed_size or self.input_size(image.shape[:2])
+            size = self.input_size.padded(image.shape[:2])
             by_size.setdefault(size, []).append(index)
         found: dict[int, Detections] = {}
         for size, indices in by_size.items():
@@ -261,21 +272,13 @@ class Detector:
             found.update(zip(indices, detections, strict=True))
         return [found[i] for i in range(len(found))]
 
-    def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of an image in the network's input, top left, the rest of which is padding."""
-        if self.fixed_size is None:
-            return self.input_size(image_size)
-        scale = min(fixed / side for fixed, side in zip(self.fixed_size, image_size, strict=True))
-        height, width = (max(1, round(side * scale)) for side in image_size)
-        return height, width
-
     @torch.inference_mode()
     def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Network input of images that have one size once resized: Tensor[N, 3, height, width]."""
-        size = self.fixed_size or self.input_size(images[0].shape[:2])
+        """Network input of images that have one size once resized and padded: Tensor[N, 3, height, width]."""
+        size = self.input_size.padded(images[0].shape[:2])
         batch = torch.empty((len(images), *size, 3), dtype=torch.uint8)
         for target, image in zip(batch, images, strict=True):
-            height, width = resized = self._resized(image.shape[:2])
+            height, width = resized = self.input_size(image.shape[:2])
             if image.shape[:2] != resized:
                 image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
             if resized != size:
@@ -325,7 +328,7 @@ class Detector:
         found = []
         for index, (height, width) in enumerate(image_sizes):
             # The factors are 1 unless the input is padded.
-            resized = self._resized((height, width))
+            resized = self.input_size((height, width))
             scale = [width * (input_size[1] / resized[1]), height * (input_size[0] / resized[0])]
             scale = torch.tensor(scale * 2, dtype=torch.float32, device=loc.device)
             parts = []
@@ -342,7 +345,7 @@ class Detector:
         passed = scores > limits.score
         scores, order = scores[passed].sort(descending=True, stable=True)
         scores, boxes = scores[: limits.top_k], boxes[passed][order[: limits.top_k]]
-        # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide, and it compares in float32.
+        # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide; it compares in float32.
         threshold = float(np.float32(limits.nms_iou))
         keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, threshold)[: limits.keep_top_k]
         return boxes[keep], scores[keep], torch.full_like(keep, label)

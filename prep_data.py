@@ -424,11 +424,13 @@ def pseudo_label(args: argparse.Namespace) -> int:
             found = p.detections_of(coco, iter_annotations(args.list), pictures)
             source, first = args.source or coco.source, True
         else:
+            from models.onnx_network import is_onnx
             from utils.arguments import pick_device
             from utils.detector import Detector, InputSize, Thresholds
             from utils.distributed import processes, rank, world_size
 
-            device = stack.enter_context(processes(pick_device(args.device)))
+            on_cpu = is_onnx(args.trained_model) and args.device == "auto"
+            device = stack.enter_context(processes(pick_device(args.device, on_cpu)))
             detector = Detector.from_checkpoint(
                 args.trained_model,
                 device=device,

@@ -114,9 +114,8 @@ def without_boxes(annotation: ImageAnnotation, added: Iterable[AddedBox]) -> tup
     """The image without these boxes, and how many of them were found."""
     keep = np.ones(len(annotation), bool)
     for box in added:
-        same = keep & (annotation.labels == box.label)
-        same &= (np.abs(annotation.boxes_xywh_norm - box.box_xywh_norm) <= _ROUNDING).all(1)
-        keep[np.flatnonzero(same)[-1:]] = False  # added boxes are behind the truth
+        near = (np.abs(annotation.boxes_xywh_norm - box.box_xywh_norm) <= _ROUNDING).all(1)
+        keep &= ~(near & (annotation.labels == box.label))
     rest = ImageAnnotation(
         annotation.path, annotation.labels[keep], annotation.boxes_xywh_norm[keep], annotation.line
     )

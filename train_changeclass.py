@@ -602,8 +602,9 @@ def _debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.nda
 
 
 def start_worker(number: int) -> None:
-    """A worker reads with one thread, and leaves Ctrl-C to the main process."""
+    """A worker reads with one thread, reuses its memory, and leaves Ctrl-C to the main process."""
     cv2.setNumThreads(0)
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

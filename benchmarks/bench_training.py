@@ -11,7 +11,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -76,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         write_table(
             args.out,
             "Loader, images a second; plain cv2.imread in one process for comparison",
-            ["workers", "images/s", "imread", "/ imread"],
-            [loader_row(dataset, workers) for workers in (0, 1, 2)],
+            ["workers", "images/s", "/ imread"],
+            loader_rows(dataset, args.repeats),
             append=True,
         )
         if torch.cuda.is_available():
@@ -193,29 +192,31 @@ def sample_row(dataset: WiderFaceDetection, repeats: int) -> list:
     ]
 
 
-def loader_row(dataset: WiderFaceDetection, workers: int) -> list:
-    """Images a second of the loader, its start left out, and of reading alone."""
-    batches = iter(make_loader(dataset, BATCH, workers))
-    next(batches)
-    start, count = time.perf_counter(), 0
-    for images, _ in batches:
-        count += len(images)
-    ours = count / (time.perf_counter() - start)
-    start = time.perf_counter()
-    for path in dataset.paths[:count]:
-        cv2.imread(path)
-    bare = count / (time.perf_counter() - start)
-    return [workers, f"{ours:.0f}", f"{bare:.0f}", f"{ours / bare:.2f}"]
+def loader_rows(dataset: WiderFaceDetection, repeats: int) -> list[list]:
+    """Images a second of reading alone and of the loader by workers, which are started beforehand."""
+
+    def read_alone() -> None:
+        for path in dataset.paths:
+            cv2.imread(path)
+
+    actions: dict[str, Callable[[], object]] = {"cv2.imread": read_alone}
+    for workers in (0, 1, 2):
+        actions[str(workers)] = lambda loader=make_loader(dataset, BATCH, workers): list(map(len, loader))
+    times = median_times(actions, repeats)
+    rates = {name: len(dataset) / milliseconds * 1e3 for name, milliseconds in times.items()}
+    return [[name, f"{rate:.0f}", f"{rate / rates['cv2.imread']:.2f}"] for name, rate in rates.items()]
 
 
-def make_loader(dataset: WiderFaceDetection, batch: int, workers: int) -> DataLoader:
+def make_loader(dataset: WiderFaceDetection, batch: int, workers: int, repeat: float = 1) -> DataLoader:
+    """The loader of the training script."""
     return DataLoader(
         dataset,
-        batch_sampler=EpochSampler(dataset.list_sizes, [max(1, math.ceil(batch * 30 / len(dataset)))], batch),
+        batch_sampler=EpochSampler(dataset.list_sizes, [repeat], batch),
         num_workers=workers,
         collate_fn=detection_collate,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
     )
 
 
@@ -238,7 +239,7 @@ def cuda_row(dataset: WiderFaceDetection, batch: int) -> list:
             torch.zeros(2, dtype=torch.bool, device=device),
             amp=amp,
         )
-        loader = make_loader(dataset, batch, 8)
+        loader = make_loader(dataset, batch, 8, repeat=30 * batch / len(dataset))
         train_one_epoch(recipe, [next(iter(loader))], 0, 1)
         totals = train_one_epoch(recipe, loader, 0, len(loader))
         waiting = totals["seconds_waiting"] / totals["seconds"]

@@ -244,7 +244,7 @@ def convert(
             unfinished.replace(output)
             report.lists[output] = report.images["all"]
     for path in report.lists:
-        one_class = split and path.parent.name in CLASS_LABELS
+        one_class = split and path != output and path.parent.name in CLASS_LABELS
         write_labelled_classes(path, [path.parent.name] if one_class else [CLASS_NAMES[x] for x in wanted])
     return report
 

@@ -168,11 +168,15 @@ def contrast_table(factor: float) -> np.ndarray:
 
 def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> np.ndarray:
     """Turns the hue by ``hue`` of OpenCV's 180 steps and multiplies the saturation."""
-    tables = np.empty((1, 256, 3), np.uint8)
-    tables[0, :, 0] = (_LEVELS.astype(np.int64) + hue) % 180
-    tables[0, :, 1] = contrast_table(saturation)
-    tables[0, :, 2] = _LEVELS
-    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), tables), cv2.COLOR_HSV2BGR)
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    tables = {}
+    if hue:
+        tables[0] = ((_LEVELS.astype(np.int64) + hue) % 180).astype(np.uint8)
+    if saturation != 1:
+        tables[1] = contrast_table(saturation)
+    for channel, table in tables.items():
+        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
 
 
 def pad_to_square(image: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ class WiderFaceDetection(Dataset):
     without area are dropped and counted in ``dropped``. A picture without boxes is a sample like any other.
 
     An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
-    depend on which worker makes it. It is a pair of the picture, uint8 Tensor[S, S, 3], BGR, and a dict:
+    depend on which worker makes it. An index alone is its own seed. An item is a pair of the picture, uint8 Tensor[S, S, 3], BGR, and a dict:
 
     - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the picture, ``labels`` int64 Tensor[N];
     - ``labelled`` bool Tensor[classes]: whether the list is labelled for face, person;
@@ -101,8 +101,8 @@ class WiderFaceDetection(Dataset):
         except DataError as error:
             raise DataError(f"{self.origins[index]}: {error}") from None
 
-    def __getitem__(self, key: tuple[int, Sequence[int]]) -> tuple[Tensor, dict]:
-        index, seed = key
+    def __getitem__(self, key: int | tuple[int, int | Sequence[int]]) -> tuple[Tensor, dict]:
+        index, seed = key if isinstance(key, tuple) else (key, key)
         image = self.read(index)
         boxes_norm, labels = self.annotation(index)
         height, width = image.shape[:2]

@@ -22,6 +22,7 @@ def test_pictures_without_boxes_and_classes_without_labels(tmp_path):
     assert image.shape == (32, 32, 3) and image.dtype == torch.uint8
     assert target["boxes_norm"].shape == (0, 4) and target["labels"].shape == (0,)
     assert [dataset[i, 0][1]["labelled"].tolist() for i in (0, 5)] == [[True, False], [True, True]]
+    assert torch.equal(dataset[1][0], dataset[1, 1][0]) and not torch.equal(dataset[1][0], dataset[1, 2][0])
     images, targets = detection_collate([dataset[0, 0], dataset[3, 0]])
     assert images.shape == (2, 32, 32, 3) and len(targets) == 2
 

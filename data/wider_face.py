@@ -25,7 +25,8 @@ class WiderFaceDetection(Dataset):
     without area are dropped and counted in ``dropped``. A picture without boxes is a sample like any other.
 
     An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
-    depend on which worker makes it. An index alone is its own seed. An item is a pair of the picture, uint8 Tensor[S, S, 3], BGR, and a dict:
+    depend on which worker makes it; an index alone is its own seed. An item is a pair of the picture, uint8
+    Tensor[S, S, 3], BGR, and a dict:
 
     - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the picture, ``labels`` int64 Tensor[N];
     - ``labelled`` bool Tensor[classes]: whether the list is labelled for face, person;

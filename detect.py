@@ -4,7 +4,8 @@ Examples:
   python3 detect.py                            # sample photos of installed packages
   python3 detect.py photo.jpg holiday/ "scans/*.png" clip.mp4
   python3 detect.py holiday/ --classes face --save_json found.json --no-save_image
-  python3 detect.py 0 --show                           # camera 0, q ends it
+  python3 detect.py 0 --show --realtime                # camera 0, q ends it
+  python3 detect.py clip.mp4 -m detector_576x320.onnx --no-save_image --save_json found.json
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
-from utils.background import Behind, iterate_ahead, map_ahead
+from utils.background import Behind, iterate_ahead, iterate_latest, map_ahead
 from utils.batches import batches, detect_batch, try_to_read
 from utils.cli import BAD_DATA, INTERRUPTED, OK, DataError, UsageError, report, run
 from utils.detector import Detections, Detector, InputSize
@@ -34,9 +36,13 @@ from utils.files import atomic_path, write_text
 from utils.images import write_image
 from utils.inputs import Source, expand_inputs
 from utils.predictions import write_prediction
+from utils.stopwatch import Stopwatch
 
 #: Frame rate of a video whose source does not tell its own.
 DEFAULT_FRAME_RATE = 25.0
+
+#: Stages by which the time of a run is told.
+STAGES = ("read", "preprocess", "network", "postprocess", "draw", "write")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +62,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--batch_size", type=int, default=1, metavar="N", help="pictures or frames a forward pass"
+    )
+    group.add_argument(
+        "--realtime",
+        action="store_true",
+        help="play videos at their own pace and leave out the frames that there is no time for",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -82,6 +93,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size: expected at least 1, got {args.batch_size}")
+    if args.realtime and args.batch_size > 1:
+        parser.error(f"--realtime: takes one frame at a time, --batch_size is {args.batch_size}")
     if not 0 <= args.vis_thres <= 1:
         parser.error(f"--vis_thres: expected a score from 0 to 1, got {args.vis_thres}")
     return args
@@ -113,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         interrupted = True
     seconds = time.perf_counter() - start
     results.close()
-    print(results.summary(seconds) + (" (interrupted)" if interrupted else ""))
+    print(results.summary(seconds, detector.stopwatch) + (" (interrupted)" if interrupted else ""))
     if interrupted:
         return INTERRUPTED
     return BAD_DATA if results.faults else OK
@@ -148,7 +161,7 @@ class Results:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
         self.counts: Counter[int] = Counter()
-        self.faults = 0
+        self.faults = self.dropped = 0
 
     def fault(self, message: object) -> None:
         """Reports an input that gave nothing; the others go on."""
@@ -179,15 +192,23 @@ class Results:
             content = {"images": self.images, "categories": categories, "annotations": self.annotations}
             write_text(self.args.save_json, json.dumps(content))
 
-    def summary(self, seconds: float) -> str:
-        """The last line: what was found, how fast, and where it is."""
+    def summary(self, seconds: float, stopwatch: Stopwatch) -> str:
+        """The last line: what was found, how fast and where the time went (stages overlap), where it is."""
         found = ", ".join(
             f"{self.counts[label]} {name}{'' if self.counts[label] == 1 else 's'}"
             for name, label in CLASS_LABELS.items()
             if name in (self.args.classes or CLASS_LABELS)
         )
         images = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
-        rate = f"{len(self.images) / seconds:.1f} images/s" if seconds else ""
+        stages = ", ".join(
+            f"{stage} {stopwatch.seconds[stage] / max(len(self.images), 1) * 1e3:.1f}"
+            for stage in STAGES
+            if stage in stopwatch.seconds
+        )
+        rate = f"{len(self.images) / seconds:.1f} images/s, ms an image: {stages}"
+        rate += (
+            f"; {self.dropped} frame{'' if self.dropped == 1 else 's'} dropped" if self.args.realtime else ""
+        )
         written = (
             [str(self.folder)] if self.args.save_image or self.args.save_txt or self.args.save_crops else []
         )
@@ -202,7 +223,12 @@ def detect_images(
 ) -> None:
     """Pictures: read ahead, found in batches, annotated and written behind."""
     progress = tqdm(total=len(sources), unit="image", disable=None, leave=False)
-    reader = map_ahead(try_to_read, (source.path for source in sources), workers=2, ahead=2 * args.batch_size)
+
+    def read(source: Source) -> np.ndarray | DataError:
+        with detector.stopwatch("read"):
+            return try_to_read(source.path)
+
+    reader = map_ahead(read, sources, workers=2, ahead=2 * args.batch_size)
     with progress:
         for batch in batches(zip(sources, reader, strict=True), args.batch_size):
             progress.update(len(batch))
@@ -215,67 +241,80 @@ def detect_images(
             for source, image, found in detect_batch(detector, readable, results.fault):
                 results.add(source.path, source.output, image, found)
                 if args.save_image:
-                    behind.submit(save_annotated, results, source, image, found.above(args.vis_thres))
+                    visible = found.above(args.vis_thres)
+                    behind.submit(save_annotated, results, source, image, visible, detector.stopwatch)
                 if args.show:
-                    show(annotate(image, found.above(args.vis_thres)), wait=0)
+                    show(annotate(image, found.above(args.vis_thres), detector.stopwatch), wait=0)
 
 
 def detect_video(detector: Detector, source: Source, results: Results, args: argparse.Namespace) -> None:
-    """A video, camera or stream, frame by frame; what is done when it ends early is kept."""
+    """A video, camera or stream, frame by frame; what is done when it ends early is kept.
+
+    Reading, the network, and drawing with writing go on at the same time, in three threads.
+    """
     capture = cv2.VideoCapture(int(source.path) if source.path.isdecimal() else source.path)
     if not capture.isOpened():
         return results.fault(f"{source.path}: cannot be opened as a {source.kind}")
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
     expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else 0
-    count, interruption = 0, None
+    pace = rate if args.realtime and source.kind == "video" else None
+    stopwatch = detector.stopwatch
+    reader = (iterate_latest if args.realtime else iterate_ahead)(frames(capture, stopwatch, pace))
+    last, interruption = -1, None
     progress = tqdm(total=expected if expected > 0 else None, unit="frame", disable=None, leave=False)
     with ExitStack() as stack:
         stack.callback(capture.release)
         stack.enter_context(progress)
         video = None
         try:
-            for batch in batches(enumerate(iterate_ahead(frames(capture))), args.batch_size):
+            for batch in batches(reader, args.batch_size):
                 named = [((source, index), frame) for index, frame in batch]
                 for (_, index), frame, found in detect_batch(detector, named, results.fault):
-                    count += 1
-                    progress.update()
+                    passed, last = index - last, index
+                    results.dropped += passed - 1
+                    progress.update(passed)
                     results.add(source.path, source.output, frame, found, index)
-                    if args.save_image or args.show:
-                        annotated = annotate(frame, found.above(args.vis_thres))
                     if args.save_image:
                         video = video or stack.enter_context(
-                            VideoWriter(results.folder / source.output, rate, frame)
+                            VideoWriter(results.folder / source.output, rate, frame, stopwatch)
                         )
-                        video.write(annotated)
+                        video.write(frame, found.above(args.vis_thres), passed)
                     if args.show:
-                        show(annotated, wait=1)
+                        show(annotate(frame, found.above(args.vis_thres), stopwatch), wait=1)
         except (KeyboardInterrupt, Stopped) as stop:
             interruption = stop
     if interruption:
         raise interruption
-    if not count:
+    if last < 0:
         return results.fault(f"{source.path}: no frame of this {source.kind} can be decoded")
-    if count < 0.98 * expected - 1:
+    if last + 1 < 0.98 * expected - 1:
         results.fault(
-            f"{source.path}: ended after {count} of {expected} frames; the file is damaged or cut off"
+            f"{source.path}: ended after {last + 1} of {expected} frames; the file is damaged or cut off"
         )
 
 
-def frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """Frames until there are no more."""
-    while True:
-        done, frame = capture.read()
+def frames(
+    capture: cv2.VideoCapture, stopwatch: Stopwatch, pace: float | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Numbers and frames until there are no more, at most ``pace`` of them a second."""
+    start = time.perf_counter()
+    for index in count():
+        with stopwatch("read"):
+            done, frame = capture.read()
         if not done:
             return
-        yield frame
+        if pace:
+            time.sleep(max(0.0, start + index / pace - time.perf_counter()))
+        yield index, frame
 
 
 class VideoWriter:
-    """An mp4 file that appears under its name once it is closed; written by a thread of its own."""
+    """An mp4 file that appears under its name once it is closed; drawn and written by a thread of its own."""
 
-    def __init__(self, path: Path, rate: float, first: np.ndarray) -> None:
+    def __init__(self, path: Path, rate: float, first: np.ndarray, stopwatch: Stopwatch) -> None:
         self.path, self.rate, self.size = path, rate, first.shape[1::-1]
+        self.stopwatch = stopwatch
         self._stack = ExitStack()
 
     def __enter__(self) -> VideoWriter:
@@ -289,21 +328,33 @@ class VideoWriter:
         self._behind = self._stack.enter_context(Behind())
         return self
 
-    def write(self, frame: np.ndarray) -> None:
-        self._behind.submit(self._video.write, frame)
+    def write(self, frame: np.ndarray, found: Detections, times: int) -> None:
+        """Writes an annotated frame; several times where frames were left out, to keep the video's length."""
+        self._behind.submit(self._write, frame, found, times)
+
+    def _write(self, frame: np.ndarray, found: Detections, times: int) -> None:
+        frame = annotate(frame, found, self.stopwatch)
+        with self.stopwatch("write"):
+            for _ in range(times):
+                self._video.write(frame)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.__exit__(*exception)
 
 
-def annotate(image: np.ndarray, found: Detections) -> np.ndarray:
-    return draw_detections(image, found.boxes, found.scores, found.labels)
+def annotate(image: np.ndarray, found: Detections, stopwatch: Stopwatch) -> np.ndarray:
+    with stopwatch("draw"):
+        return draw_detections(image, found.boxes, found.scores, found.labels)
 
 
-def save_annotated(results: Results, source: Source, image: np.ndarray, found: Detections) -> None:
+def save_annotated(
+    results: Results, source: Source, image: np.ndarray, found: Detections, stopwatch: Stopwatch
+) -> None:
     """Writes one annotated picture."""
+    annotated = annotate(image, found, stopwatch)
     try:
-        write_image(results.folder / source.output, annotate(image, found))
+        with stopwatch("write"):
+            write_image(results.folder / source.output, annotated)
     except DataError as error:
         results.fault(error)
 

@@ -5,7 +5,7 @@ from itertools import count, islice
 
 import pytest
 
-from utils.background import Behind, iterate_ahead, map_ahead
+from utils.background import Behind, iterate_ahead, iterate_latest, map_ahead
 
 
 def test_nothing():
@@ -56,3 +56,31 @@ def test_leaving_early_ends_the_thread():
     next(stream)
     stream.close()
     assert threading.active_count() == before
+
+
+def test_the_latest_is_taken_and_the_rest_left_out():
+    """All five are drawn before the second is asked for, which is then the last."""
+    drawn = threading.Event()
+
+    def items():
+        yield 0
+        taken.wait(5)
+        yield from (1, 2, 3, 4)
+        drawn.set()
+
+    taken = threading.Event()
+    latest = iterate_latest(items())
+    assert next(latest) == 0
+    taken.set()
+    assert drawn.wait(5)
+    assert list(latest) == [4]
+
+
+def test_the_latest_of_nothing_and_of_a_failure():
+    def failing():
+        yield 1
+        raise ValueError("broken")
+
+    assert list(iterate_latest([])) == []
+    with pytest.raises(ValueError, match="broken"):
+        list(iterate_latest(failing()))

@@ -134,6 +134,28 @@ def make_video(path: Path, frames: int, rate: float = 12.5) -> None:
     writer.release()
 
 
+def test_a_video_in_real_time_keeps_its_length(tmp_path, weights, capsys):
+    make_video(tmp_path / "clip.mp4", 25, rate=100)  # faster than the network
+    out = tmp_path / "out"
+    options = ["--save_json", tmp_path / "found.json", "--realtime"]
+    assert run(tmp_path / "clip.mp4", "--save_folder", out, *options, weights=weights) == 0
+    taken = [image["frame"] for image in json.loads((tmp_path / "found.json").read_text())["images"]]
+    assert taken == sorted(set(taken))
+    assert taken[-1] == 24
+    assert f"{25 - len(taken)} frame" in capsys.readouterr().out
+    assert cv2.VideoCapture(str(out / "clip.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 25
+
+
+def test_the_last_line_tells_the_stages(tmp_path, weights, capsys):
+    make_video(tmp_path / "clip.mp4", 3)
+    assert run(tmp_path / "clip.mp4", "--save_folder", tmp_path / "out", weights=weights) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    for stage in ("read", "preprocess", "network", "postprocess", "draw", "write"):
+        assert f"{stage} " in line
+    with pytest.raises(SystemExit):
+        run("clip.mp4", "--realtime", "--batch_size", 2, weights=weights)
+
+
 def test_a_video_keeps_its_frames_and_rate(tmp_path, weights):
     make_video(tmp_path / "clip.mp4", 7)
     out = tmp_path / "out"

@@ -68,6 +68,45 @@ def iterate_ahead(items: Iterable[Item], ahead: int = 4) -> Iterator[Item]:
         thread.join()
 
 
+def iterate_latest(items: Iterable[Item]) -> Iterator[Item]:
+    """The newest of ``items``, drawn by a thread that never waits: what is not taken in time is left out."""
+    fresh = threading.Condition()
+    newest: deque[Item] = deque(maxlen=1)
+    errors: list[BaseException] = []
+    left, over = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        try:
+            for item in items:
+                with fresh:
+                    newest.append(item)
+                    fresh.notify()
+                if left.is_set():
+                    return
+        except BaseException as error:  # handed over to whoever waits
+            errors.append(error)
+        finally:
+            with fresh:
+                over.set()
+                fresh.notify()
+
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    try:
+        while True:
+            with fresh:
+                fresh.wait_for(lambda: newest or over.is_set())
+                if not newest:
+                    break
+                item = newest.popleft()
+            yield item
+        if errors:
+            raise errors[0]
+    finally:
+        left.set()
+        thread.join()
+
+
 class Behind:
     """One thread that does calls in the order given; at most ``behind`` of them wait.
 

@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.plain_detector import plain_detect
-from benchmarks.tables import machine, write_table
+from benchmarks.tables import machine, median_times, write_table
 from data.config import cfg_mnet
 from detect import sample_photos
 from models.checkpoint import load_network
@@ -49,17 +46,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8, help="pictures of the batched columns")
     parser.add_argument("--out", default="benchmarks/results/detection.md", help="table")
     return parser.parse_args(argv)
-
-
-def median_times(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each action: median over rounds in which all take turns, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repeats + 1):
-        for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: float(np.median(values[1:])) for name, values in times.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

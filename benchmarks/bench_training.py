@@ -27,8 +27,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import plain_training
-from benchmarks.bench_detection import median_times
-from benchmarks.tables import machine, write_table
+from benchmarks.tables import machine, median_times, write_table
 from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
 from data.data_augment import TrainTransform

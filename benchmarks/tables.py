@@ -1,11 +1,13 @@
-"""Tables of the benchmarks: printed, and kept as Markdown."""
+"""Times of the benchmarks and their tables: printed, and kept as Markdown."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.files import write_text
@@ -21,6 +23,17 @@ def machine(threads: int) -> str:
     if torch.cuda.is_available():
         model += f" and {torch.cuda.get_device_name()}"
     return f"{model}, {threads} threads, torch {torch.__version__.split('+')[0]}"
+
+
+def median_times(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Milliseconds of each action: median over rounds in which all take turns, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeats + 1):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
 
 
 def write_table(

@@ -99,6 +99,7 @@ def export(
     precision: str = "fp32",
     suppression: Suppression | None = None,
     calibration: Iterable[np.ndarray] = (),
+    float_parts: Sequence[str] | None = None,
 ):
     """The network as an ``onnx.ModelProto``.
 
@@ -110,6 +111,7 @@ def export(
         precision: ``fp32``, ``fp16`` or ``int8``.
         suppression: settings of the NMS node, for ``detections``.
         calibration: inputs for int8, see `quantise`.
+        float_parts: what int8 leaves in float, by default that of `FLOAT_PARTS`.
 
     Raises:
         UsageError: onnx, onnxscript or, for int8, onnxruntime is not installed.
@@ -118,7 +120,8 @@ def export(
     dtype = torch.float16 if precision == "fp16" else torch.float32
     model = _trace(ExportedNetwork(network, traced, dtype), image_size, batch_size)
     if precision == "int8":
-        model = quantise(model, calibration, FLOAT_PARTS[network.cfg.backbone])
+        kept = FLOAT_PARTS[network.cfg.backbone] if float_parts is None else float_parts
+        model = quantise(model, calibration, kept)
     if suppression:
         model = append_suppression(model, suppression)
     _describe(model, network.cfg, outputs, precision, suppression)

@@ -52,31 +52,29 @@ def import_package(name: str):
         ) from None
 
 
-def open_session(model: str | os.PathLike | bytes, name: str | os.PathLike | None = None):
+def open_session(path: str | os.PathLike, name: str | os.PathLike | None = None):
     """An onnxruntime session on the CPU, with as many threads as torch has.
 
     Args:
-        model: file or its content.
-        name: what errors call it, by default the file.
+        path: the file.
+        name: what errors call it, by default its path.
 
     Raises:
         UsageError: onnxruntime is not installed.
         DataError: no such file, damaged, or not ONNX.
     """
     runtime = import_package("onnxruntime")
-    if not isinstance(model, bytes):
-        name = name or model
-        if not Path(model).is_file():
-            what = "a folder; expected an ONNX file" if Path(model).is_dir() else "no such ONNX file"
-            raise DataError(f"{name}: {what}")
-        model = os.fspath(model)
+    name = name or path
+    if not Path(path).is_file():
+        what = "a folder; expected an ONNX file" if Path(path).is_dir() else "no such ONNX file"
+        raise DataError(f"{name}: {what}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     # Threads that wait in a loop take the cores from reading, drawing and torch, which work in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors share no class of their own
         raise DataError(
             f"{name}: damaged or no ONNX file that onnxruntime can run ({_brief(error)})"

@@ -119,15 +119,16 @@ def train_one_epoch(
             totals["seconds"] += now - began
             totals["seconds_waiting"] += waited
             began = now
-            progress.set_postfix(
-                {name: f"{value:.3g}" for name, value in losses.items() if name != "gradient"}
-                | {
-                    "lr": f"{recipe.optimizer.param_groups[0]['lr']:.2g}",
-                    "images/s": f"{totals['images'] / totals['seconds']:.1f}",
-                    "waiting": f"{totals['seconds_waiting'] / totals['seconds']:.0%}",
-                },
-                refresh=False,
-            )
+            shown = {
+                "loss": f"{losses['loss']:.3g}",
+                "lr": f"{recipe.optimizer.param_groups[0]['lr']:.2g}",
+                "images/s": f"{totals['images'] / totals['seconds']:.1f}",
+                "waiting": f"{totals['seconds_waiting'] / totals['seconds']:.0%}",
+            }
+            parts = {
+                name: f"{value:.3g}" for name, value in losses.items() if name not in ("loss", "gradient")
+            }
+            progress.set_postfix(shown | parts, refresh=False)
             progress.update()
             if stopped:
                 break

@@ -96,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="annotation lists; a dataset.json beside or above one says which classes it is labelled for",
     )
     data.add_argument(
-        "--images_dir", metavar="DIR", help="folder of the pictures (default: images/ beside a list)"
+        "--images_dir", metavar="DIR", help="folder of the training pictures (default: images/ beside a list)"
     )
     data.add_argument(
         "--repeat",

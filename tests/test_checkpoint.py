@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,11 +94,12 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "a.pth", seeded())
     before = (tmp_path / "a.pth").read_bytes()
 
-    def fail(_, path):
-        path.write_bytes(b"half")
+    def fail(path, content):
+        with path.open("wb") as file:
+            file.write(content[:1000])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path / "a.pth", seeded())
     assert (tmp_path / "a.pth").read_bytes() == before

@@ -11,6 +11,7 @@ from data.config import cfg_mnet, one_class
 from layers.functions.prior_box import PriorBox
 from layers.modules.distillation import DistillationLoss, Lesson, Teachers, who_decides
 from models.retinaface import RetinaFace
+from tests.training_data import one_thread  # noqa: F401
 from utils.box_utils import Matches, decode
 
 SIZE = (64, 96)

@@ -11,6 +11,7 @@ from benchmarks.plain_training import multibox_loss
 from data.config import cfg_mnet
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from tests.test_matching import random_boxes
+from tests.training_data import one_thread  # noqa: F401
 from utils.box_utils import encode
 
 SIZE = (96, 96)

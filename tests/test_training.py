@@ -20,19 +20,10 @@ from data.config import cfg_mnet
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.retinaface import RetinaFace
 from tests.conftest import REPOSITORY
-from tests.training_data import make_list
+from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main
 from utils import engine
 from utils.cli import DataError, UsageError
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny pictures gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Small data sets for the tests of training."""
+"""Small data sets, and what else the tests of training share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+import torch
 
 from data.annotations import ImageAnnotation, write_annotations, write_labelled_classes
 
@@ -34,3 +36,12 @@ def make_list(
     if labelled is not None:
         write_labelled_classes(folder / "list.txt", labelled)
     return folder / "list.txt"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny pictures gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -28,8 +28,8 @@ from utils.arguments import (
     add_detection_arguments,
     add_network_arguments,
     build_detector,
+    device_of,
     parser_of,
-    pick_device,
 )
 from utils.background import Behind, map_ahead
 from utils.batches import batches, detect_batch, try_to_read
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = args.dataset or guess_dataset(images)
     dump = Dump(folder, args.save_folder or FOLDERS[dataset][1], dataset, args.save_image, args.vis_thres)
     start = time.perf_counter()
-    with processes(pick_device(args.device, args.cpu)) as device:
+    with processes(device_of(args)) as device:
         args.device = str(device)
         detector = build_detector(args, input_size(args))
         # Whole batches are shared out: an image has the same neighbours whatever the number of processes.

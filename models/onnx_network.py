@@ -77,7 +77,7 @@ def open_session(path: str | os.PathLike, name: str | os.PathLike | None = None)
         return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors share no class of their own
         raise DataError(
-            f"{name}: damaged or no ONNX file that onnxruntime can run ({_brief(error)})"
+            f"{name}: damaged, or not an ONNX file that onnxruntime can run ({_brief(error)})"
         ) from None
 
 

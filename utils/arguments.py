@@ -101,6 +101,12 @@ def pick_device(name: str, cpu: bool = False) -> torch.device:
     return device
 
 
+def device_of(args: argparse.Namespace) -> torch.device:
+    """`pick_device` of the shared arguments; ``auto`` is the CPU for an ONNX file."""
+    on_cpu = args.device == "auto" and is_onnx(args.trained_model or "")
+    return pick_device(args.device, args.cpu or on_cpu)
+
+
 def weights_path(trained_model: str | None) -> Path:
     """The file of ``--trained_model``.
 
@@ -125,11 +131,10 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
     """
     thresholds = Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k)
     path = weights_path(args.trained_model)
-    device = pick_device(args.device, args.cpu or (is_onnx(path) and args.device == "auto"))
     return Detector.from_checkpoint(
         path,
         args.network,
-        device=device,
+        device=device_of(args),
         precision=args.precision,
         thresholds=thresholds,
         classes=args.classes,

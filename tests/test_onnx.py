@@ -156,17 +156,19 @@ def test_priors_of_the_graph_are_the_priors(cfg):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_a_padded_picture_gets_its_boxes_back(network):
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_padded_picture_gets_its_boxes_back(network, upright):
     """1280x640 in 576x320 is 576x288: 0.45. Offsets of 0 give the priors, the first 16 wide around (4, 4)."""
-    detector = Detector(network, input_size=InputSize(fixed=(320, 576)))
-    picture = np.full((640, 1280, 3), 200, np.uint8)
-    batch = detector.preprocess([picture])
-    assert batch.shape == (1, 3, 320, 576)
-    assert not batch[:, :, 288:].any()
-    assert batch[:, :, :288].all()
+    fixed, size = ((576, 320), (1280, 640)) if upright else ((320, 576), (640, 1280))
+    detector = Detector(network, input_size=InputSize(fixed=fixed))
+    batch = detector.preprocess([np.full((*size, 3), 200, np.uint8)])
+    assert batch.shape == (1, 3, *fixed)
+    padded = batch.mT if upright else batch
+    assert not padded[:, :, 288:].any()
+    assert padded[:, :, :288].all()
     loc, logits = torch.zeros(1, 22680, 4), torch.zeros(1, 22680, 3)
     logits[0, 0, 1] = 20
-    found = detector.postprocess(loc, logits, (320, 576), [(640, 1280)])[0].above(0.9)
+    found = detector.postprocess(loc, logits, fixed, [size])[0].above(0.9)
     assert np.allclose(found.boxes, [[-4 / 0.45, -4 / 0.45, 12 / 0.45, 12 / 0.45]], atol=1e-3)
 
 

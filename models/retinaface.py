@@ -51,7 +51,7 @@ class RetinaFace(nn.Module):
         return self.heads(self.features(images))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """What the heads see of `forward`'s images: Tensor[N, channels, rows, columns] a level, finest first."""
+        """What the heads see: Tensor[N, channels, rows, columns] of every level, finest first."""
         pyramid = self.fpn(self.body(images))
         return [ssh(level) for ssh, level in zip((self.ssh1, self.ssh2, self.ssh3), pyramid, strict=True)]
 

@@ -212,7 +212,7 @@ class Detector:
         else:
             folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
             self.network = torch.compile(folded) if compile else folded
-        self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -276,16 +276,20 @@ class Detector:
     def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of images that have one size once resized and padded: Tensor[N, 3, height, width]."""
         size = self.input_size.padded(images[0].shape[:2])
-        batch = torch.empty((len(images), *size, 3), dtype=torch.uint8)
-        for target, image in zip(batch, images, strict=True):
-            height, width = resized = self.input_size(image.shape[:2])
-            if image.shape[:2] != resized:
-                image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-            if resized != size:
-                target.copy_(torch.tensor(PIXEL_MEAN_BGR))
-            target[:height, :width].copy_(torch.from_numpy(np.ascontiguousarray(image)))
-        batch = batch.to(self.device).permute(0, 3, 1, 2)
-        return torch.sub(batch, self._mean).to(self.dtype)
+        batch = torch.stack([torch.from_numpy(self._fit(image, size)) for image in images]).to(self.device)
+        pixels = batch.view(*batch.shape[:2], -1).float()
+        pixels -= self._mean.repeat(size[1])  # row by row: three times faster than pixel by pixel
+        return pixels.view(batch.shape).permute(0, 3, 1, 2).to(self.dtype)
+
+    def _fit(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """``image`` resized and, up to ``size``, padded with the mean colour on the right and below."""
+        height, width = resized = self.input_size(image.shape[:2])
+        if image.shape[:2] != resized:
+            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+        if resized != size:
+            border = (0, size[0] - height, 0, size[1] - width)
+            image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=PIXEL_MEAN_BGR)
+        return np.ascontiguousarray(image)
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,43 +316,40 @@ class Detector:
             image_sizes: (height, width) of the N original images.
         """
         cut = self.thresholds.score
-        labels = [self.cfg.class_names.index(name) + 1 for name in self.classes]
-        # A score above the cut needs a logit that beats the background's by this much: only those priors
-        # go on. The margins are worked out for one class at a time, which keeps the reads in order.
+        # A score above the cut needs a logit that beats the background's by this much: only those go on.
         margin = math.log(cut / (1 - cut)) - _LOGIT_SLACK if 0 < cut < 1 else math.inf if cut else -math.inf
-        background = logits[..., 0]
+        ahead = torch.stack([logits[..., label] - logits[..., 0] for label in range(1, logits.shape[2])])
+        kind, image, prior = (ahead > margin).nonzero(as_tuple=True)
+        scores = logits[image, prior].T.contiguous().softmax(0)  # by planes: ten times faster
+        scores, order = scores.gather(0, kind[None] + 1)[0].sort(descending=True, stable=True)
+        scores = scores[: int((scores > cut).sum())]
+        image, prior, kind = (index[order[: len(scores)]] for index in (image, prior, kind))
         priors = self.priors(tuple(input_size), loc.device)
-        per_class = []
-        for label in labels:
-            image, prior = ((logits[..., label] - background) > margin).nonzero(as_tuple=True)
-            scores = logits[image, prior].T.contiguous().softmax(0)[label]  # by planes: ten times faster
-            boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
-            per_class.append((image, scores, boxes))
+        boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
 
         found = []
         for index, (height, width) in enumerate(image_sizes):
             # The factors are 1 unless the input is padded.
             resized = self.input_size((height, width))
             scale = [width * (input_size[1] / resized[1]), height * (input_size[0] / resized[0])]
-            scale = torch.tensor(scale * 2, dtype=torch.float32, device=loc.device)
+            scaled = boxes * torch.tensor(scale * 2, dtype=torch.float32, device=loc.device)
             parts = []
-            for label, (image, scores, boxes) in zip(labels, per_class, strict=True):
-                own = slice(None) if len(image_sizes) == 1 else image == index
-                parts.append(self._suppress(boxes[own] * scale, scores[own], label))
-            boxes, scores, names = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-            found.append(Detections(boxes, scores, names))
+            for name in self.classes:
+                number = self.cfg.class_names.index(name)
+                own = ((image == index) & (kind == number)).nonzero()[: self.thresholds.top_k, 0]
+                own = own[self._suppress(scaled[own], scores[own])]
+                parts.append((scaled[own], scores[own], torch.full_like(own, number + 1)))
+            found.append(
+                Detections(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+            )
         return found
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, label: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The cut, top-k and NMS of one class in one image: boxes, scores and labels by descending score."""
-        limits = self.thresholds
-        passed = scores > limits.score
-        scores, order = scores[passed].sort(descending=True, stable=True)
-        scores, boxes = scores[: limits.top_k], boxes[passed][order[: limits.top_k]]
+    def _suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Indices that NMS keeps of the boxes of one class, which come by descending score."""
         # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide; it compares in float32.
-        threshold = float(np.float32(limits.nms_iou))
-        keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, threshold)[: limits.keep_top_k]
-        return boxes[keep], scores[keep], torch.full_like(keep, label)
+        threshold = float(np.float32(self.thresholds.nms_iou))
+        keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, threshold)
+        return keep[: self.thresholds.keep_top_k]
 
 
 def _out_of_memory(error: Exception, count: int, size: tuple[int, int]) -> Exception:

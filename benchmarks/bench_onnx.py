@@ -128,7 +128,7 @@ def speed(
     detectors |= {kind: Detector.from_checkpoint(path) for kind, path in files.items()}
     batch = detectors["torch"].preprocess([photo])
     actions = {kind: lambda d=detector: d.forward(batch) for kind, detector in detectors.items()}
-    times = median_times(actions, args.repeats)
+    times = median_times(actions, args.repeats, in_a_row=4)
     return [
         f"{size[1]}x{size[0]}",
         *(f"{value:.1f}" for value in times.values()),

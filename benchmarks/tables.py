@@ -25,11 +25,22 @@ def machine(threads: int) -> str:
     return f"{model}, {threads} threads, torch {torch.__version__.split('+')[0]}"
 
 
-def median_times(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each action: median over rounds in which all take turns, after one round to warm up."""
+def median_times(
+    actions: dict[str, Callable[[], object]], repeats: int, in_a_row: int = 1
+) -> dict[str, float]:
+    """Milliseconds of each action: median over rounds in which all take turns, after one round to warm up.
+
+    Args:
+        actions: what to time, by name.
+        repeats: rounds.
+        in_a_row: calls a turn, of which the last counts. The waiting threads of one library keep a core busy
+            for some milliseconds more, which the next library would pay for.
+    """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats + 1):
         for name, action in actions.items():
+            for _ in range(in_a_row - 1):
+                action()
             start = time.perf_counter()
             action()
             times[name].append((time.perf_counter() - start) * 1e3)

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detect import sample_photos
 from models.checkpoint import load_network
 from models.onnx_export import INPUT, Suppression, export
 from models.onnx_network import is_onnx, open_session
@@ -34,6 +33,7 @@ from utils.detector import Detections, Detector, InputSize, Thresholds
 from utils.files import atomic_path
 from utils.image_names import images_below
 from utils.images import read_image
+from utils.inputs import sample_photos
 
 #: Longer side of calibration pictures where the size of the input is free.
 CALIBRATION_SIDE = 640

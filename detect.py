@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from utils.detector import Detections, Detector, InputSize
 from utils.draw import draw_detections
 from utils.files import atomic_path, write_text
 from utils.images import write_image
-from utils.inputs import Source, expand_inputs
+from utils.inputs import Source, expand_inputs, sample_photos
 from utils.predictions import write_prediction
 from utils.stopwatch import Stopwatch
 
@@ -398,21 +398,6 @@ def show(image: np.ndarray, wait: int) -> None:
         raise UsageError("--show: this OpenCV opens no windows (opencv-python-headless does not)") from None
     if key == ord("q"):
         raise Stopped
-
-
-def sample_photos() -> list[str]:
-    """Public-domain photos that installed packages bring: Grace Hopper, and the astronaut Eileen Collins."""
-    import matplotlib
-
-    photos = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"]
-    with suppress(ImportError):
-        import skimage
-
-        photos.append(Path(skimage.__file__).parent / "data" / "astronaut.png")
-    found = [str(photo) for photo in photos if photo.exists()]
-    if not found:
-        raise UsageError("no sample photo is installed; name a picture: python3 detect.py photo.jpg")
-    return found
 
 
 if __name__ == "__main__":

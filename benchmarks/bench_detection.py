@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plain_detector import plain_detect
 from benchmarks.tables import machine, median_times, write_table
 from data.config import cfg_mnet
-from detect import sample_photos
 from models.checkpoint import load_network
 from models.retinaface import RetinaFace
 from utils.arguments import DEFAULT_WEIGHTS, parser_of
 from utils.cli import run
 from utils.detector import Detector
 from utils.images import read_image
+from utils.inputs import sample_photos
 
 SIZES = [(576, 320), (640, 640), (1024, 768), (1920, 1080)]
 

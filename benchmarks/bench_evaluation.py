@@ -76,9 +76,13 @@ def make_set(folder: Path, images: int, detections: int, pixels: bool) -> list[I
     return annotations
 
 
-def write_mat_files(folder: Path, annotations: list[ImageAnnotation]) -> None:
+def write_mat_files(
+    folder: Path, annotations: list[ImageAnnotation], image_size: tuple[int, int] = (1000, 1000)
+) -> None:
     """Writes truths as WIDER FACE's .mat files: faces from 25, 15 and 0 pixels in easy, medium and hard."""
     from scipy.io import savemat
+
+    pixels = np.array([*image_size[::-1], *image_size[::-1]])
 
     def cells(items: list) -> np.ndarray:
         column = np.empty((len(items), 1), object)
@@ -89,14 +93,14 @@ def write_mat_files(folder: Path, annotations: list[ImageAnnotation]) -> None:
     groups = [[a for a in annotations if Path(a.path).parent.name == event] for event in events]
     folder.mkdir()
     names = cells([cells([Path(a.path).stem for a in group]) for group in groups])
-    boxes = cells([cells([(a.boxes_xywh_norm * 1000).round() for a in group]) for group in groups])
+    boxes = cells([cells([(a.boxes_xywh_norm * pixels).round() for a in group]) for group in groups])
     savemat(
         folder / "wider_face_val.mat",
         {"event_list": cells(events), "file_list": names, "face_bbx_list": boxes},
     )
     for subset, least in (("easy", 25), ("medium", 15), ("hard", 0)):
         kept = [
-            cells([np.flatnonzero(a.boxes_xywh_norm[:, 3] * 1000 >= least)[:, None] + 1 for a in group])
+            cells([np.flatnonzero(a.boxes_xywh_norm[:, 3] * pixels[3] >= least)[:, None] + 1 for a in group])
             for group in groups
         ]
         savemat(folder / f"wider_{subset}_val.mat", {"gt_list": cells(kept)})

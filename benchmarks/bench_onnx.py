@@ -27,7 +27,6 @@ from benchmarks.tables import machine, median_times, write_table
 from convert_to_onnx import calibration_inputs
 from data.config import cfg_mnet
 from data.wider_face import WiderFaceDetection
-from detect import sample_photos
 from models.checkpoint import load_network
 from models.onnx_export import FLOAT_PARTS, export
 from models.onnx_network import OnnxNetwork
@@ -37,6 +36,7 @@ from utils.cli import run
 from utils.detector import Detector, InputSize
 from utils.engine import validate
 from utils.images import read_image
+from utils.inputs import sample_photos
 
 SIZES = [(576, 320), (640, 640), (1024, 768)]
 PRECISIONS = ("fp32", "fp16", "int8")

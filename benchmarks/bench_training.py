@@ -32,7 +32,6 @@ from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
-from detect import sample_photos
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.retinaface import RetinaFace
 from train_changeclass import start_worker
@@ -40,6 +39,7 @@ from utils.arguments import parser_of
 from utils.cli import run
 from utils.engine import Recipe, network_input, train_one_epoch
 from utils.images import read_image
+from utils.inputs import sample_photos
 from utils.memory import keep_freed_memory
 
 SIZE, BATCH = 640, 8

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detect import sample_photos
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.detector import Detector
 from utils.images import read_image
+from utils.inputs import sample_photos
 
 #: xyxy in pixels by label, checked by eye in the annotated pictures.
 EXPECTED = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli import UsageError
 from utils.image_names import IMAGE_SUFFIXES
 from utils.images import WRITABLE_SUFFIXES
 
@@ -120,3 +122,18 @@ def _unique(path: Path, taken: set[Path]) -> Path:
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     taken.add(candidate)
     return candidate
+
+
+def sample_photos() -> list[str]:
+    """Public-domain photos that installed packages bring: Grace Hopper, and the astronaut Eileen Collins."""
+    import matplotlib
+
+    photos = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"]
+    with suppress(ImportError):
+        import skimage
+
+        photos.append(Path(skimage.__file__).parent / "data" / "astronaut.png")
+    found = [str(photo) for photo in photos if photo.exists()]
+    if not found:
+        raise UsageError("no sample photo is installed; name a picture: python3 detect.py photo.jpg")
+    return found

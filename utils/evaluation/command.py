@@ -22,6 +22,9 @@ STANDARD, LEGACY = "standard", "legacy"
 #: divided by the wrong side; that of boxes in pixels is far beyond.
 NORMALISED, PIXELS = 2.0, 4.0
 
+#: Missing files that are named one by one.
+MOST_NAMED = 20
+
 
 def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Path) -> None:
     """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g."""
@@ -116,7 +119,7 @@ def listed_images(path: Path, known: Sequence[str]) -> list[int]:
 def load_predictions(
     folder: Path, images: Sequence[str], min_score: float | None, allow_missing: bool
 ) -> tuple[Predictions, list[str]]:
-    """Detections of ``images``, and the missing files; every missing or doubtful file is named.
+    """Detections of ``images``, and the missing files; a warning names missing and doubtful ones.
 
     Raises:
         DataError: a faulty file, or missing ones without ``allow_missing``.
@@ -140,15 +143,18 @@ def load_predictions(
 
 
 def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], allowed: bool) -> None:
-    for name in missing:
+    parents = sorted({path.rpartition("/")[0] for path in missing} - {""})
+    gone = [name for name in parents if not (folder / name).is_dir()]
+    single = [path for path in missing if path.rpartition("/")[0] not in gone]
+    for name in single[:MOST_NAMED]:
         warn(f"missing: {name}")
-    folders = sorted({path.rpartition("/")[0] for path in missing} - {""})
-    gone = [name for name in folders if not (folder / name).is_dir()]
+    if len(single) > MOST_NAMED:
+        warn(f"missing: {len(single) - MOST_NAMED} more files")
     if gone:
         warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
     if not allowed:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(images)} files are missing (named above); finish the "
+            f"{folder}: {len(missing)} of {len(images)} files are missing (see above); finish the "
             f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"
         )
 

@@ -1,0 +1,41 @@
+# What the scripts of this folder share; they source it.
+# shellcheck shell=bash
+
+PYTHON=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+[[ -f prep_data.py ]] || fail "start this in the project's folder: bash results/$(basename "$0")"
+
+# need VARIABLE PATH_BELOW WHAT: the variable is set, and the path is there below what it names.
+need() {
+    [[ -n ${!1:-} ]] || fail "$1 is not set; expected $3 (see the head of $0)"
+    [[ -e ${!1}${2:+/$2} ]] || fail "$1=${!1}: no ${2:-such file or folder}; expected $3 (see the head of $0)"
+}
+
+# step NAME COMMAND...: runs the command unless $OUT/done/NAME says that it has ended well; the file holds its
+# seconds. A step is done again when its file is removed.
+step() {
+    local name=$1 started=$SECONDS
+    shift
+    if [[ -e $OUT/done/$name ]]; then
+        echo "== $name: done before"
+        return
+    fi
+    echo "== $name: $*"
+    "$@"
+    mkdir -p "$OUT/done"
+    echo "$((SECONDS - started))" > "$OUT/done/$name"
+}
+
+# train FOLDER ARGUMENTS...: trains with $PROCESSES processes; goes on with a run that is in the folder.
+train() {
+    local folder=$1
+    shift
+    [[ ! -e $folder/last.pth ]] || set -- "$@" --resume
+    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" \
+        train_changeclass.py "$@" --save_folder "$folder"
+}

@@ -1,10 +1,16 @@
-"""The weights in weights/: what they find in the two public-domain photos."""
+"""The weights in weights/: what they find in the two public-domain photos, and the run that made them."""
 
+from __future__ import annotations
+
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.training_data import make_list
+from train_changeclass import main as train
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.detector import Detector
 from utils.images import read_image
@@ -27,3 +33,23 @@ def test_one_face_and_one_person(photo):
 
 def test_they_are_small():
     assert DEFAULT_WEIGHTS.stat().st_size < 2_000_000
+
+
+def test_the_stored_arguments_train(repository, reference, tmp_path, monkeypatch):
+    """The run of the weights' card, on small generated pictures and for a few steps, lowers the loss."""
+    argv = json.loads((repository / "results" / "run3.json").read_text())["argv"]
+    lists = {
+        name: str(make_list(tmp_path / name, 8, [name], seed=seed))
+        for seed, name in enumerate(("face", "person"))
+    }
+    replaced = {"--training_dataset": lists.values(), "--val_dataset": lists.values()}
+    for option, values in replaced.items():
+        start = argv.index(option) + 1
+        argv[start : start + 2] = values
+    argv += ["--image_size", "64", "--batch_size", "4", "--epochs", "4", "--warmup", "1", "--num_workers", "0"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(reference / "weights")
+    assert train(argv) == 0
+    with (tmp_path / "runs" / "run3" / "results.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.9 * losses[0]

@@ -21,7 +21,7 @@ from data.annotations import ImageAnnotation, write_annotations
 from utils.cli import DataError, UsageError
 from utils.evaluation import overlaps
 from utils.evaluation.truths import Truths
-from utils.predictions import Predictions, corners, prediction_path, write_prediction
+from utils.predictions import Predictions, prediction_path, write_prediction
 from wider_openimagespersonface_evaluate import matching
 from wider_openimagespersonface_evaluate.evaluation import evaluate, main, score
 from wider_openimagespersonface_evaluate.ground_truth import read_csv, read_ground_truth
@@ -162,30 +162,17 @@ def test_coco_looks_at_a_hundred_detections():
 @given(images_of_boxes, st.sampled_from([1, 7, 1 << 18]))
 def test_numpy_and_the_kernels_give_the_same(images, piece):
     found, truths = ragged(images)
-    found = found.by_score()
-    areas, truth_areas = (
-        np.ascontiguousarray(b[:, 2] * b[:, 3]) for b in (found.boxes_xywh, truths.boxes_xywh)
-    )
-    group_of = truths.group_of.astype(np.uint8)
-    arguments = (
-        found.boxes,
-        areas,
-        found.offsets,
-        corners(truths.boxes_xywh),
-        truth_areas,
-        truths.offsets,
-        group_of,
-    )
+    boxes = matching.Boxes.of(found.by_score(), truths)
     thresholds = np.array([0.3, 0.5, 0.75])
     whole, overlaps.PIECE = overlaps.PIECE, piece
     try:
-        slow = matching.match_open_images_numpy(*arguments, thresholds)
+        slow = matching.match_open_images_numpy(boxes, thresholds)
     finally:
         overlaps.PIECE = whole
-    np.testing.assert_array_equal(matching.kernel.match_open_images(*arguments, thresholds), slow)
+    np.testing.assert_array_equal(matching.kernel.match_open_images(*boxes, thresholds), slow)
     np.testing.assert_array_equal(
-        matching.kernel.match_coco(*arguments, thresholds, 5),
-        matching.match_coco_numpy(*arguments, thresholds, 5),
+        matching.kernel.match_coco(*boxes, thresholds, 5),
+        matching.match_coco_numpy(boxes, thresholds, 5),
     )
 
 

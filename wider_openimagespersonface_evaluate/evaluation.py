@@ -89,22 +89,17 @@ def score(predictions: Predictions, truths: Truths, iou: float = 0.5) -> dict[st
 
 
 def _score_class(detections: Predictions, truths: Truths, iou: float) -> ClassScore:
-    group_of = truths.group_of.astype(np.uint8)
-    sides = detections.boxes_xywh, truths.boxes_xywh
-    areas, truth_areas = (np.ascontiguousarray(boxes[:, 2] * boxes[:, 3], np.float64) for boxes in sides)
-    ragged = detections.boxes, areas, detections.offsets, truths.boxes, truth_areas, truths.offsets, group_of
-    outcome, lenient = matching.match_open_images(*ragged, np.array([iou, LENIENT_IOU]))
+    boxes = matching.Boxes.of(detections, truths)
+    outcome, lenient = matching.match_open_images(boxes, np.array([iou, LENIENT_IOU]))
     order = score_order(detections.scores)
-    boxes, single = len(group_of), int((group_of == 0).sum())
-    coco = [
-        full_curve(detections.scores, level, single, order).coco for level in matching.match_coco(*ragged)
-    ]
+    count, single = len(boxes.truths), int((boxes.group_of == 0).sum())
+    coco = [full_curve(detections.scores, level, single, order).coco for level in matching.match_coco(boxes)]
     return ClassScore(
         detections,
         outcome,
-        full_curve(detections.scores, outcome, boxes, order),
+        full_curve(detections.scores, outcome, count, order),
         {
-            "ap_30": full_curve(detections.scores, lenient, boxes, order).area,
+            "ap_30": full_curve(detections.scores, lenient, count, order).area,
             "coco_ap_50": coco[0],
             "coco_ap": float(np.mean(coco)),
         },

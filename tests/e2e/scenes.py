@@ -122,9 +122,13 @@ def _extent(layer: np.ndarray) -> list[int]:
     return list(cv2.boundingRect(layer[..., 3]))
 
 
-def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> None:
+def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> list[ImageAnnotation]:
     """Adds a split to a folder with the layout of Open Images' servers: JPEGs, box CSV, MIAP's, class names
-    and verified image labels. Served by HTTP it is what ``prep_data.py download --base_url`` wants."""
+    and verified image labels. Served by HTTP it is what ``prep_data.py download --base_url`` wants.
+
+    Returns:
+        The truth, for every scene, under the name that a downloaded picture has.
+    """
     ids = [f"{SPLITS.index(split)}{i:015x}" for i in range(len(scenes))]
     boxes, miap, verified = [], [], []
     for image_id, scene in zip(ids, scenes, strict=True):
@@ -146,6 +150,7 @@ def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> None:
     _write_csv(mirror / IMAGE_LABELS.format(split=split), source, verified)
     names = [(label_id, name) for name, label_id in LABELS.items()]
     _write_csv(mirror / CLASS_DESCRIPTIONS, "LabelName,DisplayName", names)
+    return [scene.annotation(f"{image_id}.jpg") for image_id, scene in zip(ids, scenes, strict=True)]
 
 
 def _write_csv(path: Path, header: str, rows: list) -> None:
@@ -154,27 +159,34 @@ def _write_csv(path: Path, header: str, rows: list) -> None:
         csv.writer(file, lineterminator="\n").writerows([header.split(","), *rows])
 
 
-def write_wider(folder: Path, train: list[Scene], val: list[Scene]) -> None:
+def write_wider(folder: Path, train: list[Scene], val: list[Scene]) -> list[list[ImageAnnotation]]:
     """Writes the four zip files of WIDER FACE as its authors offer them: pictures by event, annotation text
-    (faces alone), and the validation faces as .mat files (easy from 25 pixels, medium from 15, hard all)."""
+    (faces alone), and the validation faces as .mat files (easy from 25 pixels, medium from 15, hard all).
+
+    Returns:
+        The truth of both parts, faces alone.
+    """
+    truths = []
     for part, scenes in (("train", train), ("val", val)):
-        text, annotations = [], []
+        named, text = [], []
         for i, scene in enumerate(scenes):
             event = EVENTS[i % len(EVENTS)]
             name = f"{event}/{event.replace('--', '_')}_{i}.jpg"
             write_image(folder / f"WIDER_{part}" / "images" / name, scene.image)
-            annotations.append(scene.annotation(name, ("Human face",)))
+            named.append(scene.annotation(name, ("Human face",)))
             faces = [box for kind, box in scene.objects if kind == "Human face"]
             rows = [" ".join(map(str, [*box, 0, 0, 0, 0, 0, 0])) for box in faces or [[0, 0, 0, 0]]]
             text += [name, str(len(faces)), *rows]
         path = folder / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(text) + "\n", encoding="utf-8")
+        truths.append(named)
     (folder / "eval_tools").mkdir()
-    write_mat_files(folder / "eval_tools" / "ground_truth", annotations, (HEIGHT, WIDTH))
+    write_mat_files(folder / "eval_tools" / "ground_truth", truths[1], (HEIGHT, WIDTH))
     for name in ("WIDER_train", "WIDER_val", "wider_face_split", "eval_tools"):
         shutil.make_archive(str(folder / name), "zip", folder, name)
         shutil.rmtree(folder / name)
+    return truths
 
 
 if __name__ == "__main__":

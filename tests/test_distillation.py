@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -61,12 +62,29 @@ def test_the_first_teacher_that_knows_speaks(networks, images):
     assert both.taught(len(square), images.device).all()
     assert torch.equal(lesson.scores[:, square, 0], first.scores[:, square, 0])
     assert torch.equal(lesson.scores[..., 1], second.scores[..., 1])
-    assert torch.equal(lesson.scores[:, ~square], second.scores[:, ~square])
+    torch.testing.assert_close(lesson.scores[:, ~square], second.scores[:, ~square])
     assert torch.equal(lesson.loc[:, square, 0], first.loc[:, square, 0])
     assert torch.equal(lesson.loc[:, ~square], second.loc[:, ~square])
     assert torch.equal(lesson.loc[..., 1, :], second.loc[..., 1, :])
     reverse = Teachers([two, parent], cfg_mnet)(images)
-    assert torch.equal(reverse.scores, second.scores) and torch.equal(reverse.loc, second.loc)
+    torch.testing.assert_close(reverse.scores, second.scores)
+    assert torch.equal(reverse.loc, second.loc)
+
+
+def test_where_two_teachers_are_sure_the_first_class_keeps_its_score(networks, images):
+    parent, two = (copy.deepcopy(network) for network in networks)
+    with torch.no_grad():
+        for network, label in ((parent, 1), (two, 2)):
+            for head in network.ClassHead:
+                head.conv1x1.bias.view(-1, network.cfg.num_classes)[:, label] = 2
+    face = Teachers([parent], cfg_mnet)(images).scores[..., 0]
+    person = Teachers([two], cfg_mnet)(images).scores[..., 1]
+    scores = Teachers([parent, two], cfg_mnet)(images).scores
+    square = torch.arange(scores.shape[1]) % 3 == 0
+    assert (face + person)[:, square].min() > 1
+    assert torch.equal(scores[:, square, 0], face[:, square])
+    torch.testing.assert_close(scores[:, square, 1], 1 - face[:, square])
+    torch.testing.assert_close(scores[:, ~square, 1], person[:, ~square])
 
 
 def test_a_teacher_of_other_priors_is_refused():

@@ -23,7 +23,7 @@ class Lesson:
     """What the teachers say about a batch.
 
     Attributes:
-        scores: Tensor[N, P, classes], probability of each class, 0 where no teacher speaks.
+        scores: Tensor[N, P, classes], probability of each class, 0 where no teacher speaks; at most 1 in all.
         loc: Tensor[N, P, classes, 4], offsets of the box from the student's prior, 0 where no teacher speaks.
     """
 
@@ -107,6 +107,9 @@ class Teachers(nn.Module):
                 label = cfg.class_names.index(name) + 1
                 scores[:, :, r, c] = answers[speaker][0][:, :, theirs, label]
                 loc[:, :, r, c] = answers[speaker][1][:, :, theirs]
+        # Two teachers may both be sure of a prior; a class takes what those before it leave.
+        for c in range(1, classes):
+            scores[..., c] = scores[..., c].minimum(1 - scores[..., :c].sum(-1))
         return Lesson(scores.flatten(1, 2), loc.flatten(1, 2))
 
     def _ask(self, i: int, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,11 @@ an unlabelled class is unknown in those images, not absent:
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +31,7 @@ import numpy as np
 
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.cli import DataError
-from utils.files import atomic_path, write_text
+from utils.files import atomic_path, read_json, write_text
 
 if TYPE_CHECKING:
     import polars
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 DATASET_INFO = "dataset.json"
 
 _BLOCK_BYTES = 1 << 20
+
+#: What an image's name must not have: the list would not give it back.
+_UNWRITABLE = re.compile(r"^\s|\s$|[\n\r\0\ud800-\udfff]")
 
 
 def _no_labels() -> np.ndarray:
@@ -86,6 +91,8 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
     try:
         with Path(path).open("rb") as file:
             number, unfinished = 1, b""
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
             while content := file.read(_BLOCK_BYTES):
                 unfinished += content
                 end = unfinished.rfind(b"\n#") + 1
@@ -151,7 +158,9 @@ def _decode(path: str | os.PathLike, line: bytes, number: int) -> str:
     try:
         name = line[1:].decode("utf-8").strip()
     except UnicodeDecodeError:
-        raise DataError(f"{path}:{number}: not UTF-8 text") from None
+        name = "\0"
+    if "\0" in name:
+        raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
     if not name:
         raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
     return name
@@ -167,10 +176,10 @@ def _parse(path: str | os.PathLike, number: int, rows: list[bytes]) -> np.ndarra
 def _check_row(path: str | os.PathLike, number: int, row: bytes) -> None:
     """Raises DataError if ``row`` is not a valid box; the slow path that finds the faulty line."""
     text = row.decode("utf-8", "replace").strip()
-    if not text:
+    if not row.strip():
         return
     try:
-        label, *box = (float(value) for value in text.split())
+        label, *box = (float(value) for value in row.split())
     except ValueError:
         label, box = 0.0, []
     if len(box) != 4 or not np.isfinite([label, *box]).all():
@@ -195,10 +204,13 @@ def format_annotation(annotation: ImageAnnotation) -> str:
     """The lines of one image, newline included.
 
     Raises:
-        DataError: a line break in the image's path, which the format cannot hold.
+        DataError: an image's path that the format cannot hold.
     """
-    if "\n" in annotation.path or "\r" in annotation.path:
-        raise DataError(f"{annotation.path!r}: a line break in an image's name; rename the file")
+    if not annotation.path or _UNWRITABLE.search(annotation.path):
+        raise DataError(
+            f"{annotation.path!r}: an image's name must be UTF-8, without line breaks and white space "
+            f"at its ends; rename the file"
+        )
     rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
     lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
     return "".join([f"# {annotation.path}\n", *lines])
@@ -235,12 +247,12 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
     """
     folder = Path(list_path).resolve().parent
     for path in (folder / DATASET_INFO, folder.parent / DATASET_INFO):
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))["labelled_classes"]
-            unknown = set(names) - set(CLASS_LABELS)
-        except FileNotFoundError:
+        if not path.exists():
             continue
-        except (ValueError, KeyError, TypeError):
+        try:
+            names = read_json(path, "a table with the key labelled_classes")["labelled_classes"]
+            unknown = set(names) - set(CLASS_LABELS)
+        except (KeyError, TypeError):
             names, unknown = [], set()
         if unknown or not names or not isinstance(names, list):
             found = f"; found {', '.join(map(repr, sorted(unknown, key=str)))}" if unknown else ""

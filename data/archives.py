@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -26,6 +27,9 @@ Then: python3 prep_data.py unpack WIDER_train.zip WIDER_val.zip wider_face_split
 
 _CHUNK_BYTES = 1 << 20
 
+#: What reading a damaged archive raises, besides an OSError for an impossible place in the file.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, IndexError, struct.error)
+
 
 def unpack(archive: Path, folder: Path, max_bytes: int, counts: Counter[str]) -> None:
     """Unpacks a zip file; files that are there already with the right content stay.
@@ -40,6 +44,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int, counts: Counter[str]) ->
         DataError: not a zip file, damaged, encrypted, a path that leaves the folder, a link, or too large.
             All names are looked at before the first file is written.
     """
+    if archive.is_dir():
+        raise DataError(f"{archive}: a folder; expected an archive")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [_checked(archive, info) for info in opened.infolist() if not info.is_dir()]
@@ -64,7 +70,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int, counts: Counter[str]) ->
         if error.filename != str(archive):
             raise
         raise DataError(f"{archive}: no such archive") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{archive}: not a zip file, or damaged ({error}); download it again") from None
 
 
@@ -91,5 +97,9 @@ def _is_there(target: Path, info: zipfile.ZipInfo) -> bool:
 
 
 def _write(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
-    with opened.open(info) as source, atomic_path(target) as temporary, temporary.open("wb") as file:
+    try:
+        source = opened.open(info)
+    except OSError as error:
+        raise zipfile.BadZipFile(error) from None
+    with source, atomic_path(target) as temporary, temporary.open("wb") as file:
         shutil.copyfileobj(source, file, _CHUNK_BYTES)  # ends at the announced size, checks the CRC

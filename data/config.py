@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, fields, replace
 
 #: Names of the foreground classes by label; label 0 is the background.
 CLASS_NAMES: dict[int, str] = {1: "face", 2: "person"}
@@ -78,9 +79,27 @@ class ModelConfig:
             return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
 
         try:
-            return cls(**{key: freeze(value) for key, value in values.items()})
-        except TypeError as error:
+            cfg = cls(**{key: freeze(value) for key, value in dict(values).items()})
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not a network configuration: {error}") from None
+        known = next((known for known in NETWORKS.values() if known.backbone == cfg.backbone), None)
+        if known is None:
+            raise ValueError(f"not a network configuration: backbone {cfg.backbone!r}")
+        for field in fields(cls):
+            if not _is_alike(value := getattr(cfg, field.name), getattr(known, field.name)):
+                raise ValueError(f"not a network configuration: {field.name} {str(value)[:80]}")
+        if cfg.class_names != tuple(CLASS_NAMES.values())[: len(cfg.class_names)] or len(cfg.variances) != 2:
+            raise ValueError(f"not a network configuration: {cfg.class_names[:9]}, {cfg.variances[:9]}")
+        return cfg
+
+
+def _is_alike(value: object, known: object) -> bool:
+    """Whether a value could stand for ``known``: of its type, tuples with elements, numbers above 0."""
+    if isinstance(known, tuple):
+        return isinstance(value, tuple) and bool(value) and all(_is_alike(v, known[0]) for v in value)
+    if isinstance(known, bool | str):
+        return isinstance(value, type(known))
+    return type(value) in (int, type(known)) and 0 < value < math.inf
 
 
 cfg_mnet = ModelConfig(

@@ -15,7 +15,7 @@ from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, CLASS_NAMES
 from data.picture_folder import picture_sizes
 from utils.cli import DataError
-from utils.files import atomic_path, locked, write_text
+from utils.files import atomic_path, locked, read_json, read_text, write_text
 from utils.image_names import images_below
 
 
@@ -78,12 +78,7 @@ def read_coco(
     Raises:
         DataError: not such a file; with the entry.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (ValueError, IsADirectoryError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
+    content = read_json(path, "a COCO annotation file")
     try:
         classes = {name: name for name in CLASS_LABELS} | categories
         labels = {
@@ -96,10 +91,10 @@ def read_coco(
             entry["id"]: (entry["file_name"], int(entry["width"]), int(entry["height"]))
             for entry in content["images"]
         }
-        if not all(width > 0 < height for _, width, height in images.values()):
-            raise ValueError("an image without width or height")
-        entries = content["annotations"]
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(name, str) and width > 0 < height for name, width, height in images.values()):
+            raise ValueError("an image without name, width or height")
+        entries = list(content["annotations"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: not a COCO annotation file ({error!r}); expected categories, images with id, "
             f"file_name, width and height, and annotations"
@@ -114,7 +109,7 @@ def read_coco(
             label = labels.get(entry["category_id"])
             _, width, height = images[entry["image_id"]]
             x, y, w, h = map(float, entry["bbox"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(
                 f"{path}: annotation {index}: found {str(entry)[:120]}; expected category_id, the image_id "
                 f"of one of its images and a bbox of four numbers"
@@ -202,7 +197,7 @@ def read_yolo(
         raise DataError(f"{pictures}: no pictures")
     for name in names:
         file = labels_folder / Path(name).with_suffix(".txt")
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+        lines = read_text(file, "YOLO labels").split("\n") if file.exists() else []
         rows = []
         for number, line in enumerate(lines, 1):
             if not line.strip():

@@ -284,13 +284,21 @@ def _content_range(text: str) -> tuple[int, int | None]:
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
-    """SHA-256 and size by path; a last line that was cut off by a kill is passed over."""
+    """SHA-256 and size by path; lines that are none, as one cut off by a kill, are passed over.
+
+    Raises:
+        DataError: not a text file.
+    """
     try:
-        with (folder / MANIFEST).open(encoding="utf-8", newline="") as file:
+        with (folder / MANIFEST).open(encoding="utf-8", errors="replace", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and len(row[0]) == 64]
     except FileNotFoundError:
         return {}
-    return {path: (digest, int(size)) for digest, size, path in rows if size.isdecimal()}
+    except (csv.Error, IsADirectoryError) as error:
+        raise DataError(
+            f"{folder / MANIFEST}: no manifest ({error}); remove it to check every file"
+        ) from None
+    return {path: (digest, int(size)) for digest, size, path in rows if re.fullmatch(r"\d{1,18}", size)}
 
 
 def _open_manifest(folder: Path) -> TextIO:

@@ -518,7 +518,7 @@ class _RowReader:
                 rows = self._wanted(pl.scan_csv(block, has_header=False, schema=self.schema)).collect()
             except pl.exceptions.PolarsError:
                 rows = None
-            if rows is not None and rows["valid"].all():
+            if rows is not None and rows["valid"].all() and not self._has_odd_ids(block, rows):
                 return rows
         return self._wanted(self._line_by_line(number, block).lazy()).collect()
 
@@ -532,6 +532,12 @@ class _RowReader:
             return True
         last = block[block.rfind(b"\n") + 1 :]
         return last.count(b",") >= len(self.columns) - 1
+
+    @staticmethod
+    def _has_odd_ids(block: bytes, rows: pl.DataFrame) -> bool:
+        """Whether an image id has a line break or the like in it, which takes quotes or a NUL character."""
+        suspicious = b'"' in block or b"\0" in block
+        return suspicious and rows["ImageID"].str.contains(r"\p{Cc}").any()
 
     def _line_by_line(self, number: int, block: bytes) -> pl.DataFrame:
         """The valid rows of the classes; the slow path, which names the faulty line."""
@@ -551,9 +557,13 @@ class _RowReader:
                 continue
             row = dict(zip(self.schema, fields, strict=False))
             if row["LabelName"] in self.labels:
-                kept.append({name: row.get(name) or None for name in self.schema})
-        texts = pl.DataFrame(kept, dict.fromkeys(self.schema, pl.String))
-        return texts.cast({name: kind for name, kind in self.schema.items() if kind != pl.String})
+                kept.append({name: self._value(row.get(name), kind) for name, kind in self.schema.items()})
+        return pl.DataFrame(kept, self.schema)
+
+    @staticmethod
+    def _value(text: str | None, kind: type[pl.DataType]) -> str | float | None:
+        """A field in the type of its column, None where it is empty."""
+        return {pl.Float64: float, pl.Int8: int}.get(kind, str)(text) if text else None
 
     def _fault(self, fields: list[str], last: bool) -> str | None:
         """What is wrong with a row, if anything is; rows of other classes only need to have their columns."""
@@ -562,17 +572,15 @@ class _RowReader:
             return f"cut off after {len(fields)} of {len(self.columns)} fields; get the file again"
         if missing := [name for name in self.needed if not row.get(name)]:
             return f"no {missing[0]}"
+        if not row["ImageID"].isprintable():
+            return f"found ImageID {row['ImageID'][:40]!r}; expected letters and digits"
         if row["LabelName"] not in self.labels:
             return None
         for name, kind in self.schema.items():
+            if kind == pl.String:
+                continue
             try:
-                value = (
-                    float(row.get(name) or 0)
-                    if kind == pl.Float64
-                    else int(row.get(name) or 0)
-                    if kind == pl.Int8
-                    else 0
-                )
+                value = self._value(row.get(name), kind) or 0
             except ValueError:
                 value = float("nan")
             if not _LOWEST <= value <= _HIGHEST:

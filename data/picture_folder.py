@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from utils.background import map_ahead
 from utils.cli import DataError
@@ -40,7 +40,7 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int]:
             turned = file.getexif().get(_ORIENTATION, 1) >= 5
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow's readers of formats raise whatever they stumble on
         raise DataError(f"{path}: not a picture, or damaged") from None
     return (width, height) if turned else (height, width)
 

@@ -18,13 +18,13 @@ import torch
 from torchvision.ops import box_iou, nms
 
 from data.annotations import ImageAnnotation
-from data.config import CLASS_LABELS
+from data.config import CLASS_LABELS, CLASS_NAMES
 from data.picture_folder import picture_size
 from utils.background import map_ahead
 from utils.batches import batches, detect_batch, try_to_read
 from utils.cli import DataError, UsageError, report
 from utils.detector import Detections, Detector
-from utils.files import write_text
+from utils.files import read_json, read_text, write_text
 
 #: Boxes of a list and of its side file are equal up to the rounding of nine decimals.
 _ROUNDING = 2e-9
@@ -156,14 +156,16 @@ class CocoDetections:
         names = None
         if images is not None:
             try:
-                names = {entry["id"]: entry["file_name"] for entry in _read_json(images)["images"]}
+                names = {
+                    entry["id"]: entry["file_name"] for entry in read_json(images, "COCO images")["images"]
+                }
             except (KeyError, TypeError):
                 raise DataError(
                     f"{images}: expected a COCO file with images, each with id and file_name"
                 ) from None
         self.source = path.name
         self._rows: dict[str, list[tuple[float, ...]]] = {}
-        entries = _read_json(path)
+        entries = read_json(path, "detections in COCO's result format")
         if not isinstance(entries, list):
             raise DataError(f"{path}: expected a list of detections, found a {type(entries).__name__}")
         for index, entry in enumerate(entries):
@@ -172,7 +174,7 @@ class CocoDetections:
                 x, y, width, height = map(float, entry["bbox"])
                 row = (x, y, x + width, y + height, float(entry["score"]), label or 0)
                 image = entry["image_id"] if names is None else names[entry["image_id"]]
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise DataError(
                     f"{path}: detection {index}: found {str(entry)[:120]}; expected image_id"
                     f"{' of ' + str(images) if images else ''}, category_id, bbox of four numbers, score"
@@ -210,15 +212,6 @@ def _image_key(image: object) -> str:
     return text.lstrip("0") if text.isdecimal() else text
 
 
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (ValueError, IsADirectoryError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from None
-
-
 def detections_of(
     coco: CocoDetections, annotations: Iterable[ImageAnnotation], pictures: Path
 ) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
@@ -246,14 +239,16 @@ def read_side_file(path: str | os.PathLike) -> list[AddedBox]:
     if not path.exists():
         return []
     added = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "boxes that pseudo_label added").splitlines(), 1):
         try:
             values = json.loads(line)
-            values["box_xywh_norm"] = tuple(map(float, values["box_xywh_norm"]))
-            if len(values["box_xywh_norm"]) != 4:
+            values["box_xywh_norm"] = x, y, w, h = tuple(map(float, values["box_xywh_norm"]))
+            box = AddedBox(**values)
+            named = isinstance(box.image, str) and isinstance(box.source, str)
+            if not (named and box.label in CLASS_NAMES and np.isfinite([x, y, w, h, box.score]).all()):
                 raise ValueError
-            added.append(AddedBox(**values))
-        except (ValueError, TypeError, KeyError):
+            added.append(box)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise DataError(
                 f"{path}:{number}: found {line[:80]!r}; expected a box that pseudo_label added"
             ) from None

@@ -19,6 +19,7 @@ from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS
 from data.picture_folder import picture_sizes
 from utils.cli import DataError
+from utils.files import read_text
 
 #: Columns of a face: x1 y1 w h blur expression illumination invalid occlusion pose.
 COLUMNS = 10
@@ -49,16 +50,7 @@ def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
     Raises:
         DataError: not such a text, with file and line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation text") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected wider_face_train_bbx_gt.txt or its like") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text") from None
-    lines = text.splitlines()
+    lines = read_text(path, "wider_face_train_bbx_gt.txt or its like").rstrip("\n").split("\n")
     number = 0
     while number < len(lines):
         name = lines[number].strip()
@@ -68,7 +60,7 @@ def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
         if not name.lower().endswith(_PICTURE_ENDINGS):
             raise DataError(f"{path}:{number + 1}: found {name[:80]!r}; expected the path of an image")
         count_text = lines[number + 1].strip() if number + 1 < len(lines) else "the end of the file"
-        if not count_text.isdecimal():
+        if not count_text.isdecimal() or len(count_text) > 9:
             raise DataError(
                 f"{path}:{number + 2}: found {count_text[:80]!r}; expected the number of faces of {name}"
             )

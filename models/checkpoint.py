@@ -12,7 +12,10 @@ import json
 import math
 import os
 import pickle
+import struct
 import warnings
+import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,19 +89,20 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected a checkpoint file") from None
-    except PermissionError:
-        raise DataError(f"{path}: no permission to read it") from None
+    except OSError as error:
+        what = "a folder" if path.is_dir() else f"cannot be read ({error.strerror or error})"
+        raise DataError(f"{path}: {what}; expected a checkpoint file") from None
     tensors = content.pop("state_dict", None)
     if tensors is None:
         tensors, content = content, {}
     if (
         not isinstance(tensors, dict)
         or not tensors
-        or not all(isinstance(v, Tensor) for v in tensors.values())
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items())
     ):
         raise DataError(f"{path}: holds no table of weights; expected a checkpoint of a network")
+    if odd := next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None):
+        raise DataError(f"{path}: {odd} is {_kind(tensors[odd])}; expected numbers alone")
     state_dict = {_strip(name): tensor for name, tensor in tensors.items() if not name.endswith("total_ops")}
     try:
         cfg = (
@@ -114,6 +118,10 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def _read_torch(path: Path) -> dict:
     try:
+        if zipfile.is_zipfile(path):  # torch does not look at the sums
+            with zipfile.ZipFile(path) as file:
+                if broken := file.testzip():
+                    raise ValueError(broken)
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what counts is raised
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -130,6 +138,10 @@ def _read_torch(path: Path) -> dict:
         TypeError,
         IndexError,
         UnicodeDecodeError,
+        OverflowError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
     ):
         raise DataError(
             f"{path}: damaged or not a torch file; expected a checkpoint (fetch it again?)"
@@ -150,9 +162,19 @@ def _read_safetensors(path: Path) -> dict:
             content: dict = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
         if "config" in metadata:
             content["config"] = json.loads(metadata["config"])
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged or not a safetensors file ({error})") from None
     return content
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a table of real numbers."""
+    dense = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    return dense and not tensor.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
 
 
 def _strip(name: str) -> str:
@@ -172,11 +194,11 @@ def _derive_config(path: Path, state_dict: dict[str, Tensor]) -> ModelConfig | N
     for cfg in (NETWORKS[backbone], one_class(NETWORKS[backbone])):
         priors = priors_per_cell(cfg)
         known[priors * 4, priors * cfg.num_classes] = cfg
-    found = (box_head.shape[0], class_head.shape[0])
+    found = (*box_head.shape[:1], *class_head.shape[:1])
     if found not in known:
         expected = " or ".join(f"{boxes} and {classes}" for boxes, classes in known)
         raise DataError(
-            f"{path}: its heads have {found[0]} box and {found[1]} class channels; expected {expected} "
+            f"{path}: its heads have {' box and '.join(map(str, found))} class channels; expected {expected} "
             f"(two classes with 6 priors a cell, or one class with 2)"
         )
     return known[found]
@@ -207,10 +229,26 @@ def build_network(checkpoint: Checkpoint, network: str | None = None) -> RetinaF
         raise DataError(
             f"{path}: holds the network {cfg.name}, asked for was {network}; give --network {cfg.name}"
         )
-    model = RetinaFace(cfg)
     state_dict = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(LANDMARK_HEAD)}
+    _check_heads(path, cfg, state_dict)
+    try:
+        model = RetinaFace(cfg)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        raise DataError(
+            f"{path}: its configuration makes no network ({str(error).splitlines()[0]})"
+        ) from None
     load_strictly(model, state_dict, path)
     return model.eval()
+
+
+def _check_heads(path: Path, cfg: ModelConfig, state_dict: dict[str, Tensor]) -> None:
+    """Raises DataError where the first heads are not those of ``cfg``, before a network is made by it."""
+    priors = priors_per_cell(cfg)
+    for head, values in (("BboxHead", 4), ("ClassHead", cfg.num_classes)):
+        name = f"{head}.0.conv1x1.weight"
+        expected = (priors * values, cfg.fpn_channels, 1, 1)
+        if name in state_dict and (shape := tuple(state_dict[name].shape)) != expected:
+            raise DataError(f"{path}: its {name} is {shape}, by its configuration it should be {expected}")
 
 
 def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:

@@ -130,7 +130,7 @@ class OnnxNetwork:
         described = _from_metadata if metadata.get("format") == ONNX_FORMAT else _from_graph
         try:
             found = described(self.path, self.session, metadata)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise DataError(f"{self.path}: {error}") from None
         if found.outputs not in RAW:
             raise DataError(

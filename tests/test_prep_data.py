@@ -261,7 +261,7 @@ def test_coco_from_others(tmp_path):
         ),
         (whole | {"annotations": [boxes[0] | {"bbox": [1, 2, 3]}]}, "annotation 0: found"),
         (whole | {"annotations": [boxes[0] | {"bbox": [1, 2, 3, float("nan")]}]}, "not finite"),
-        (whole | {"images": [images[0] | {"width": 0}]}, "without width"),
+        (whole | {"images": [images[0] | {"width": 0}]}, "without name, width"),
     ):
         with pytest.raises(DataError, match=message):
             read(broken)

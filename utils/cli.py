@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from tqdm import tqdm
 
 OK, BAD_DATA, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+#: What shells show of a process that SIGTERM ended.
+TERMINATED = 128 + signal.SIGTERM
 
 
 class DataError(Exception):
@@ -21,23 +25,29 @@ class UsageError(Exception):
     """Arguments that do not fit together or this machine (exit code 2)."""
 
 
-def parser_of(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a script's docstring, examples laid out as written, and every default."""
-    return argparse.ArgumentParser(
-        description=docstring, formatter_class=type("Formatter", (_Defaults, _Layout), {}), allow_abbrev=False
-    )
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a script as Ctrl-C does: temporary files are removed on the way out."""
 
 
-_Layout = argparse.RawDescriptionHelpFormatter
-
-
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows a default only where there is one worth showing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, [], "") or "default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_USAGE, f"error: {message}; {self.prog} -h explains\n")
+
+
+def parser_of(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring, examples laid out as written, and every default."""
+    return _Parser(description=docstring, formatter_class=Formatter, allow_abbrev=False)
 
 
 def warn(message: object) -> None:
@@ -50,27 +60,55 @@ def report(message: object) -> None:
     tqdm.write(f"error: {message}", file=sys.stderr)
 
 
-def run(main: Callable[[list[str] | None], int]) -> None:
-    """Runs a script's ``main`` and leaves with its exit code; foreseen errors become one line.
+def number(kind: type, least: float, most: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
+    """An argument's type: numbers of ``kind`` from ``least`` (with ``above``: above it) to ``most``."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (least < value <= most if above else least <= value <= most):
+            what, start = "whole number" if kind is int else "number", "above" if above else "from"
+            raise argparse.ArgumentTypeError(f"expected a {what} {start} {least} to {most}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def run(main: Callable[[list[str] | None], int]) -> NoReturn:
+    """Runs a script's ``main`` and leaves with its exit code, see `exit_code`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    code = exit_code(main)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be done or told
+    sys.exit(code)
+
+
+def exit_code(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """What ``main`` returns; foreseen errors become one line on standard error, and their exit code.
 
     A bug in the code itself still shows its traceback.
     """
     try:
-        code = main(None)
+        return main(argv)
     except UsageError as error:
-        code = _complain(error, BAD_USAGE)
+        return _complain(error, BAD_USAGE)
     except DataError as error:
-        code = _complain(error, BAD_DATA)
-    except KeyboardInterrupt:
-        code = _complain("interrupted; finished files are kept", INTERRUPTED)
+        return _complain(error, BAD_DATA)
+    except KeyboardInterrupt as stop:
+        kept = "finished files are kept"
+        if isinstance(stop, Terminated):
+            return _complain(f"terminated; {kept}", TERMINATED)
+        return _complain(f"interrupted; {kept}", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = OK
+        return OK
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        if error.errno is None:  # not from the system
             raise
-        code = _complain(f"{error.strerror}: {error.filename or 'no space for the output'}", BAD_DATA)
-    sys.exit(code)
+        return _complain(f"{error.filename2 or error.filename or 'an output'}: {error.strerror}", BAD_DATA)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def _complain(error: object, code: int) -> int:

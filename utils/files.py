@@ -1,9 +1,10 @@
-"""Atomic files: a reader sees the old file or the whole new one, never a part."""
+"""Text files that people give, and atomic files: a reader sees the old file or the whole new one."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -31,11 +32,26 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary name keeps the suffix, since image writers choose the format by it. Missing parent
     folders are made. On an error the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        DataError: ``path`` is a folder.
     """
-    path = Path(path)
+    path = check_output(path)
     with scratch_path(path.parent, path.suffix) as temporary:
         yield temporary
         temporary.replace(path)
+
+
+def check_output(path: str | os.PathLike) -> Path:
+    """The path of a file to write, if it can be one; worth asking before the work.
+
+    Raises:
+        DataError: it is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; expected the name of a file to write")
+    return path
 
 
 @contextmanager
@@ -56,6 +72,44 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def read_text(path: str | os.PathLike, what: str) -> str:
+    """The content of a text file, UTF-8 with or without byte order mark; every line ends with a newline
+    character alone.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error: "a list of images".
+
+    Raises:
+        DataError: no such file, not a file that can be read, or not text, with the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected {what}") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected {what}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); expected {what}") from None
+    try:
+        text, odd = content.decode("utf-8-sig"), content.find(b"\0")
+    except UnicodeDecodeError as error:
+        odd = error.start
+    if odd >= 0:
+        line = content.count(b"\n", 0, odd) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text; expected {what}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | os.PathLike, what: str) -> object:
+    """The content of a JSON file; ``what`` and errors as in `read_text`, besides DataError: not JSON."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); expected {what}") from None
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from utils.cli import DataError
+from utils.files import read_text
 
 #: File name endings that are taken for pictures; any other ending is part of the name.
 IMAGE_SUFFIXES = frozenset(
@@ -36,20 +36,15 @@ def is_odd(path: str) -> bool:
 def read_image_list(path: str | os.PathLike) -> tuple[list[str], list[str]]:
     """Image paths that a text file names, one a line, and the lines that are `is_odd`.
 
-    Paths may have a slash in front. Of an annotation list, the lines with a path are taken.
+    Paths may have a slash in front. Of an annotation list, which begins with ``#``, the lines with a path are
+    taken.
 
     Raises:
         DataError: no such file, or not text.
     """
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such list of images") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected a list with one image a line") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; expected a list with one image a line") from None
-    if any(line.startswith("#") for line in lines):
+    text = read_text(path, "a list with one image a line")
+    lines = [line.strip() for line in text.split("\n")]
+    if text.lstrip().startswith("#"):
         lines = [line[1:].strip() for line in lines if line.startswith("#")]
     named = [line for line in lines if line and not is_odd(line)]
     return named, [line for line in lines if is_odd(line)]

@@ -71,8 +71,8 @@ def _read_carefully(path: str | os.PathLike, decoded: np.ndarray | None) -> np.n
             upright = ImageOps.exif_transpose(file).convert("RGB")
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a picture, or of a format that cannot be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: a damaged picture ({error})") from None
+    except Exception as error:  # Pillow's readers of formats raise whatever they stumble on
+        raise DataError(f"{path}: a damaged picture ({' '.join(str(error).split())})") from None
     return np.ascontiguousarray(np.asarray(upright)[..., ::-1])
 
 
@@ -94,4 +94,4 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
             f"{path}: a picture of {width}x{height} pixels cannot be written as {path.suffix or 'no format'}"
         )
     with atomic_path(path) as temporary:
-        content.tofile(temporary)
+        temporary.write_bytes(content.data)  # unlike tofile, it tells why it cannot be written

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import UsageError
+from utils.cli import DataError, UsageError
+from utils.files import read_text
 from utils.image_names import IMAGE_SUFFIXES
 from utils.images import WRITABLE_SUFFIXES
 
@@ -60,6 +61,13 @@ def expand_inputs(inputs: Iterable[str]) -> tuple[list[Source], list[str]]:
 
 def _expand(text: str, listed: bool = False) -> list[tuple[str, str | Path, Path]] | str:
     """(kind, path, output) of one input, or what is wrong with it."""
+    try:
+        return _look_up(text, listed)
+    except OSError as error:  # e.g. a name that is too long
+        return f"{text}: {error.strerror}"
+
+
+def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | str:
     path = Path(text)
     if path.is_dir():
         found = [(_kind(file), file, file.relative_to(path)) for file in _files_below(path)]
@@ -82,14 +90,14 @@ def _expand(text: str, listed: bool = False) -> list[tuple[str, str | Path, Path
 
 def _read_list(path: Path) -> list[tuple[str, str | Path, Path]] | str:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        return f"{path}: not UTF-8 text; expected a list with one picture a line"
+        lines = [line.strip() for line in read_text(path, "a list with one picture a line").split("\n")]
+    except DataError as error:
+        return str(error)
     found: list[tuple[str, str | Path, Path]] = []
     for line in filter(None, lines):
         beside = path.parent / line
         # A line that names nothing stays a source, so that reading it reports the file.
-        entry = _expand(str(beside if beside.exists() else line), listed=True)
+        entry = _expand(str(beside if os.path.exists(beside) else line), listed=True)  # noqa: PTH110 - of any length
         found += [("image", line, Path(Path(line).name))] if isinstance(entry, str) else entry
     return found or f"{path}: an empty list; expected one picture a line"
 

@@ -6,7 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-from utils.files import write_text
+from utils.cli import DataError
+from utils.files import read_text, write_text
 
 
 class Journal:
@@ -28,14 +29,23 @@ class Journal:
             print(text, flush=True)
 
     def open(self, epoch: int, step: int) -> Journal:
-        """Begins after so many epochs and steps; what was written about later ones is dropped."""
+        """Begins after so many epochs and steps; what was written about later ones is dropped.
+
+        Raises:
+            DataError: a results.csv that is none.
+        """
         if self.active:
             from torch.utils.tensorboard import SummaryWriter
 
             path = self.folder / "results.csv"
             if epoch and path.exists():
-                with path.open(newline="", encoding="utf-8") as file:
-                    self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+                rows = csv.DictReader(read_text(path, "results of epochs").splitlines(), strict=True)
+                try:
+                    self._rows = [row for row in rows if int(row["epoch"]) <= epoch and None not in row]
+                except (KeyError, ValueError, TypeError, csv.Error):
+                    raise DataError(
+                        f"{path}:{rows.line_num}: not the results of an epoch; mend it, or move it away"
+                    ) from None
             self._curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         return self
 

@@ -157,6 +157,7 @@ def write_prediction(
     lines = [
         f"{x:.9g} {y:.9g} {w:.9g} {h:.9g} {score:.9g} {label:d}\n" for (x, y, w, h), score, label in rows
     ]
+    name = " ".join(name.encode("utf-8", "replace").decode().split("\n"))  # a file's name may be anything
     write_text(path, "".join([f"{name}\n{len(lines)}\n", *lines]))
 
 
@@ -239,3 +240,5 @@ def _read_bytes(path: Path) -> bytes | None:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected a prediction file") from None

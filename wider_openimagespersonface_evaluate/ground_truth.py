@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -174,5 +175,7 @@ def _read_columns(path: Path, *names: str) -> polars.DataFrame:
         return pl.read_csv(content, columns=list(names), schema_overrides=types).select(names)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected a CSV of Open Images") from None
+    except (pl.exceptions.PolarsError, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a CSV of Open Images ({str(error).splitlines()[0]})") from None

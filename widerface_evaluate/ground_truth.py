@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,43 +70,57 @@ def read_ground_truth(path: Path) -> WiderTruths:
 
 
 def _read_mat_files(folder: Path) -> WiderTruths:
-    faces = _load(folder / "wider_face_val.mat", "face_bbx_list", "event_list", "file_list")
-    events = [str(event[0][0]) for event in faces["event_list"]]
-    files = [[str(name[0][0]) for name in names[0]] for names in faces["file_list"]]
-    boxes = [box for event in faces["face_bbx_list"] for (box,) in event[0]]
+    images, boxes = _load(folder / "wider_face_val.mat", _images_and_boxes)
     offsets = offsets_of(map(len, boxes))
     subsets = {}
     for name in SUBSETS:
         path = folder / f"wider_{name}_val.mat"
-        indices = [index for event in _load(path, "gt_list")["gt_list"] for (index,) in event[0]]
+        indices = _load(path, _indices)
         if len(indices) != len(boxes):
             raise DataError(
                 f"{path}: found {len(indices)} images; expected {len(boxes)} as in wider_face_val.mat"
             )
-        rows = [
-            start + index.ravel().astype(np.int64) - 1
-            for start, index in zip(offsets[:-1], indices, strict=True)
-        ]
         subsets[name] = np.zeros(offsets[-1], np.uint8)
-        subsets[name][np.concatenate(rows)] = 1
+        for image, start, index, box in zip(images, offsets[:-1], indices, boxes, strict=True):
+            if ((index < 1) | (index > len(box))).any():
+                raise DataError(f"{path}: found face {index.max()} of {image}, which has {len(box)}")
+            subsets[name][start + index - 1] = 1
+    return WiderTruths(images, offsets, np.concatenate(boxes), subsets)
+
+
+def _images_and_boxes(content: dict[str, np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
+    """``event/name`` and float64[N, 4], x y w h in pixels, of every image."""
+    events = [str(event[0][0]) for event in content["event_list"]]
+    files = [[str(name[0][0]) for name in names[0]] for names in content["file_list"]]
     images = [f"{event}/{name}" for event, names in zip(events, files, strict=True) for name in names]
-    return WiderTruths(images, offsets, np.concatenate(boxes).astype(np.float64), subsets)
+    boxes = [box.astype(np.float64) for event in content["face_bbx_list"] for (box,) in event[0]]
+    if not images or len(images) != len(boxes):
+        raise ValueError(f"{len(images)} names and boxes of {len(boxes)} images")
+    for image, box in zip(images, boxes, strict=True):
+        if box.shape != (len(box), 4) or not np.isfinite(box).all():
+            raise ValueError(f"boxes of {image}")
+    return images, boxes
 
 
-def _load(path: Path, *names: str) -> dict[str, np.ndarray]:
+def _indices(content: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """int64[N] of every image: its faces that count, from 1."""
+    return [index.ravel().astype(np.int64) for event in content["gt_list"] for (index,) in event[0]]
+
+
+def _load(path: Path, read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
+    """What ``read`` makes of a .mat file."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     if not path.is_file():
         raise DataError(
             f"{path}: no such file; it comes with the benchmark's eval_tools.zip, folder ground_truth"
         )
     try:
-        content = loadmat(path, variable_names=names)
-        return {name: content[name] for name in names}
-    except (KeyError, ValueError, TypeError, NotImplementedError, MatReadError):
+        return read(loadmat(path))
+    except Exception as error:  # scipy's reader raises whatever it stumbles on
         raise DataError(
-            f"{path}: not a WIDER FACE ground truth; expected a .mat file with {', '.join(names)}"
+            f"{path}: not a WIDER FACE ground truth, or damaged ({' '.join(str(error).split())[:120]}); take "
+            f"it from the benchmark's eval_tools.zip"
         ) from None
 
 

@@ -16,10 +16,10 @@ need() {
     [[ -e ${!1}${2:+/$2} ]] || fail "$1=${!1}: no ${2:-such file or folder}; expected $3 (see the head of $0)"
 }
 
-# step NAME COMMAND...: runs the command unless $OUT/done/NAME says that it has ended well; the file holds its
-# seconds. A step is done again when its file is removed.
+# step NAME COMMAND...: runs the command unless $OUT/done/NAME says that it has ended well; that file holds
+# its seconds, and a step is done again when it is removed.
 step() {
-    local name=$1 started=$SECONDS
+    local name=$1 start=$SECONDS
     shift
     if [[ -e $OUT/done/$name ]]; then
         echo "== $name: done before"
@@ -28,14 +28,27 @@ step() {
     echo "== $name: $*"
     "$@"
     mkdir -p "$OUT/done"
-    echo "$((SECONDS - started))" > "$OUT/done/$name"
+    echo "$((SECONDS - start))" > "$OUT/done/$name"
 }
 
-# train FOLDER ARGUMENTS...: trains with $PROCESSES processes; goes on with a run that is in the folder.
+# together SCRIPT ARGUMENTS...: in $PROCESSES processes.
+together() {
+    if ((PROCESSES == 1)); then
+        "$PYTHON" "$@"
+    else
+        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" "$@"
+    fi
+}
+
+# train FOLDER ARGUMENTS...: goes on with a run that is in the folder; $TRAIN_OPTIONS come last and so win.
 train() {
     local folder=$1
     shift
     [[ ! -e $folder/last.pth ]] || set -- "$@" --resume
-    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" \
-        train_changeclass.py "$@" --save_folder "$folder"
+    # shellcheck disable=SC2086 # several words
+    together train_changeclass.py "$@" --save_folder "$folder" ${TRAIN_OPTIONS:-}
+}
+
+gpus() {
+    nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true
 }

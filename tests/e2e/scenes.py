@@ -8,9 +8,14 @@ A figure is a person with a face on it; a portrait is a face alone; a tree is ne
 from __future__ import annotations
 
 import csv
+import http.server
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -157,6 +162,22 @@ def _write_csv(path: Path, header: str, rows: list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header.split(","), *rows])
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """A server of the files below ``folder`` on this machine; yields its address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 def write_wider(folder: Path, train: list[Scene], val: list[Scene]) -> list[list[ImageAnnotation]]:

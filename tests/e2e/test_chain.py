@@ -7,14 +7,11 @@ fails its stage with what it said.
 from __future__ import annotations
 
 import csv
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,7 @@ from convert_to_onnx import LIMITS
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import CLASS_LABELS
 from tests.conftest import REPOSITORY
-from tests.e2e.scenes import HEIGHT, WIDTH, make_scenes, write_open_images, write_wider
+from tests.e2e.scenes import HEIGHT, WIDTH, make_scenes, serve, write_open_images, write_wider
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.predictions import Predictions, prediction_path, read_predictions
 
@@ -55,18 +52,16 @@ def together(*commands: Iterable[object], folder: Path = REPOSITORY) -> list[str
 
 
 class Sources:
-    """The published files of both data sets, and what is drawn on their pictures."""
+    """The files of both data sets as they are published, and what is drawn on the pictures, by split."""
 
     def __init__(self, folder: Path) -> None:
         self.mirror, self.zips = folder / "mirror", folder / "zips"
-        counts = {"train": 20, "validation": 8}
         self.open_images = {
             split: write_open_images(self.mirror, split, make_scenes(count, seed))
-            for seed, (split, count) in enumerate(counts.items())
+            for seed, (split, count) in enumerate(zip(SPLITS, (20, 8), strict=True))
         }
-        self.wider = dict(
-            zip(("train", "val"), write_wider(self.zips, make_scenes(10, 2), make_scenes(10, 3)), strict=True)
-        )
+        parts = write_wider(self.zips, make_scenes(10, 2), make_scenes(10, 3))
+        self.wider = dict(zip(("train", "val"), parts, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +73,13 @@ def sources(tmp_path_factory) -> Sources:
 def downloads(sources, tmp_path_factory) -> Path:
     """Open Images from a local server, WIDER FACE from its archives."""
     folder = tmp_path_factory.mktemp("downloads")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), partial(Handler, directory=str(sources.mirror))
-    ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serve(sources.mirror) as url:
         more = "--miap", "--image_labels", "--base_url", url, "--output", folder / "oi"
         zips = sorted(sources.zips.glob("*.zip"))
         together(
             *((PREP, "download", "--split", split, *more) for split in SPLITS),
             (PREP, "unpack", *zips, "--output", folder / "wider"),
         )
-        server.shutdown()
     return folder
 
 
@@ -186,7 +171,7 @@ def rows(annotations: Iterable[ImageAnnotation]) -> dict[str, np.ndarray]:
 
 
 def assert_drawn(path: Path, drawn: list[ImageAnnotation]) -> None:
-    """The list has the drawn boxes, all of them, to its nine decimals."""
+    """The list has the drawn boxes, all of them and no others, to its nine decimals."""
     found, expected = rows(read_annotations(path)), rows(drawn)
     assert found.keys() == expected.keys()
     for name in expected:
@@ -224,26 +209,16 @@ def test_cleaning_finds_the_portraits(lists):
 def test_splitting_keeps_everything_once(lists):
     parts = [read_annotations(lists / "parts" / part / f"wider_{part}_gt.txt") for part in ("train", "val")]
     assert all(parts)
-    together_again = sorted([*parts[0], *parts[1]], key=lambda a: a.path)
-    cleaned = sorted(read_annotations(lists / "cleaned" / "list.txt"), key=lambda a: a.path)
-    assert [a.path for a in together_again] == [a.path for a in cleaned]
-    assert sum(map(len, together_again)) == sum(map(len, cleaned))
+    assert_drawn(lists / "cleaned" / "list.txt", [*parts[0], *parts[1]])
 
 
 def test_priors_cover_the_drawn_boxes(lists):
     numbers = json.loads((lists / "anchors.json").read_text())
-    boxes = {FACE: 0, PERSON: 0}
-    for annotation in read_annotations(lists / "cleaned" / "list.txt"):
-        for label in boxes:
-            boxes[label] += int((annotation.labels == label).sum())
-    whole = {
-        row["name"]: row for row in numbers["recall"] if row["bounds"][1] is None and not row["bounds"][0]
-    }
-    assert {name: row["boxes"] for name, row in whole.items()} == {
-        "face": boxes[FACE],
-        "person": boxes[PERSON],
-    }
-    assert all(row["shares"][row["ious"].index(0.45)] > 0.8 for row in whole.values())
+    of_all_sizes = [row for row in numbers["recall"] if row["bounds"] == [0, None]]
+    labels = np.concatenate([a.labels for a in read_annotations(lists / "cleaned" / "list.txt")])
+    counts = {name: (labels == label).sum() for name, label in CLASS_LABELS.items()}
+    assert {row["name"]: row["boxes"] for row in of_all_sizes} == counts
+    assert all(row["shares"][row["ious"].index(0.45)] > 0.8 for row in of_all_sizes)
 
 
 def epochs(run: Path) -> list[dict[str, float]]:
@@ -273,7 +248,7 @@ def scores(evaluator: str, predictions: Path, truth: Path) -> dict:
     numbers = predictions.with_suffix(".json")
     command = "evaluation.py", "-p", predictions, "-g", truth, "--json", numbers
     (printed,) = together(command, folder=REPOSITORY / evaluator)
-    assert printed.count("Val AP: ") == {"widerface_evaluate": 3}.get(evaluator, 2)
+    assert "Val AP: " in printed
     return json.loads(numbers.read_text())
 
 

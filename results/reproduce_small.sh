@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# From two sets of photos to the network of weights/ and its numbers, on two CPU cores or a GPU.
+#
+#   FACES=data/faces PERSONS=data/persons GROUND_TRUTH=data/wider/eval_tools/ground_truth \
+#   FACE_TEACHER=mobilenet0.25_Final.pth PERSON_TEACHER=mobilenet0.25_2cls6anchors_130324_epoch_150.pth \
+#   bash results/reproduce_small.sh
+#
+#   FACES           half of WIDER FACE val's photos, faces labelled (1,492 to train on, 135 to validate)
+#   PERSONS         photos of 640x640 with persons labelled (1,561 to train on, 148 to validate)
+#   GROUND_TRUTH    ground_truth/ of WIDER FACE's eval_tools.zip
+#   FACE_TEACHER    one-class parent, in weights/ of github.com/biubug6/Pytorch_Retinaface
+#   PERSON_TEACHER  published two-class network, in weights/ of github.com/NN-RTK/Pytorch_Retinaface_2cls
+#   OUT             where everything goes (default: runs/small)
+#   PROCESSES       training processes (default: 2, with a GPU 1)
+#   TRAIN_OPTIONS   more options of train_changeclass.py, e.g. "--epochs 2"
+#   PYTHON          interpreter (default: that of .venv, else python3)
+#
+# A set is a folder with train/wider_train_gt.txt, val/wider_val_gt.txt, images/ beside each of the two lists,
+# and a dataset.json that names the class that is labelled. prep_data.py lays it out:
+#
+#   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --output data/wider
+#   python3 prep_data.py widerface data/wider/wider_face_split/wider_face_val_bbx_gt.txt \
+#       --images data/wider/WIDER_val/images --output data/wider/gt.txt
+#   python3 prep_data.py split data/wider/gt.txt --images data/wider/WIDER_val/images --output data/faces
+#   python3 prep_data.py import labels/ --format yolo --images photos/ --category 0=person \
+#       --output data/gt.txt
+#   python3 prep_data.py split data/gt.txt --images photos/ --output data/persons
+#
+# Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 15 photos of 512x512 a second: an
+# epoch of 276 steps takes 3 minutes, the whole run 1.5 hours. Disk: below 1 GB.
+set -euo pipefail
+# shellcheck source=results/steps.sh
+source "$(dirname "$0")/steps.sh"
+
+need FACES train/wider_train_gt.txt "photos with faces labelled"
+need PERSONS train/wider_train_gt.txt "photos with persons labelled"
+need GROUND_TRUTH "" "WIDER FACE's ground truth"
+need FACE_TEACHER "" "the one-class parent"
+need PERSON_TEACHER "" "the published two-class network"
+OUT=${OUT:-runs/small}
+if (($(gpus))); then
+    PROCESSES=${PROCESSES:-1} workers=8
+else
+    PROCESSES=${PROCESSES:-2} workers=1
+fi
+
+# Without boxes: what a face is, the parent alone says.
+names_only() {
+    grep '^#' "$FACES/train/wider_train_gt.txt" > "$FACES/train/names_only.txt"
+}
+
+step names_only names_only
+step train train "$OUT/train" --num_workers "$workers" \
+    --training_dataset "$FACES/train/names_only.txt" "$PERSONS/train/wider_train_gt.txt" --repeat 0.8 1 \
+    --image_size 512 --zoom_out 1.5 --batch_size 10 \
+    --init_from_face "$FACE_TEACHER" --freeze_bn --amp \
+    --teacher "$FACE_TEACHER" "$PERSON_TEACHER" --distil 3 1.5 \
+    --optimizer adamw --lr 1e-3 --shared_lr_factor 0.6 --clip_grad 50 --schedule cosine --warmup 100 \
+    --epochs 26 --ema 0.998 \
+    --val_dataset "$FACES/val/wider_val_gt.txt" "$PERSONS/val/wider_val_gt.txt" --val_every 3
+export FACES PERSONS GROUND_TRUTH PYTHON
+step score bash results/score.sh "$OUT/train/best.pth" "$OUT/score"
+echo "$OUT/train/best.pth is the network; the numbers above go to results/accuracy.csv"

@@ -1,0 +1,186 @@
+"""The scripts of results/: with an interpreter that does nothing, and in earnest on a few scenes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_changeclass
+from benchmarks.bench_evaluation import write_mat_files
+from data.annotations import labelled_classes, read_annotations, write_list
+from data.config import cfg_mnet, one_class
+from data.download import SPLITS
+from models.checkpoint import save_checkpoint
+from models.retinaface import RetinaFace
+from results.tables import METRICS
+from tests.e2e.scenes import HEIGHT, PERSONS, WIDTH, make_scenes, serve, write_open_images, write_wider
+from utils.images import write_image
+
+MODULES = {
+    "prep_data.py": "prep_data",
+    "train_changeclass.py": "train_changeclass",
+    "test_widerface_personface.py": "test_widerface_personface",
+    "convert_to_onnx.py": "convert_to_onnx",
+    "widerface_evaluate/evaluation.py": "widerface_evaluate.evaluation",
+    "wider_openimagespersonface_evaluate/evaluation.py": "wider_openimagespersonface_evaluate.evaluation",
+    "results/tables.py": "results.tables",
+}
+
+SMALL_RUN = "--epochs 1 --image_size 64 --batch_size 4 --num_workers 0"
+
+#: What a machine or a person chooses; everything else makes the network.
+OWN = {"training_dataset", "val_dataset", "init_from_face", "teacher", "save_folder", "num_workers", "cpu"}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict[str, str]:
+    """What both scripts take: teachers of random weights that find something, and short training."""
+    folder = tmp_path_factory.mktemp("teachers")
+    torch.manual_seed(0)
+    for name, cfg in (("FACE_TEACHER", one_class(cfg_mnet)), ("PERSON_TEACHER", cfg_mnet)):
+        save_checkpoint(folder / f"{name}.pth", RetinaFace(cfg))
+    return {
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TRAIN_OPTIONS": SMALL_RUN,
+        **{name: str(folder / f"{name}.pth") for name in ("FACE_TEACHER", "PERSON_TEACHER")},
+    }
+
+
+def reproduce(repository: Path, script: str, **settings: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", f"results/{script}.sh"],
+        cwd=repository,
+        env=os.environ | {name: str(value) for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def numbers(output: str) -> list[float]:
+    """The row below easy,medium,hard,ap_face,ap_person."""
+    lines = output.splitlines()
+    return [float(number) for number in lines[lines.index(",".join(METRICS)) + 1].split(",")]
+
+
+@pytest.fixture
+def recorded(repository, tmp_path):
+    """Runs a script with an interpreter that does nothing; returns the Python commands it would have run."""
+
+    def record(script: str, **settings: object) -> list[list[str]]:
+        python, record = tmp_path / "python", tmp_path / "commands"
+        python.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" '' >> {record}\n")
+        python.chmod(0o755)
+        names = ["FACES", "PERSONS", "GROUND_TRUTH", "ARCHIVES", "FACE_TEACHER", "PERSON_TEACHER"]
+        paths = dict.fromkeys(names, tmp_path)
+        run = reproduce(
+            repository,
+            script,
+            **paths | {"PYTHON": python, "OUT": tmp_path / "out", "PROCESSES": 1} | settings,
+        )
+        assert run.returncode == 0, run.stderr
+        return [command.split("\n") for command in record.read_text().rstrip("\n").split("\n\n")]
+
+    for name in ("WIDER_train", "WIDER_val", "wider_face_split", "eval_tools"):
+        (tmp_path / f"{name}.zip").touch()
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "train" / "best.pth").touch()
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f"wider_{part}_gt.txt").write_text("# a.jpg\n1 0 0 1 1\n")
+    return record
+
+
+@pytest.mark.parametrize(
+    ("script", "wanted"),
+    [("reproduce_small", "FACES"), ("reproduce_full", "ARCHIVES"), ("score", "MODEL")],
+)
+def test_what_is_missing_is_named(repository, script, wanted):
+    run = reproduce(repository, script, **{wanted: ""})
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"error: {wanted} is not set; expected ")
+    if wanted != "MODEL":
+        run = reproduce(repository, script, **{wanted: "/nowhere"})
+        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+        assert run.stderr.startswith(f"error: {wanted}=/nowhere: no ")
+
+
+def test_the_commands_are_understood(recorded):
+    commands = recorded("reproduce_full", LIMIT=3, BASE_URL="http://127.0.0.1")
+    for script, *arguments in commands:
+        importlib.import_module(MODULES[script]).parse_args(arguments)
+    steps = {command[1] for command in commands if command[0] == "prep_data.py"}
+    every = "check clean download merge openimages pseudo_label split stats unpack widerface"
+    assert " ".join(sorted(steps)) == every
+    assert {command[0] for command in commands} == MODULES.keys()
+    # All is done; what is left are the numbers.
+    assert recorded("reproduce_full")[len(commands) :] == [commands[-1]]
+
+
+def test_small_is_the_run_of_the_weights(repository, recorded):
+    commands = recorded("reproduce_small")
+    run = json.loads((repository / "results" / "run3.json").read_text())
+    arguments = vars(train_changeclass.parse_args(commands[0][1:]))
+    for name, value in run["arguments"].items():
+        assert name in OWN or (arguments[name] if arguments[name] != math.inf else None) == value, name
+
+
+def test_small(repository, settings, tmp_path):
+    scenes = {"train": make_scenes(8, 0), "val": make_scenes(6, 1)}
+    for name, objects in (("face", ("Human face",)), ("person", PERSONS)):
+        for part in scenes:
+            folder = tmp_path / name / part
+            annotations = [
+                scene.annotation(f"0--Parade/0_Parade_{i}.jpg", objects)
+                for i, scene in enumerate(scenes[part])
+            ]
+            for scene, annotation in zip(scenes[part], annotations, strict=True):
+                write_image(folder / "images" / annotation.path, scene.image)
+            write_list(folder / f"wider_{part}_gt.txt", annotations, [name])
+            if (name, part) == ("face", "val"):
+                write_mat_files(tmp_path / "ground_truth", annotations, (HEIGHT, WIDTH))
+    given = {
+        "FACES": tmp_path / "face",
+        "PERSONS": tmp_path / "person",
+        "GROUND_TRUTH": tmp_path / "ground_truth",
+        "OUT": tmp_path / "out",
+    }
+    run = reproduce(repository, "reproduce_small", **settings, **given, PROCESSES=1)
+    assert run.returncode == 0, run.stderr
+    assert len(numbers(run.stdout)) == 5
+    assert (tmp_path / "face" / "train" / "names_only.txt").read_text().count("\n") == 8
+    done = sorted(path.name for path in (tmp_path / "out" / "done").iterdir())
+    assert done == ["names_only", "score", "train"]
+    again = reproduce(repository, "reproduce_small", **settings, **given)
+    assert again.returncode == 0 and again.stdout.count("done before") == 3
+
+
+@pytest.mark.skipif("RETINAFACE_FULL" not in os.environ, reason="a minute; set RETINAFACE_FULL=1")
+def test_full(repository, settings, tmp_path):
+    for seed, split in enumerate(SPLITS[:2]):
+        write_open_images(tmp_path / "mirror", split, make_scenes(12, seed))
+    write_wider(tmp_path / "archives", make_scenes(12, 2), make_scenes(6, 3))
+    with serve(tmp_path / "mirror") as url:
+        given = {"ARCHIVES": tmp_path / "archives", "BASE_URL": url, "LIMIT": 10, "VAL_SHARE": 0.5}
+        run = reproduce(repository, "reproduce_full", **settings, **given, OUT=tmp_path / "out", PROCESSES=2)
+    assert run.returncode == 0, run.stderr
+    assert len(numbers(run.stdout)) == 5
+    lists = tmp_path / "out" / "lists"
+    for name, labelled in (("open_images", ("face", "person")), ("wider_face", ("face",))):
+        parts = [lists / name / part / f"wider_{part}_gt.txt" for part in ("train", "val")]
+        assert all(labelled_classes(part) == labelled for part in parts)
+        assert (
+            sum(len(read_annotations(part)) for part in parts) == {"open_images": 10, "wider_face": 12}[name]
+        )
+    for name in ("best.pth", "best.onnx"):
+        assert (tmp_path / "out" / "train" / name).stat().st_size > 1e6

@@ -18,8 +18,8 @@
 #
 # Started again, it goes on where it was stopped; $OUT/done holds a file a step with its seconds.
 #
-# What it takes. Nobody has run it at full size. A slice of 38 generated pictures runs through (3 minutes beside other work,
-# tests/e2e/test_reproduce.py); the rest is counted from rates, N pictures of Open Images. The published
+# What it takes. Nobody has run it at full size; a slice of 38 generated pictures runs through
+# (tests/e2e/test_reproduce.py). The rest is counted from rates, for N pictures of Open Images: the published
 # validation list has 18 % of the validation pictures, so N is about 300,000 of 1.74 million.
 #
 #   step         rate, and where it was measured                                         N = 300,000

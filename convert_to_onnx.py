@@ -28,7 +28,7 @@ from models.onnx_network import is_onnx, open_session
 from models.retinaface import RetinaFace
 from utils.arguments import add_weights_arguments, parser_of, weights_path
 from utils.box_utils import decode
-from utils.cli import OK, DataError, UsageError, run
+from utils.cli import OK, DataError, UsageError, number, run
 from utils.detector import Detections, Detector, InputSize, Thresholds
 from utils.files import atomic_path
 from utils.image_names import images_below
@@ -55,7 +55,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("input of the file")
     size = group.add_mutually_exclusive_group(required=True)
     size.add_argument(
-        "--image_size", nargs=2, type=int, metavar=("H", "W"), help="fixed height and width in pixels"
+        "--image_size",
+        nargs=2,
+        type=number(int, 1, 2**14),
+        metavar=("H", "W"),
+        help="fixed height and width in pixels",
     )
     size.add_argument("--dynamic", action="store_true", help="any height and width")
     group.add_argument("--batch", choices=("1", "dynamic"), default="1", help="images at once")
@@ -68,37 +72,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     default = Thresholds()
     group.add_argument(
         "--confidence_threshold",
-        type=float,
+        type=number(float, 0, 1),
         default=default.score,
         metavar="S",
         help="--nms keeps scores above this",
     )
     group.add_argument(
         "--nms_threshold",
-        type=float,
+        type=number(float, 0, 1),
         default=default.nms_iou,
         metavar="IOU",
         help="--nms drops overlaps above this",
     )
     group.add_argument(
-        "--keep_top_k", type=int, default=default.keep_top_k, metavar="N", help="--nms keeps as many a class"
+        "--keep_top_k",
+        type=number(int, 1),
+        default=default.keep_top_k,
+        metavar="N",
+        help="--nms keeps as many a class",
     )
     group = parser.add_argument_group("arithmetic")
     group.add_argument("--precision", choices=list(LIMITS), default="fp32", help="of the network in the file")
     group.add_argument("--calibrate", metavar="DIR", help="pictures that int8 takes its ranges from")
     group.add_argument(
-        "--calibration_images", type=int, default=96, metavar="N", help="as many of them, evenly spaced"
+        "--calibration_images",
+        type=number(int, 1),
+        default=96,
+        metavar="N",
+        help="as many of them, evenly spaced",
     )
     group = parser.add_argument_group("file")
     group.add_argument("--out", metavar="F", help="file (default: the checkpoint's name, size and kind)")
     group.add_argument("--image", metavar="FILE", help="picture for the check (default: a sample photo)")
     args = parser.parse_args(argv)
-    if args.image_size and min(args.image_size) < 1:
-        parser.error(f"--image_size: expected at least 1 pixel, got {args.image_size}")
     if (args.precision == "int8") != bool(args.calibrate):
         parser.error("--precision int8 and --calibrate DIR: expected both or neither")
-    if args.calibration_images < 1:
-        parser.error(f"--calibration_images: expected at least 1, got {args.calibration_images}")
     if args.out and not is_onnx(args.out):
         parser.error(f"--out: expected a name that ends with .onnx, got {args.out}")
     return args

@@ -29,10 +29,10 @@ from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
 from utils.background import Behind, iterate_ahead, iterate_latest, map_ahead
 from utils.batches import batches, detect_batch, try_to_read
-from utils.cli import BAD_DATA, INTERRUPTED, OK, DataError, UsageError, report, run
+from utils.cli import BAD_DATA, OK, DataError, UsageError, number, report, run
 from utils.detector import Detections, Detector, InputSize
 from utils.draw import draw_detections
-from utils.files import atomic_path, write_text
+from utils.files import atomic_path, output_path, write_text
 from utils.images import write_image
 from utils.inputs import Source, expand_inputs, sample_photos
 from utils.predictions import write_prediction
@@ -58,10 +58,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_detection_arguments(parser)
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--long_side", type=int, metavar="PIXELS", help="resize to this longer side (default: keep)"
+        "--long_side",
+        type=number(int, 1, 2**16),
+        metavar="PIXELS",
+        help="resize to this longer side (default: keep)",
     )
     group.add_argument(
-        "--batch_size", type=int, default=1, metavar="N", help="pictures or frames a forward pass"
+        "--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures or frames a forward pass"
     )
     group.add_argument(
         "--realtime",
@@ -80,7 +83,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="annotated pictures and videos (default: yes)",
     )
     group.add_argument(
-        "--vis_thres", type=float, default=0.5, metavar="S", help="least score that is drawn or cropped"
+        "--vis_thres",
+        type=number(float, 0, 1),
+        default=0.5,
+        metavar="S",
+        help="least score that is drawn or cropped",
     )
     group.add_argument("--save_json", metavar="FILE", help="all detections as one COCO-style file")
     group.add_argument(
@@ -91,12 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--show", action="store_true", help="show in a window; a key goes on, q ends")
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"--batch_size: expected at least 1, got {args.batch_size}")
     if args.realtime and args.batch_size > 1:
         parser.error(f"--realtime: takes one frame at a time, --batch_size is {args.batch_size}")
-    if not 0 <= args.vis_thres <= 1:
-        parser.error(f"--vis_thres: expected a score from 0 to 1, got {args.vis_thres}")
     return args
 
 
@@ -111,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_DATA
     check_output(args, sources)
     detector = build_detector(args, input_size)
-    interrupted = False
+    interruption = None
     start = time.perf_counter()
     try:
         images = [source for source in sources if source.kind == "image"]
@@ -119,21 +122,32 @@ def main(argv: list[str] | None = None) -> int:
             detect_images(detector, images, results, behind, args)
         for source in sources:
             if source.kind != "image":
-                detect_video(detector, source, results, args)
+                try:
+                    detect_video(detector, source, results, args)
+                except DataError as error:  # it cannot be written
+                    results.fault(error)
     except Stopped:
         pass
-    except KeyboardInterrupt:
-        interrupted = True
-    seconds = time.perf_counter() - start
-    results.close()
-    print(results.summary(seconds, detector.stopwatch) + (" (interrupted)" if interrupted else ""))
-    if interrupted:
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        interruption = stop
+    finally:
+        seconds = time.perf_counter() - start
+        results.close()
+    print(results.summary(seconds, detector.stopwatch) + (" (interrupted)" if interruption else ""))
+    if interruption:
+        raise interruption
     return BAD_DATA if results.faults else OK
 
 
 def check_output(args: argparse.Namespace, sources: list[Source]) -> None:
-    """Raises UsageError where an input would be written over, or a window is asked for without a display."""
+    """Whether the run can give its output.
+
+    Raises:
+        UsageError: an input would be written over, or a window is asked for without a display.
+        DataError: the file of the detections cannot be one.
+    """
+    if args.save_json:
+        output_path(args.save_json)
     for source in sources if args.save_image else ():
         path = Path(args.save_folder) / source.output
         if path.exists() and Path(source.path).exists() and path.samefile(source.path):
@@ -180,11 +194,14 @@ class Results:
         if self.args.save_json:
             self.annotations += coco_annotations(found, entry["id"], len(self.annotations) + 1)
         name = output.with_suffix("") if frame is None else output.with_suffix("") / f"{frame:06d}"
-        if self.args.save_txt:
-            path = self.folder / "labels" / name.with_name(f"{name.name}.txt")
-            write_prediction(path, name.name, found.boxes_xywh, found.scores, found.labels)
-        if self.args.save_crops:
-            save_crops(self.folder / "crops", name, image, visible)
+        try:
+            if self.args.save_txt:
+                path = self.folder / "labels" / name.with_name(f"{name.name}.txt")
+                write_prediction(path, name.name, found.boxes_xywh, found.scores, found.labels)
+            if self.args.save_crops:
+                save_crops(self.folder / "crops", name, image, visible)
+        except DataError as error:  # e.g. a name that is too long with what is added to it
+            self.fault(error)
 
     def close(self) -> None:
         if self.args.save_json:
@@ -314,7 +331,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: float, first: np.ndarray, stopwatch: Stopwatch) -> None:
         self.path, self.rate, self.size = path, rate, first.shape[1::-1]
-        self.stopwatch = stopwatch
+        self.stopwatch, self.frames = stopwatch, 0
         self._stack = ExitStack()
 
     def __enter__(self) -> VideoWriter:
@@ -324,6 +341,7 @@ class VideoWriter:
             raise DataError(
                 f"{self.path}: a video of {self.size[0]}x{self.size[1]} pixels cannot be written here"
             )
+        self._stack.push(lambda error, *_: error or self._check(temporary))
         self._stack.callback(self._video.release)
         self._behind = self._stack.enter_context(Behind())
         return self
@@ -337,6 +355,17 @@ class VideoWriter:
         with self.stopwatch("write"):
             for _ in range(times):
                 self._video.write(frame)
+        self.frames += times
+
+    def _check(self, temporary: Path) -> None:
+        """Raises DataError where frames lack: OpenCV does not tell of a disk that is full."""
+        video = cv2.VideoCapture(str(temporary))
+        frames = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+        video.release()
+        if frames != self.frames:
+            raise DataError(
+                f"{self.path}: {frames} of {self.frames} frames could be written; is the disk full?"
+            )
 
     def __exit__(self, *exception: object) -> None:
         self._stack.__exit__(*exception)
@@ -363,11 +392,11 @@ def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -
     """Writes the part of each box that lies in the picture."""
     height, width = image.shape[:2]
     corners = np.clip(found.boxes.round(), 0, [width, height, width, height]).astype(int)
-    for number, ((x1, y1, x2, y2), label) in enumerate(
+    for index, ((x1, y1, x2, y2), label) in enumerate(
         zip(corners.tolist(), found.labels.tolist(), strict=True), 1
     ):
         if x2 > x1 and y2 > y1:
-            path = folder / CLASS_NAMES[label] / name.with_name(f"{name.name}_{number}.jpg")
+            path = folder / CLASS_NAMES[label] / name.with_name(f"{name.name}_{index}.jpg")
             write_image(path, image[y1:y2, x1:x2])
 
 

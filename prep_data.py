@@ -24,7 +24,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from data.annotations import (
     write_list,
 )
 from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS
-from utils.cli import BAD_DATA, OK, DataError, UsageError, parser_of, run, warn
+from utils.cli import BAD_DATA, OK, DataError, Formatter, UsageError, number, parser_of, run, warn
 from utils.files import write_text
 
 # Modules of a step are imported when it runs: most need neither torch nor polars nor matplotlib.
@@ -76,7 +76,7 @@ def _step(steps: argparse._SubParsersAction, function: Callable, example: str) -
         name,
         help=docstring.split(". ")[0].rstrip("."),
         description=f"{textwrap.fill(docstring, 100)}\n\nExample:\n  python3 prep_data.py {name} {example}",
-        formatter_class=parser_of("").formatter_class,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     parser.set_defaults(function=function)
@@ -117,17 +117,26 @@ def _add_download(steps: argparse._SubParsersAction) -> None:
     group.add_argument(
         "--list", type=Path, metavar="FILE", help="the pictures of this annotation list instead"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="at most the first N pictures")
+    group.add_argument("--limit", type=number(int, 1), metavar="N", help="at most the first N pictures")
     group.add_argument("--annotations_only", action="store_true", help="no pictures")
     group.add_argument("--image_labels", action="store_true", help="also the image-level labels")
     group.add_argument("--miap", action="store_true", help="also the MIAP boxes, which have all persons")
     group.add_argument("--verify", action="store_true", help="only compare the files with the manifest")
     group = parser.add_argument_group("how")
     group.add_argument("--base_url", metavar="URL", help="a mirror with the layout of the official servers")
-    group.add_argument("--workers", type=int, default=16, metavar="N", help="downloads at once")
-    group.add_argument("--tries", type=int, default=6, metavar="N", help="attempts a file")
-    group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds without data")
-    group.add_argument("--wait", type=float, default=0.5, metavar="S", help="first pause, doubled every time")
+    group.add_argument(
+        "--workers", type=number(int, 1, 256), default=16, metavar="N", help="downloads at once"
+    )
+    group.add_argument("--tries", type=number(int, 1, 100), default=6, metavar="N", help="attempts a file")
+    seconds = number(float, 0, 3600, above=True)
+    group.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="seconds without data")
+    group.add_argument(
+        "--wait",
+        type=number(float, 0, 3600),
+        default=0.5,
+        metavar="S",
+        help="first pause, doubled every time",
+    )
 
 
 def download(args: argparse.Namespace) -> int:
@@ -137,8 +146,6 @@ def download(args: argparse.Namespace) -> int:
     from data.open_images import Source, image_ids, label_ids
     from utils.files import locked
 
-    if min(args.workers, args.tries, args.limit or 1) < 1 or args.timeout <= 0 or args.wait < 0:
-        raise UsageError("expected --workers, --tries, --limit of at least 1 and --timeout, --wait above 0")
     folder = args.output / args.split
     if args.verify:
         problems = list(d.verify(folder))
@@ -199,7 +206,11 @@ def _add_unpack(steps: argparse._SubParsersAction) -> None:
     parser.add_argument("zip", type=Path, nargs="*", help="archives; none: where to get them")
     parser.add_argument("--output", type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--max_gb", type=float, default=10.0, metavar="GB", help="unpacked size of an archive"
+        "--max_gb",
+        type=number(float, 0, 2**20, above=True),
+        default=10.0,
+        metavar="GB",
+        help="unpacked size of an archive",
     )
 
 
@@ -393,15 +404,25 @@ def _add_pseudo_label(steps: argparse._SubParsersAction) -> None:
         "--side_file", type=Path, metavar="FILE", help="added boxes of the list (default: beside it)"
     )
     group = parser.add_argument_group("which are added")
-    group.add_argument("--score", type=float, default=0.7, metavar="S", help="least score")
-    group.add_argument("--min_size", type=float, default=8.0, metavar="PIXELS", help="least width and height")
+    group.add_argument("--score", type=number(float, 0, 1), default=0.7, metavar="S", help="least score")
     group.add_argument(
-        "--max_iou", type=float, default=0.3, metavar="IOU", help="overlap allowed with a box of the class"
+        "--min_size", type=number(float, 0), default=8.0, metavar="PIXELS", help="least width and height"
+    )
+    group.add_argument(
+        "--max_iou",
+        type=number(float, 0, 1),
+        default=0.3,
+        metavar="IOU",
+        help="overlap allowed with a box of the class",
     )
     group = parser.add_argument_group("how")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest")
-    group.add_argument("--long_side", type=int, metavar="PIXELS", help="resize to this longer side")
-    group.add_argument("--batch_size", type=int, default=1, metavar="N", help="pictures a forward pass")
+    group.add_argument(
+        "--long_side", type=number(int, 1, 2**16), metavar="PIXELS", help="resize to this longer side"
+    )
+    group.add_argument(
+        "--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures a forward pass"
+    )
 
 
 def pseudo_label(args: argparse.Namespace) -> int:
@@ -514,15 +535,17 @@ def _add_clean(steps: argparse._SubParsersAction) -> None:
     group = parser.add_argument_group("limits")
     group.add_argument(
         "--min_side",
-        type=float,
+        type=number(float, 0, 1),
         default=0.0,
         metavar="S",
         help="drop boxes with a side of at most this share",
     )
-    group.add_argument("--merge_iou", type=float, default=0.9, metavar="IOU", help="drop repeats above this")
+    group.add_argument(
+        "--merge_iou", type=number(float, 0, 1), default=0.9, metavar="IOU", help="drop repeats above this"
+    )
     group.add_argument(
         "--face_inside",
-        type=float,
+        type=number(float, 0, 1),
         default=0.5,
         metavar="S",
         help="report faces with less than this share inside every person",
@@ -537,9 +560,11 @@ def clean(args: argparse.Namespace) -> int:
     from data.sheets import findings_sheet
 
     labelled = labelled_classes(args.list)
-    # Where persons are not labelled, every face would be outside of them.
-    face_inside = args.face_inside if len(labelled) == len(CLASS_LABELS) else 0.0
-    limits = Limits(args.min_side, args.merge_iou, face_inside)
+    limits = Limits(args.min_side, args.merge_iou, args.face_inside)
+    if len(labelled) < len(
+        CLASS_LABELS
+    ):  # where persons are not labelled, every face would be outside of them
+        limits = replace(limits, face_inside=0.0)
     joined: Counter[str] = Counter()
     by_rule: Counter[str] = Counter()
     boxes: Counter[str] = Counter()
@@ -580,16 +605,20 @@ def _add_anchors(steps: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--network", choices=list(NETWORKS), default="mobile0.25", help="whose priors to judge"
     )
-    parser.add_argument("--side", type=int, metavar="PIXELS", help="training side (default: the network's)")
+    parser.add_argument(
+        "--side", type=number(int, 1, 2**16), metavar="PIXELS", help="training side (default: the network's)"
+    )
     parser.add_argument(
         "--image_size",
-        type=int,
+        type=number(int, 1, 2**16),
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="take this size for every picture, where the pictures are not at hand",
     )
-    parser.add_argument("--clusters", type=int, default=12, metavar="K", help="k-means for 1 to K clusters")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of k-means")
+    parser.add_argument(
+        "--clusters", type=number(int, 1, 1000), default=12, metavar="K", help="k-means for 1 to K clusters"
+    )
+    parser.add_argument("--seed", type=number(int, 0), default=0, metavar="N", help="of k-means")
 
 
 def anchors(args: argparse.Namespace) -> int:
@@ -600,8 +629,6 @@ def anchors(args: argparse.Namespace) -> int:
 
     cfg = NETWORKS[args.network]
     side = args.side or cfg.image_size
-    if side < 1 or args.clusters < 1 or min(args.image_size or [1]) < 1:
-        raise UsageError("expected --side, --clusters and --image_size of at least 1")
     pictures = None if args.image_size else picture_folder(args.list, args.images)
     shapes = a.read_shapes(args.list, side, pictures, args.image_size)
     found = a.statistics(shapes)
@@ -638,10 +665,10 @@ def anchors(args: argparse.Namespace) -> int:
         "ratio_steps": steps,
         "config": proposal.to_dict(),
     }
+    a.plot(shapes, cfg, clusters, args.output)
     write_text(
         args.output.with_suffix(".json"), json.dumps(numbers, indent=1).replace("Infinity", "null") + "\n"
     )
-    a.plot(shapes, cfg, clusters, args.output)
     print(f"{args.output}, {args.output.with_suffix('.json')}: written")
     return OK
 
@@ -665,8 +692,12 @@ def _add_split(steps: argparse._SubParsersAction) -> None:
     parser = _step(steps, split, "data/all/wider_gt.txt --output data/parts --val_share 0.1")
     _add_list(parser)
     _add_output(parser, "folder; the lists become train/wider_train_gt.txt and val/wider_val_gt.txt in it")
-    parser.add_argument("--val_share", type=float, default=0.1, metavar="S", help="for validation")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, another split")
+    parser.add_argument(
+        "--val_share", type=number(float, 0, 1), default=0.1, metavar="S", help="for validation"
+    )
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=0, metavar="N", help="another seed, another split"
+    )
     parser.add_argument(
         "--by_name", action="store_true", help="do not read the pictures; equal ones may end in both parts"
     )
@@ -684,7 +715,7 @@ def split(args: argparse.Namespace) -> int:
     parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, pictures)
     for name, part in zip(("train", "val"), parts, strict=True):
         if not part:
-            raise DataError(f"{args.list}: no image falls into {name}; take another --val_share or --seed")
+            raise DataError(f"{args.list}: no image for {name}; expected two different pictures or more")
     for name, part in zip(("train", "val"), parts, strict=True):
         target = args.output / name / f"wider_{name}_gt.txt"
         write_list(target, part, labelled_classes(args.list))
@@ -772,8 +803,12 @@ def _add_draw(steps: argparse._SubParsersAction) -> None:
     parser = _step(steps, draw, "data/oi/val/wider_val_gt.txt --output val.jpg --number 24")
     _add_list(parser)
     _add_output(parser, "picture to write")
-    parser.add_argument("--number", type=int, default=24, metavar="N", help="images to show")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other images")
+    parser.add_argument(
+        "--number", type=number(int, 1, 10_000), default=24, metavar="N", help="images to show"
+    )
+    parser.add_argument(
+        "--seed", type=number(int, 0), default=0, metavar="N", help="another seed, other images"
+    )
 
 
 def draw(args: argparse.Namespace) -> int:
@@ -781,8 +816,6 @@ def draw(args: argparse.Namespace) -> int:
     from data.picture_folder import picture_folder
     from data.sheets import list_sheet
 
-    if args.number < 1:
-        raise UsageError(f"expected --number of at least 1, got {args.number}")
     shown = list_sheet(args.list, picture_folder(args.list, args.images), args.output, args.number, args.seed)
     print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
     return OK

@@ -15,6 +15,7 @@ Score the folder with widerface_evaluate/evaluation.py or wider_openimagesperson
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from itertools import islice
@@ -30,13 +31,15 @@ from utils.arguments import (
     build_detector,
     device_of,
     parser_of,
+    weights_path,
 )
 from utils.background import Behind, map_ahead
 from utils.batches import batches, detect_batch, try_to_read
-from utils.cli import BAD_DATA, OK, DataError, report, run, warn
+from utils.cli import BAD_DATA, OK, DataError, UsageError, number, report, run, warn
 from utils.detector import Detections, Detector, InputSize
-from utils.distributed import processes, rank, sum_over_processes, world_size
+from utils.distributed import processes, rank, sum_over_processes, wait_for_all, world_size
 from utils.draw import draw_detections
+from utils.files import file_digest, read_json, write_text
 from utils.image_names import image_key, images_below, read_image_list
 from utils.images import write_image
 from utils.predictions import is_whole, prediction_path, write_prediction
@@ -82,21 +85,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="images to take, one a line, or an annotation list (default: all below the folder)",
     )
-    group = parser.add_argument_group("input")
+    group, side = parser.add_argument_group("input"), number(int, 1, 2**16)
     group.add_argument(
         "--origin_size",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="take images at their own size; else resize by --target_size and --max_size (default: yes)",
     )
-    group.add_argument("--target_size", type=int, default=1600, metavar="PIXELS", help="shorter side")
+    group.add_argument("--target_size", type=side, default=1600, metavar="PIXELS", help="shorter side")
     group.add_argument(
-        "--max_size", type=int, default=2150, metavar="PIXELS", help="limit of the longer side"
+        "--max_size", type=side, default=2150, metavar="PIXELS", help="limit of the longer side"
     )
-    group.add_argument("--long_side", type=int, metavar="PIXELS", help="resize to this longer side instead")
-    group.add_argument("--batch_size", type=int, default=1, metavar="N", help="images read together")
+    group.add_argument("--long_side", type=side, metavar="PIXELS", help="resize to this longer side instead")
     group.add_argument(
-        "--num_workers", type=int, default=2, metavar="N", help="threads that read images ahead"
+        "--batch_size", type=number(int, 1), default=1, metavar="N", help="images read together"
+    )
+    group.add_argument(
+        "--num_workers",
+        type=number(int, 1, 256),
+        default=2,
+        metavar="N",
+        help="threads that read images ahead",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -105,17 +114,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="where the text files go (default: where the data set's evaluator looks for them)",
     )
-    group.add_argument("--resume", action="store_true", help="skip images whose text file is whole")
+    group.add_argument(
+        "--resume", action="store_true", help="skip images whose text file of this dump is whole"
+    )
     group.add_argument(
         "-s", "--save_image", action="store_true", help="annotated pictures too, in <save_folder>_pictures"
     )
-    group.add_argument("--vis_thres", type=float, default=0.5, metavar="S", help="least score in a picture")
+    group.add_argument(
+        "--vis_thres", type=number(float, 0, 1), default=0.5, metavar="S", help="least score in a picture"
+    )
     args = parser.parse_args(argv)
-    for name in ("batch_size", "num_workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name}: expected at least 1, got {getattr(args, name)}")
-    if not 0 <= args.vis_thres <= 1:
-        parser.error(f"--vis_thres: expected a score from 0 to 1, got {args.vis_thres}")
     if args.long_side and not args.origin_size:
         parser.error("--long_side and --no-origin_size: expected one of them")
     return args
@@ -133,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
         detector = build_detector(args, input_size(args))
         # Whole batches are shared out: an image has the same neighbours whatever the number of processes.
         share = list(batches(images, args.batch_size))[rank() :: world_size()]
-        done = {name for batch in share for name in batch if args.resume and is_whole(dump.text_path(name))}
+        begin(dump, settings_of(args, dataset), args.resume)
+        done = {name for batch in share for name in batch if args.resume and dump.is_done(name)}
         todo = [batch for batch in ([name for name in batch if name not in done] for batch in share) if batch]
         detect_all(detector, todo, dump, args)
         # All processes end together: torchrun stops the others when one of them has failed.
@@ -148,6 +157,34 @@ def main(argv: list[str] | None = None) -> int:
                 + (f"; {faults} images failed (named above)" if faults else "")
             )
     return BAD_DATA if faults else OK
+
+
+def settings_of(args: argparse.Namespace, dataset: str) -> dict:
+    """What decides about the text files, to be compared by --resume."""
+    names = ["confidence_threshold", "top_k", "nms_threshold", "keep_top_k", "classes", "precision"]
+    names += ["origin_size", "long_side"] if args.origin_size else ["origin_size", "target_size", "max_size"]
+    weights = {"trained_model": file_digest(weights_path(args.trained_model))}
+    return weights | {"dataset": dataset} | {name: getattr(args, name) for name in names}
+
+
+def begin(dump: Dump, settings: dict, resume: bool) -> None:
+    """Notes the settings of a dump beside its text files, or compares them with those of the one to resume.
+
+    Raises:
+        UsageError: it was begun with others.
+    """
+    if resume and dump.settings_path.exists():
+        before = read_json(dump.settings_path, "the settings of a dump")
+        before = before if isinstance(before, dict) else {}
+        changed = [name for name in settings if settings[name] != before.get(name)]
+        if changed:
+            raise UsageError(
+                f"{dump.settings_path}: begun with another --{', --'.join(changed)}; give what is there, or "
+                f"start anew without --resume"
+            )
+    elif not resume and rank() == 0:
+        write_text(dump.settings_path, json.dumps(settings, indent=1) + "\n")
+    wait_for_all()
 
 
 def detect_all(detector: Detector, todo: list[list[str]], dump: Dump, args: argparse.Namespace) -> None:
@@ -183,11 +220,20 @@ class Dump:
         self.folder, self.save_folder, self.dataset = folder, save_folder, dataset
         self.pictures = save_folder.with_name(f"{save_folder.name}_pictures") if pictures else None
         self.visible = visible
+        self.settings_path = save_folder / "settings.json"
         self.written = self.detections = self.faults = 0
 
     def text_path(self, name: str) -> Path:
         """The text file of an image."""
         return prediction_path(self.save_folder, image_key(name))
+
+    def is_done(self, name: str) -> bool:
+        """Whether the text file of an image is there, whole and of this dump."""
+        path = self.text_path(name)
+        if not is_whole(path):
+            return False
+        begun = self.settings_path.stat().st_mtime_ns if self.settings_path.exists() else 0
+        return path.stat().st_mtime_ns >= begun
 
     def fault(self, message: object) -> None:
         """Reports an image that gave nothing; the others go on."""
@@ -212,7 +258,8 @@ def find_images(folder: Path, listed: Path | None) -> list[str]:
     """Paths of the images below ``folder``: those of a list, or all; no two may share a text file.
 
     Raises:
-        DataError: no folder, no list, no image, or two images that differ in their suffix alone.
+        DataError: no folder, no list, no image, one whose text file would lie elsewhere, or two images that
+            differ in their suffix alone.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images; give --dataset_folder DIR")
@@ -230,7 +277,10 @@ def find_images(folder: Path, listed: Path | None) -> list[str]:
         raise DataError(f"{listed or folder}: no image {'named ' if listed else ''}there")
     owners: dict[str, str] = {}
     for image in images:
-        owner = owners.setdefault(image_key(image), image)
+        key = image_key(image)
+        if ".." in key.split("/"):
+            raise DataError(f"{listed}: {image!r} leads out of {folder}; name images below it alone")
+        owner = owners.setdefault(key, image)
         if owner != image:
             raise DataError(f"{folder}: {owner} and {image} would share one text file; rename one of them")
     return images

@@ -30,6 +30,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import signal
@@ -53,6 +54,7 @@ from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
 from layers.modules.distillation import DistillationLoss, Teachers
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.checkpoint import (
+    Checkpoint,
     init_from_face,
     load_backbone,
     load_network,
@@ -63,7 +65,7 @@ from models.checkpoint import (
 )
 from models.retinaface import RetinaFace
 from utils.arguments import parser_of, pick_device
-from utils.cli import OK, DataError, UsageError, run
+from utils.cli import OK, DataError, UsageError, number, run
 from utils.distributed import (
     processes,
     rank,
@@ -85,6 +87,10 @@ FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_fol
 FREE_ON_RESUME |= {"val_dataset", "val_every", "debug_images"}
 
 
+#: What a disk says that takes no more.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     data = parser.add_argument_group("data")
@@ -101,28 +107,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument(
         "--repeat",
         nargs="+",
-        type=_positive(float),
+        type=number(float, 0, 10_000, above=True),
         metavar="R",
         help="how often each list is seen in an epoch, e.g. 2 0.5 (default: once)",
     )
     data.add_argument(
         "--image_size",
-        type=_positive(int),
+        type=number(int, 1, 2**14),
         metavar="PX",
         help="side of training pictures (default: the network's)",
     )
     data.add_argument(
         "--zoom_out",
-        type=_positive(float),
+        type=number(float, 1, 100),
         default=1.0,
         metavar="F",
         help="show pictures up to F times smaller, half of the time",
     )
     data.add_argument(
-        "--min_box", type=float, default=0.0, metavar="PX", help="crops drop boxes with a side below this"
+        "--min_box",
+        type=number(float, 0),
+        default=0.0,
+        metavar="PX",
+        help="crops drop boxes with a side below this",
     )
     data.add_argument(
-        "--num_workers", type=int, default=4, metavar="N", help="processes that read pictures; 0: none"
+        "--num_workers",
+        type=number(int, 0, 256),
+        default=4,
+        metavar="N",
+        help="processes that read pictures; 0: none",
     )
 
     start = parser.add_argument_group("start")
@@ -135,7 +149,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     start.add_argument(
         "--resume_epoch",
-        type=int,
+        type=number(int, 0),
         default=0,
         metavar="E",
         help="epochs done already; the schedule goes on from there",
@@ -156,7 +170,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--loc_loss", choices=list(LOC_LOSSES), default="smooth_l1", help="localisation loss")
     loss.add_argument(
-        "--match_iou", type=float, default=0.45, metavar="IOU", help="overlap from which a prior learns a box"
+        "--match_iou",
+        type=number(float, 0, 1),
+        default=0.45,
+        metavar="IOU",
+        help="overlap from which a prior learns a box",
     )
     loss.add_argument(
         "--teacher",
@@ -169,7 +187,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     loss.add_argument(
         "--distil",
         nargs="+",
-        type=float,
+        type=number(float, 0),
         default=[1.0],
         metavar="W",
         help="weight of the teachers, one for all or one a class (face person)",
@@ -186,28 +204,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     step = parser.add_argument_group("optimisation")
     step.add_argument(
-        "--epochs", type=_positive(int), metavar="N", help="length of the run (default: the network's)"
+        "--epochs", type=number(int, 1), metavar="N", help="length of the run (default: the network's)"
     )
     step.add_argument(
         "--batch_size",
-        type=_positive(int),
+        type=number(int, 1),
         default=24,
         metavar="N",
         help="pictures of a step, over all processes",
     )
     step.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
     step.add_argument(
-        "--lr", "--learning-rate", type=_positive(float), default=1e-3, metavar="R", help="learning rate"
+        "--lr",
+        "--learning-rate",
+        type=number(float, 0, above=True),
+        default=1e-3,
+        metavar="R",
+        help="learning rate",
     )
     step.add_argument(
         "--shared_lr_factor",
-        type=float,
+        type=number(float, 0),
         default=1.0,
         metavar="F",
         help="rate of all layers before the heads, as a share of --lr",
     )
-    step.add_argument("--momentum", type=float, default=0.9, metavar="M", help="of SGD")
-    step.add_argument("--weight_decay", type=float, default=5e-4, metavar="D")
+    step.add_argument("--momentum", type=number(float, 0, 1), default=0.9, metavar="M", help="of SGD")
+    step.add_argument("--weight_decay", type=number(float, 0), default=5e-4, metavar="D")
     step.add_argument(
         "--schedule",
         choices=["step", "cosine"],
@@ -215,28 +238,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="step: times --gamma at the network's epochs; cosine: to zero at the end",
     )
     step.add_argument(
-        "--gamma", type=float, default=0.1, metavar="G", help="factor of a step of the schedule"
+        "--gamma", type=number(float, 0), default=0.1, metavar="G", help="factor of a step of the schedule"
     )
     step.add_argument(
-        "--warmup", type=int, default=0, metavar="STEPS", help="steps in which the rate rises to --lr"
+        "--warmup",
+        type=number(int, 0),
+        default=0,
+        metavar="STEPS",
+        help="steps in which the rate rises to --lr",
     )
     step.add_argument(
         "--clip_grad",
-        type=_positive(float),
+        type=number(float, 0, above=True),
         default=math.inf,
         metavar="NORM",
         help="largest norm of the gradient",
     )
     step.add_argument(
         "--accumulate",
-        type=_positive(int),
+        type=number(int, 1),
         default=1,
         metavar="K",
         help="send a step's pictures through the network in K parts, for less memory",
     )
     step.add_argument(
         "--ema",
-        type=float,
+        type=number(float, 0, 0.999999),
         default=0.0,
         metavar="DECAY",
         help="keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)",
@@ -249,7 +276,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     step.add_argument("--sync_bn", action="store_true", help="batch norm over the pictures of all processes")
     step.add_argument("--amp", action="store_true", help="bfloat16 in the network")
     step.add_argument("--compile", action="store_true", help="torch.compile; pays off in long runs on a GPU")
-    step.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    step.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and augmentation")
     step.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is"
     )
@@ -265,11 +292,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="annotation lists to validate on, for the classes that they label",
     )
     output.add_argument(
-        "--val_every", type=_positive(int), default=1, metavar="E", help="epochs between validations"
+        "--val_every", type=number(int, 1), default=1, metavar="E", help="epochs between validations"
     )
     output.add_argument(
         "--debug_images",
-        type=int,
+        type=number(int, 0),
         default=0,
         metavar="N",
         help="write N training pictures with boxes and matched priors",
@@ -291,24 +318,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _positive(kind: type) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with processes(pick_device(args.device, args.cpu)) as device:
         try:
             return train(args, device, sys.argv[1:] if argv is None else argv)
         except OSError as error:
-            if error.errno is None:
+            if error.errno not in DISK_ERRORS:
                 raise
             raise DataError(
                 f"{args.save_folder}: {error.strerror}; the last good files there are whole: make room, or "
@@ -383,10 +399,7 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
 
     progress = {"epoch": args.resume_epoch, "totals": {}, "best": -1.0}
     if state:
-        recipe.optimizer.load_state_dict(state.extra["optimizer"])
-        if average:
-            average.load_state_dict(state.extra["average"])
-        progress = state.extra["progress"]
+        progress = _restore(state, recipe)
         done = progress["totals"].get("steps", 0)
         journal.say(f"{last}: going on in epoch {progress['epoch'] + 1} after step {done}")
     if journal.active:
@@ -559,6 +572,29 @@ def _check_settings(args: argparse.Namespace, saved: dict | None, path: Path) ->
         raise UsageError(
             f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
         )
+
+
+def _restore(state: Checkpoint, recipe: Recipe) -> dict:
+    """Gives optimizer and average what a run left; returns its progress.
+
+    Raises:
+        DataError: a part of it is not there or does not fit.
+    """
+    try:
+        recipe.optimizer.load_state_dict(state.extra["optimizer"])
+        if recipe.average:
+            recipe.average.load_state_dict(state.extra["average"])
+        progress = state.extra["progress"]
+        return {
+            "epoch": int(progress["epoch"]),
+            "totals": dict(progress["totals"]),
+            "best": float(progress["best"]),
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{state.path}: the state of its run is damaged ({reason}); start from its weights: --resume_net"
+        ) from None
 
 
 def _describe(args: argparse.Namespace, argv: list[str]) -> dict:

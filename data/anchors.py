@@ -20,6 +20,7 @@ from data.annotations import ImageAnnotation, iter_annotations
 from data.config import CLASS_NAMES, ModelConfig
 from data.picture_folder import picture_sizes
 from utils.cli import DataError
+from utils.images import write_figure
 
 #: IoU of the recall tables; training matches at 0.45.
 IOUS = (0.35, 0.45, 0.5)
@@ -285,8 +286,6 @@ def plot(
     from matplotlib import pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
-    from utils.files import atomic_path
-
     colours = {"face": "#e69f00", "person": "#0072b2"}
     figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     scatter, ratio, curve, recall = axes.ravel()
@@ -329,6 +328,4 @@ def plot(
         axis.legend()
     for axis in (scatter.xaxis, scatter.yaxis):
         axis.set_major_formatter(ScalarFormatter())
-    with atomic_path(output) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    write_figure(output, figure, 110)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 from data.annotations import ImageAnnotation, iter_annotations
 from data.config import CLASS_NAMES
 from utils.background import map_ahead
-from utils.cli import DataError
+from utils.cli import DataError, warn
 from utils.files import file_digest, write_text
 from utils.images import read_image
 
@@ -89,7 +90,8 @@ def split_annotations(
     """Training and validation part, each in list order.
 
     An image's part hangs on the seed and its content alone, so that equal pictures stay together and a
-    picture stays in its part when others are added.
+    picture stays in its part when others are added; but where that leaves a part of a small list empty, the
+    picture nearest to it goes there.
 
     Args:
         annotations: the list.
@@ -105,10 +107,13 @@ def split_annotations(
         keys: Iterable[str] = (annotation.path for annotation in annotations)
     else:
         keys = map_ahead(lambda a: file_digest(pictures / a.path), annotations, workers=4, ahead=32)
+    draws = [int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64 for key in keys]
+    cut = val_share
+    if draws and min(draws) < max(draws):  # two different pictures or more
+        cut = min(max(val_share, math.nextafter(min(draws), 1)), max(draws))
     parts: tuple[list[ImageAnnotation], list[ImageAnnotation]] = ([], [])
-    for annotation, key in zip(annotations, keys, strict=True):
-        draw = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64
-        parts[draw < val_share].append(annotation)
+    for annotation, draw in zip(annotations, draws, strict=True):
+        parts[draw < cut].append(annotation)
     return parts
 
 
@@ -185,7 +190,10 @@ def check_list(
         if (earlier := seen.setdefault(annotation.path, annotation.line)) != annotation.line:
             yield f"{where}: {annotation.path} is named in line {earlier} already; clean joins them"
     if cache is not None:
-        write_text(cache, json.dumps(passed))
+        try:
+            write_text(cache, json.dumps(passed))
+        except OSError as error:  # a list on a read-only disk can be checked all the same
+            warn(f"{cache}: not written ({error.strerror}); the next check decodes every picture again")
 
 
 def _read_cache(cache: Path | None) -> dict[str, list[int]]:

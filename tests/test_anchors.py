@@ -103,8 +103,11 @@ def test_command_writes_plot_and_numbers(tmp_path, capsys):
     numbers = json.loads(output.with_suffix(".json").read_text())
     assert len(numbers["k_means"]) == 3
     assert "40 boxes in a square of 640 px" in capsys.readouterr().out
-    with pytest.raises(UsageError):
+    with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--image_size", "0", "640"])
+    arguments[arguments.index(str(output))] = str(tmp_path / "anchors.odd")
+    with pytest.raises(UsageError, match="ends with .png"):
+        main([*arguments, "--image_size", "480", "640"])
 
 
 def test_published_list(reference, tmp_path):

@@ -140,8 +140,17 @@ def test_split_keeps_equal_pictures_together_and_is_stable(tmp_path, listed):
         ]
     with pytest.raises(UsageError, match="between 0 and 1"):
         main(["split", str(listed), "--output", str(tmp_path / "x"), "--val_share", "1"])
-    with pytest.raises(DataError, match="no image falls into val"):
-        main(["split", str(listed), "--output", str(tmp_path / "x"), "--val_share", "1e-9", "--by_name"])
+
+
+def test_split_of_a_small_list_leaves_no_part_empty(tmp_path, listed):
+    output = tmp_path / "parts"
+    for share, sizes in (("1e-9", [11, 1]), ("0.999999999", [1, 11])):
+        assert main(["split", str(listed), "--output", str(output), "--val_share", share, "--by_name"]) == 0
+        parts = [read_annotations(output / part / f"wider_{part}_gt.txt") for part in ("train", "val")]
+        assert list(map(len, parts)) == sizes
+    listed.write_text("# 0/0.png\n")
+    with pytest.raises(DataError, match="no image for val; expected two different pictures"):
+        main(["split", str(listed), "--output", str(output)])
 
 
 def test_merge(tmp_path, listed, capsys):

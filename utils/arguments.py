@@ -9,7 +9,7 @@ import torch
 
 from data.config import CLASS_NAMES, NETWORKS
 from models.onnx_network import is_onnx
-from utils.cli import UsageError
+from utils.cli import UsageError, number
 from utils.cli import parser_of as parser_of
 from utils.detector import PRECISIONS, Detector, InputSize, Thresholds
 
@@ -54,23 +54,31 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     group, default = parser.add_argument_group("detection"), Thresholds()
     group.add_argument(
         "--confidence_threshold",
-        type=float,
+        type=number(float, 0, 1),
         default=default.score,
         metavar="S",
         help="keep scores above this",
     )
     group.add_argument(
-        "--top_k", type=int, default=default.top_k, metavar="N", help="candidates a class before NMS"
+        "--top_k",
+        type=number(int, 1),
+        default=default.top_k,
+        metavar="N",
+        help="candidates a class before NMS",
     )
     group.add_argument(
         "--nms_threshold",
-        type=float,
+        type=number(float, 0, 1),
         default=default.nms_iou,
         metavar="IOU",
         help="NMS drops overlaps above this",
     )
     group.add_argument(
-        "--keep_top_k", type=int, default=default.keep_top_k, metavar="N", help="detections a class after NMS"
+        "--keep_top_k",
+        type=number(int, 1),
+        default=default.keep_top_k,
+        metavar="N",
+        help="detections a class after NMS",
     )
     group.add_argument(
         "--classes", nargs="+", choices=list(CLASS_NAMES.values()), help="look for these alone (default: all)"

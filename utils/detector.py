@@ -267,7 +267,7 @@ class Detector:
                     outputs = self.forward(batch)
                 with self.stopwatch("postprocess"):
                     detections = self.postprocess(*outputs, size, sizes)
-            except (MemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError, cv2.error) as error:
                 raise _out_of_memory(error, len(indices), size) from None
             found.update(zip(indices, detections, strict=True))
         return [found[i] for i in range(len(found))]
@@ -354,7 +354,7 @@ class Detector:
 
 def _out_of_memory(error: Exception, count: int, size: tuple[int, int]) -> Exception:
     """What to raise for an error that may be about memory."""
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "alloc" not in str(error):
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError | cv2.error) and "alloc" not in str(error):
         return error
     return DataError(
         f"pictures of {size[1]}x{size[0]} pixels, {count} at once, need more memory than is free; "

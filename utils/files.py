@@ -34,23 +34,27 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     folders are made. On an error the temporary file is removed and ``path`` stays as it was.
 
     Raises:
-        DataError: ``path`` is a folder.
+        DataError: see `output_path`.
     """
-    path = check_output(path)
+    path = output_path(path)
     with scratch_path(path.parent, path.suffix) as temporary:
         yield temporary
         temporary.replace(path)
 
 
-def check_output(path: str | os.PathLike) -> Path:
+def output_path(path: str | os.PathLike) -> Path:
     """The path of a file to write, if it can be one; worth asking before the work.
 
     Raises:
-        DataError: it is a folder.
+        DataError: it is a folder, or a name that no file can have.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: a folder; expected the name of a file to write")
+    try:
+        what = "a folder" if path.is_dir() else ""
+    except OSError as error:  # e.g. a name that is too long
+        what = str(error.strerror)
+    if what:
+        raise DataError(f"{path}: {what}; expected the name of a file to write")
     return path
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
 from utils.files import atomic_path
 
 try:
@@ -18,12 +19,18 @@ except ImportError as error:
         f"libxcb1), or use opencv-python-headless instead of opencv-python"
     ) from None
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Damaged files are reported by our own messages; what OpenCV and its video library print is left out.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 #: Endings that annotated pictures keep; every other is written as JPEG.
 WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+#: Endings of plots.
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -95,3 +102,21 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         )
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.data)  # unlike tofile, it tells why it cannot be written
+
+
+def write_figure(path: str | os.PathLike, figure: Figure, dots_per_inch: int) -> None:
+    """Writes a figure of matplotlib, atomically, in the format of the file name's ending, and closes it.
+
+    Raises:
+        UsageError: the ending is none of a figure.
+        OSError: the file cannot be written.
+    """
+    from matplotlib import pyplot as plt
+
+    try:
+        if Path(path).suffix.lower() not in FIGURE_SUFFIXES:
+            raise UsageError(f"{path}: expected a name that ends with {', '.join(FIGURE_SUFFIXES)}")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=dots_per_inch)
+    finally:
+        plt.close(figure)

@@ -76,7 +76,7 @@ def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | st
         return _read_list(path)
     if path.is_file():
         return [(_kind(path), path, Path(path.name))]
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 5:
         return [("camera", text, Path(f"camera{text}"))]
     if "://" in text:
         return [("camera", text, Path("stream"))]

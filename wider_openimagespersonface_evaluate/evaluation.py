@@ -27,7 +27,7 @@ import numpy as np
 
 import widerface_evaluate.matching
 from data.config import CLASS_NAMES
-from utils.cli import DataError, run, warn
+from utils.cli import DataError, parser_of, run, warn
 from utils.evaluation import command
 from utils.evaluation.average_precision import (
     Curve,
@@ -163,9 +163,7 @@ def draw_worst(args: argparse.Namespace, truths: Truths, found: dict[str, ClassS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     command.add_arguments(parser, HERE / "results_wider_OIpersonface_150_1803txt", HERE / "ground_truth")
     csv = parser.add_argument_group("ground truth as CSV")
     csv.add_argument("--image_labels", type=Path, metavar="CSV", help="verified image-level labels")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from data.config import CLASS_LABELS
-from utils.cli import DataError, run, warn
+from utils.cli import DataError, parser_of, run, warn
 from utils.evaluation import command
 from utils.evaluation.average_precision import (
     Curve,
@@ -121,9 +121,7 @@ def draw_worst(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     command.add_arguments(parser, HERE / "results_widerface_150_1803txt", HERE / "ground_truth")
     parser.add_argument("--by_event", action="store_true", help="print the table by event as well")
     return parser.parse_args(argv)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cli import DataError, UsageError, warn
+from utils.cli import DataError, UsageError, number, warn
 from utils.files import write_text
 from utils.image_names import image_key, read_image_list
 from utils.predictions import Predictions, prediction_path, read_predictions
@@ -53,15 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Pa
     )
     rule = parser.add_argument_group("rule")
     rule.add_argument("--protocol", choices=(STANDARD, LEGACY), default=STANDARD, help="default: standard")
-    rule.add_argument("--iou", type=float, default=0.5, metavar="T", help="overlap of a hit (default: 0.5)")
-    rule.add_argument("--min_score", type=float, metavar="S", help="leave out detections that score less")
+    rule.add_argument(
+        "--iou", type=number(float, 0, 1), default=0.5, metavar="T", help="overlap of a hit (default: 0.5)"
+    )
+    rule.add_argument(
+        "--min_score", type=number(float, -(2**31)), metavar="S", help="leave out detections that score less"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     output.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw precision-recall curves (png, svg, pdf)"
     )
     output.add_argument(
-        "--worst", type=int, default=0, metavar="N", help="draw the N images that cost most AP"
+        "--worst", type=number(int, 0), default=0, metavar="N", help="draw the N images that cost most AP"
     )
     output.add_argument("--images", type=Path, metavar="DIR", help="where the images are, for --worst")
     output.add_argument(
@@ -73,8 +77,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UsageError for values that make no sense; fills in what depends on others."""
     if not 0 < args.iou < 1:
         raise UsageError(f"--iou {args.iou:g}: expected a number between 0 and 1")
-    if args.worst < 0:
-        raise UsageError(f"--worst {args.worst}: expected a number of images")
     if args.worst and args.images is None:
         raise UsageError("--worst needs the images: give --images DIR")
     if args.images is not None and not args.images.is_dir():

@@ -9,13 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.cli import DataError, UsageError, warn
+from utils.cli import DataError, warn
 from utils.draw import draw_boxes
 from utils.evaluation.average_precision import Curve
 from utils.evaluation.overlaps import divide, intersections
-from utils.files import atomic_path
 from utils.image_names import IMAGE_SUFFIXES
-from utils.images import read_image, write_image
+from utils.images import read_image, write_figure, write_image
 from utils.predictions import Predictions
 
 #: BGR; told apart by colour-blind eyes too (Okabe and Ito).
@@ -45,13 +44,7 @@ def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=150)
-    except ValueError:
-        raise UsageError(f"--plot {path}: no such picture format; expected .png, .svg or .pdf") from None
-    finally:
-        plt.close(figure)
+    write_figure(path, figure, 150)
 
 
 @dataclass

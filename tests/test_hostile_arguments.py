@@ -1,0 +1,103 @@
+"""Every argument of every script wrong in turn; full disks. `tests/README.md` tells what else was tried."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hostile import STAGES, make_folder, run
+
+import convert_to_onnx
+import detect
+import prep_data
+import test_widerface_personface as dump
+import train_changeclass
+import wider_openimagespersonface_evaluate.evaluation as openimages
+import widerface_evaluate.evaluation as widerface
+
+SCRIPTS = (train_changeclass, detect, dump, convert_to_onnx, prep_data, widerface, openimages)
+
+NO_NUMBERS = ("nan", "inf", "-inf", "1e400", "9" * 5000, "many", "", "0x10")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    make_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parsers_of(parse_args: Callable) -> list[argparse.ArgumentParser]:
+    """The parser that a script makes, or those of its steps."""
+    made: list[argparse.ArgumentParser] = []
+
+    class Seen(Exception):
+        pass
+
+    def note(self: argparse.ArgumentParser, *_: object) -> None:
+        made.append(self)
+        raise Seen
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Seen):
+        patch.setattr(argparse.ArgumentParser, "parse_args", note)
+        parse_args([])
+    for action in made[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return list(action.choices.values())
+    return made
+
+
+PARSERS = [parser for script in SCRIPTS for parser in parsers_of(script.parse_args)]
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: f"{parser.prog}-{id(parser) % 997}")
+def test_what_is_no_number_of_the_kind_is_refused_in_one_line(parser, capsys):
+    for action in parser._actions:
+        kind = action.type
+        if kind in (None, Path) and not action.choices:
+            continue
+        for text in NO_NUMBERS:
+            values = [text] * (action.nargs if isinstance(action.nargs, int) else 1)
+            with pytest.raises(SystemExit) as stop:
+                parser.parse_args([*action.option_strings[-1:], *values])
+            assert stop.value.code == 2
+            assert capsys.readouterr().err.count("\n") == 1, (action.option_strings, text)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_paths_that_are_wrong_give_one_line(name, folder):
+    main, text = STAGES[name]
+    arguments = text.split()
+    assert run(main, arguments)[0] == 0
+    shutil.rmtree("out", ignore_errors=True)
+    Path("binary").write_bytes(bytes(range(256)) * 20)
+    places = [i for i, word in enumerate(arguments) if "/" in word or "." in word]
+    for place in places:
+        for wrong in ("absent/none.txt", "set", "binary", "n" * 300, "binary/below"):
+            code, lines = run(main, [*arguments[:place], wrong, *arguments[place + 1 :]])
+            assert code in (0, 1, 2), (place, wrong)
+            assert len(lines) <= 1 and (code == 0 or lines or name == "check"), (place, wrong, lines)
+            assert not list(folder.rglob(".tmp*")), (place, wrong)
+            shutil.rmtree("out", ignore_errors=True)
+            Path("binary").write_bytes(bytes(range(256)) * 20)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(name, folder):
+    main, text = STAGES[name]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        code, lines = run(main, text.split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if name in ("stats", "link", "check"):  # what they write is nothing, a link, a cache
+        assert (code, lines) == (0, [])
+    else:
+        assert code == 1 and len(lines) == 1 and "File too large" in lines[0], lines
+    assert not list(folder.rglob(".*tmp*"))
+    assert run(main, text.split()) == (0, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import settings
 from data.config import cfg_mnet
 from models.checkpoint import save_checkpoint
 from models.retinaface import RetinaFace
+from tests.two_processes import TwoProcesses
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,3 +48,11 @@ def weights(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("weights") / "random.pth"
     save_checkpoint(path, network)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def two_processes(repository) -> Iterator[TwoProcesses]:
+    """Runs scripts in two processes that work as one."""
+    processes = TwoProcesses(repository)
+    yield processes
+    processes.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,21 +151,13 @@ def test_bad_input(photos, tmp_path, weights):
     assert not (tmp_path / "out").exists()
 
 
-def test_processes_share_the_images_out(repository, photos, tmp_path, weights):
+def test_processes_share_the_images_out(photos, tmp_path, weights, two_processes):
     assert run("--dataset_folder", photos, "--save_folder", tmp_path / "one", weights=weights) == 0
     (photos / "0--A" / "broken.jpg").write_bytes(b"nothing")
     arguments = ["--dataset_folder", photos, "--save_folder", tmp_path / "two", "-m", weights, "--cpu"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("test_widerface_personface.py", *arguments),
-        ],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0 and "broken.jpg" in done.stderr
-    assert "5 images in" in done.stdout and "1 images failed" in done.stdout
+    first, second = two_processes("test_widerface_personface", *arguments)
+    assert first.code == second.code == 1 and "broken.jpg" in first.err + second.err
+    assert "5 images in" in first.out and "1 images failed" in first.out and not second.out
     assert texts(tmp_path / "two") == texts(tmp_path / "one")
 
 

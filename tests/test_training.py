@@ -7,9 +7,6 @@ import json
 import os
 import resource
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,6 @@ import train_changeclass
 from data.config import cfg_mnet
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.retinaface import RetinaFace
-from tests.conftest import REPOSITORY
 from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main
 from utils import engine
@@ -114,35 +110,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(data, start, tmp_path, monkeypatch, ca
         assert_same(one.extra[name], other.extra[name])
 
 
-def in_two_processes(folder: Path, runs: list[list[str]]) -> str:
-    """Standard output of two processes, with torchrun's variables, that do some runs one after the other."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in runs]
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    script = folder / "runs.py"
-    script.write_text(
-        f"import os\nfrom train_changeclass import main\nfor port, argv in zip({ports!r}, {runs!r}):\n"
-        f"    os.environ['MASTER_PORT'] = port\n    assert main(argv) == 0\n"
-    )
-    common = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
-    common |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    results = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    return "".join(out for out, _ in results)
-
-
-def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start, tmp_path):
+def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start, tmp_path, two_processes):
     slowly = ("--lr", "1e-5", "--clip_grad", "1")  # random weights are chaotic
     variants = {
         "sync_bn": ("--sync_bn", *slowly, "--val_dataset", data[0]),
@@ -160,9 +128,9 @@ def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start
     }
     for name, more in variants.items():
         assert main(arguments(data, start, tmp_path / name, *more)) == 0
-    pair = [arguments(data, start, tmp_path / f"{name}_2", *more) for name, more in variants.items()]
-    assert in_two_processes(tmp_path, pair).count("16 pictures") == len(variants)  # one process speaks
-    for name in variants:
+        both = two_processes("train_changeclass", *arguments(data, start, tmp_path / f"{name}_2", *more))
+        assert [one.code for one in both] == [0, 0], both
+        assert ["16 pictures" in one.out for one in both] == [True, False]  # one process speaks
         for one, other in zip(rows(tmp_path / name), rows(tmp_path / f"{name}_2"), strict=True):
             for column in one.keys() - {"images_per_second", "waiting_share", "gradient"}:
                 expected = pytest.approx(float(one[column]), rel=1e-5, abs=1e-5)

@@ -150,7 +150,7 @@ def check_output(args: argparse.Namespace, sources: list[Source]) -> None:
         output_path(args.save_json)
     for source in sources if args.save_image else ():
         path = Path(args.save_folder) / source.output
-        if path.exists() and Path(source.path).exists() and path.samefile(source.path):
+        if os.path.exists(path) and os.path.exists(source.path) and path.samefile(source.path):  # noqa: PTH110
             raise UsageError(
                 f"{path} would be written over by its annotated copy; give another --save_folder"
             )

@@ -115,8 +115,8 @@ step train train "$OUT/train" --num_workers 8 \
     --training_dataset "$lists"/{open_images,wider_face}/train/wider_train_gt.txt --repeat 0.2 4 \
     --image_size 640 --zoom_out 1.5 --batch_size 64 \
     --init_from_face "$FACE_TEACHER" --freeze_bn --amp \
-    --teacher "$FACE_TEACHER" "$PERSON_TEACHER" --distil 3 1.5 \
-    --optimizer adamw --lr 1e-3 --shared_lr_factor 0.6 --clip_grad 50 --schedule cosine --warmup 500 \
+    --teacher "$FACE_TEACHER" "$PERSON_TEACHER" --distil 3 0.75 \
+    --optimizer adamw --lr 1.2e-3 --shared_lr_factor 0.5 --clip_grad 50 --schedule cosine --warmup 500 \
     --epochs 40 --ema 0.9995 \
     --val_dataset "$lists"/{open_images,wider_face}/val/wider_val_gt.txt --val_every 2
 

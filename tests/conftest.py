@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+
+
+def json_of(main: Callable[[list[str]], int], *arguments: object) -> dict:
+    """What an evaluator's ``--json`` holds after a run with ``-p`` and other arguments."""
+    arguments = [str(argument) for argument in arguments]
+    path = Path(arguments[arguments.index("-p") + 1]).with_suffix(".numbers.json")
+    assert main([*arguments, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="session")

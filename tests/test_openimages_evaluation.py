@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.bench_evaluation import make_set
 from benchmarks.plain_evaluation import class_average_precision, openimages
 from data.annotations import ImageAnnotation, write_annotations
+from tests.conftest import json_of
 from utils.cli import DataError, UsageError
 from utils.evaluation import overlaps
 from utils.evaluation.truths import Truths
@@ -37,12 +38,7 @@ def made(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "both", tmp_path / "list.txt"
 
 
-def scores_of(*arguments: object) -> dict:
-    """``--json`` of a run."""
-    arguments = [str(argument) for argument in arguments]
-    path = Path(arguments[arguments.index("-p") + 1]).with_suffix(".numbers.json")
-    assert main([*arguments, "--json", str(path)]) == 0
-    return json.loads(path.read_text())
+scores_of = partial(json_of, main)
 
 
 def aps(numbers: dict) -> list[float]:

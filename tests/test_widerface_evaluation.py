@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.bench_evaluation import make_set, write_mat_files
 from benchmarks.plain_evaluation import curve_area, image_curve, match_image, widerface
 from data.annotations import ImageAnnotation
+from tests.conftest import json_of
 from utils.cli import DataError, UsageError
 from utils.evaluation import overlaps
 from utils.predictions import (
@@ -52,12 +53,7 @@ def made(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "faces", tmp_path / "mat"
 
 
-def scores_of(*arguments: object) -> dict:
-    """``--json`` of a run."""
-    arguments = [str(argument) for argument in arguments]
-    path = Path(arguments[arguments.index("-p") + 1]).with_suffix(".numbers.json")
-    assert main([*arguments, "--json", str(path)]) == 0
-    return json.loads(path.read_text())
+scores_of = partial(json_of, main)
 
 
 def aps(numbers: dict) -> list[float]:

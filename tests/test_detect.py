@@ -173,9 +173,13 @@ def test_usage_errors(photo, tmp_path, weights):
         detect.main([str(photo), "-m", weights, "--device", "cuda:99"])
     with pytest.raises(UsageError, match="written over"):
         run(photo, "--save_folder", photo.parent, weights=weights)
-    with pytest.raises(UsageError, match="at least 1 pixel"):
-        run(photo, "--long_side", -1, weights=weights)
-    for wrong in (["--batch_size", 0], ["--vis_thres", 2], ["--classes", "cat"], ["--unknown"]):
+    for wrong in (
+        ["--long_side", -1],
+        ["--batch_size", 0],
+        ["--vis_thres", 2],
+        ["--classes", "cat"],
+        ["--unknown"],
+    ):
         with pytest.raises(SystemExit) as stop:
             run(photo, *wrong, weights=weights)
         assert stop.value.code == 2

@@ -162,7 +162,7 @@ def test_usage(tmp_path, listed):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json"))])
     with pytest.raises(UsageError, match="5=cat: expected ID=CLASS with one of face"):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=cat"])
-    with pytest.raises(UsageError, match="from 0 to 1"):
+    with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--score", "70"])
     same_folder = [*arguments[:3], str(listed.with_name("other.txt"))]
     with pytest.raises(DataError, match="write it to another folder"):

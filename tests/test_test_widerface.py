@@ -12,7 +12,7 @@ import pytest
 import test_widerface_personface as script
 from data.annotations import ImageAnnotation, write_annotations
 from utils.arguments import build_detector
-from utils.cli import DataError, UsageError
+from utils.cli import DataError
 from utils.evaluation.truths import Truths
 from utils.images import read_image, write_image
 from utils.predictions import Predictions, read_predictions
@@ -144,8 +144,8 @@ def test_bad_input(photos, tmp_path, weights):
     said("no such folder of images", "--dataset_folder", tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     said("no image there", "--dataset_folder", tmp_path / "empty")
-    said("no such list", "--dataset_folder", photos, "--dataset_list", tmp_path / "absent")
-    said("score threshold", "--dataset_folder", photos, "--confidence_threshold", "2", error=UsageError)
+    said("no such file; expected a list", "--dataset_folder", photos, "--dataset_list", tmp_path / "absent")
+    said("2", "--dataset_folder", photos, "--confidence_threshold", "2", error=SystemExit)
     shutil.copy(photos / "0--A" / "b.png", photos / "0--A" / "b.jpg")
     said("would share one text file", "--dataset_folder", photos)
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ EVALUATORS := widerface_evaluate wider_openimagespersonface_evaluate
 .PHONY: help demo test build lint bench clean
 
 help:
-	@echo "make demo    find faces and persons in the sample photos, pictures in demo/"
+	@echo "make demo    find faces and persons in the sample photos, images in demo/"
 	@echo "make test    run the tests"
 	@echo "make build   compile the evaluators' Cython extensions"
 	@echo "make lint    check style"

@@ -35,7 +35,7 @@ from utils.image_names import images_below
 from utils.images import read_image
 from utils.inputs import sample_photos
 
-#: Longer side of calibration pictures where the size of the input is free.
+#: Longer side of calibration images where the size of the input is free.
 CALIBRATION_SIDE = 640
 
 #: Priors that the check compares, those that score highest.
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("arithmetic")
     group.add_argument("--precision", choices=list(LIMITS), default="fp32", help="of the network in the file")
-    group.add_argument("--calibrate", metavar="DIR", help="pictures that int8 takes its ranges from")
+    group.add_argument("--calibrate", metavar="DIR", help="images that int8 takes its ranges from")
     group.add_argument(
         "--calibration_images",
         type=number(int, 1),
@@ -103,7 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("file")
     group.add_argument("--out", metavar="F", help="file (default: the checkpoint's name, size and kind)")
-    group.add_argument("--image", metavar="FILE", help="picture for the check (default: a sample photo)")
+    group.add_argument("--image", metavar="FILE", help="image for the check (default: a sample photo)")
     args = parser.parse_args(argv)
     if (args.precision == "int8") != bool(args.calibrate):
         parser.error("--precision int8 and --calibrate DIR: expected both or neither")
@@ -161,15 +161,15 @@ def default_name(args: argparse.Namespace, weights: Path) -> str:
 
 
 def calibration_inputs(args: argparse.Namespace, network: RetinaFace) -> Iterator[np.ndarray]:
-    """Network inputs of pictures below ``--calibrate``.
+    """Network inputs of images below ``--calibrate``.
 
     Raises:
-        DataError: no such folder, no picture in it, or one that cannot be read.
+        DataError: no such folder, no image in it, or one that cannot be read.
     """
     folder = Path(args.calibrate)
     paths = images_below(folder) if folder.is_dir() else []
     if not paths:
-        raise DataError(f"{folder}: no pictures there; expected a folder of pictures like those to come")
+        raise DataError(f"{folder}: no images there; expected a folder of images like those to come")
     size = (
         InputSize(fixed=tuple(args.image_size)) if args.image_size else InputSize(long_side=CALIBRATION_SIDE)
     )

@@ -1,4 +1,4 @@
-"""Finds faces and persons in pictures, folders, videos and cameras.
+"""Finds faces and persons in images, folders, videos and cameras.
 
 Examples:
   python3 detect.py                            # sample photos of installed packages
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="pictures, folders (searched to the bottom), globs, .txt lists with one picture a line, videos, "
+        help="images, folders (searched to the bottom), globs, .txt lists with one image a line, videos, "
         "a camera's number or a stream's address (default: sample photos of installed packages)",
     )
     add_network_arguments(parser)
@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="resize to this longer side (default: keep)",
     )
     group.add_argument(
-        "--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures or frames a forward pass"
+        "--batch_size", type=number(int, 1), default=1, metavar="N", help="images or frames a forward pass"
     )
     group.add_argument(
         "--realtime",
@@ -80,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--save_image",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="annotated pictures and videos (default: yes)",
+        help="annotated images and videos (default: yes)",
     )
     group.add_argument(
         "--vis_thres",
@@ -167,7 +167,7 @@ class Stopped(Exception):
 
 
 class Results:
-    """Everything that is written of the detections, but for the annotated pictures and videos."""
+    """Everything that is written of the detections, but for the annotated images and videos."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -185,7 +185,7 @@ class Results:
     def add(
         self, file_name: str, output: Path, image: np.ndarray, found: Detections, frame: int | None = None
     ) -> None:
-        """Keeps the detections of one picture or frame, and writes text and cut-outs where asked for."""
+        """Keeps the detections of one image or frame, and writes text and cut-outs where asked for."""
         height, width = image.shape[:2]
         entry = {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height}
         self.images.append(entry if frame is None else {**entry, "frame": frame})
@@ -238,7 +238,7 @@ class Results:
 def detect_images(
     detector: Detector, sources: list[Source], results: Results, behind: Behind, args: argparse.Namespace
 ) -> None:
-    """Pictures: read ahead, found in batches, annotated and written behind."""
+    """Images: read ahead, found in batches, annotated and written behind."""
     progress = tqdm(total=len(sources), unit="image", disable=None, leave=False)
 
     def read(source: Source) -> np.ndarray | DataError:
@@ -379,7 +379,7 @@ def annotate(image: np.ndarray, found: Detections, stopwatch: Stopwatch) -> np.n
 def save_annotated(
     results: Results, source: Source, image: np.ndarray, found: Detections, stopwatch: Stopwatch
 ) -> None:
-    """Writes one annotated picture."""
+    """Writes one annotated image."""
     annotated = annotate(image, found, stopwatch)
     try:
         with stopwatch("write"):
@@ -389,7 +389,7 @@ def save_annotated(
 
 
 def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:
-    """Writes the part of each box that lies in the picture."""
+    """Writes the part of each box that lies in the image."""
     height, width = image.shape[:2]
     corners = np.clip(found.boxes.round(), 0, [width, height, width, height]).astype(int)
     for index, ((x1, y1, x2, y2), label) in enumerate(
@@ -419,7 +419,7 @@ def coco_annotations(found: Detections, image_id: int, first_id: int) -> list[di
 
 
 def show(image: np.ndarray, wait: int) -> None:
-    """Shows a picture for ``wait`` milliseconds (0: until a key); q stops everything."""
+    """Shows an image for ``wait`` milliseconds (0: until a key); q stops everything."""
     try:
         cv2.imshow("detections", image)
         key = cv2.waitKey(wait) & 0xFF

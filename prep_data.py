@@ -13,7 +13,7 @@ Every step reads and writes annotation lists, prints what it changed and can be 
   python3 prep_data.py anchors data/oi_clean/val/wider_val_gt.txt --output anchors.png
 
 `python3 prep_data.py STEP -h` explains a step. A list is text, `# image` then `label x y w h` a box (1 face,
-2 person, shares of the image's size); its pictures are in the folder `images` beside it, or in --images.
+2 person, shares of the image's size); its images are in the folder `images` beside it, or in --images.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def _step(steps: argparse._SubParsersAction, function: Callable, example: str) -
     return parser
 
 
-def _add_list(parser: argparse.ArgumentParser, pictures: bool = True) -> None:
+def _add_list(parser: argparse.ArgumentParser, with_images: bool = True) -> None:
     parser.add_argument("list", type=Path, help="annotation list")
-    if pictures:
+    if with_images:
         parser.add_argument(
-            "--images", type=Path, metavar="FOLDER", help="pictures (default: images beside the list)"
+            "--images", type=Path, metavar="FOLDER", help="images (default: images beside the list)"
         )
 
 
@@ -112,13 +112,11 @@ def _add_download(steps: argparse._SubParsersAction) -> None:
         nargs="+",
         default=["Human face", "Person", "Man", "Woman", "Boy", "Girl"],
         metavar="NAME",
-        help="pictures with a box of these (default: Human face, Person, Man, Woman, Boy, Girl)",
+        help="images with a box of these (default: Human face, Person, Man, Woman, Boy, Girl)",
     )
-    group.add_argument(
-        "--list", type=Path, metavar="FILE", help="the pictures of this annotation list instead"
-    )
-    group.add_argument("--limit", type=number(int, 1), metavar="N", help="at most the first N pictures")
-    group.add_argument("--annotations_only", action="store_true", help="no pictures")
+    group.add_argument("--list", type=Path, metavar="FILE", help="the images of this annotation list instead")
+    group.add_argument("--limit", type=number(int, 1), metavar="N", help="at most the first N images")
+    group.add_argument("--annotations_only", action="store_true", help="no images")
     group.add_argument("--image_labels", action="store_true", help="also the image-level labels")
     group.add_argument("--miap", action="store_true", help="also the MIAP boxes, which have all persons")
     group.add_argument("--verify", action="store_true", help="only compare the files with the manifest")
@@ -140,7 +138,7 @@ def _add_download(steps: argparse._SubParsersAction) -> None:
 
 
 def download(args: argparse.Namespace) -> int:
-    """Open Images: box CSV, class names and pictures by plain HTTPS. What is there already stays; a run
+    """Open Images: box CSV, class names and images by plain HTTPS. What is there already stays; a run
     that was cut off goes on where it was."""
     from data import download as d
     from data.open_images import Source, image_ids, label_ids
@@ -168,8 +166,8 @@ def download(args: argparse.Namespace) -> int:
                 labels = label_ids(args.classes, folder / "class-descriptions.csv")
                 ids = image_ids(Source((folder / "boxes.csv",), dict.fromkeys(labels.values(), 1)))
             ids = islice(dict.fromkeys(ids), args.limit)
-            pictures = [d.image_item(image_id, args.split, base) for image_id in ids]
-            complete = _download(pictures, folder, policy, args.workers, "pictures")
+            items = [d.image_item(image_id, args.split, base) for image_id in ids]
+            complete = _download(items, folder, policy, args.workers, "images")
     return OK if complete else BAD_DATA
 
 
@@ -349,7 +347,7 @@ def _add_widerface(steps: argparse._SubParsersAction) -> None:
         "wider_face_val_bbx_gt.txt --images WIDER_val/images --output data/widerface/val/wider_val_gt.txt",
     )
     parser.add_argument("text", type=Path, help="official text annotation, wider_face_{train,val}_bbx_gt.txt")
-    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="pictures, by event")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images, by event")
     _add_output(parser, "list to write; dataset.json goes beside it")
     parser.add_argument("--keep_invalid", action="store_true", help="keep faces that are marked invalid")
     parser.add_argument("--skip_missing", action="store_true", help="leave out images without a usable file")
@@ -358,12 +356,12 @@ def _add_widerface(steps: argparse._SubParsersAction) -> None:
 def widerface(args: argparse.Namespace) -> int:
     """The official WIDER FACE text annotation to an annotation list of faces. Images without faces are
     kept; faces without area or marked invalid are left out and counted."""
-    from data.picture_folder import picture_folder
+    from data.image_folder import image_folder
     from data.wider_text import wider_annotations
 
     counts: Counter[str] = Counter()
-    pictures = picture_folder(args.text, args.images)
-    faces = wider_annotations(args.text, pictures, counts, args.keep_invalid, args.skip_missing)
+    images_dir = image_folder(args.text, args.images)
+    faces = wider_annotations(args.text, images_dir, counts, args.keep_invalid, args.skip_missing)
     images = write_list(args.output, faces, ["face"])
     _say(counts.items())
     print(f"{args.output}: {images} images, labelled for face")
@@ -377,7 +375,7 @@ def _add_pseudo_label(steps: argparse._SubParsersAction) -> None:
         "oi/val/gt.txt --classes face --trained_model mobilenet0.25_Final.pth --output oi_faces/val/gt.txt\n"
         "  python3 prep_data.py pseudo_label wf/val/gt.txt --classes person --detections yolo.json \\\n"
         "      --category 0=person --output wf_persons/val/gt.txt\n"
-        "  torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the pictures shared out\n"
+        "  torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the images shared out\n"
         "  python3 prep_data.py pseudo_label oi_faces/val/gt.txt --take_out --score 0.9 --output sure/gt.txt",
     )
     _add_list(parser)
@@ -421,7 +419,7 @@ def _add_pseudo_label(steps: argparse._SubParsersAction) -> None:
         "--long_side", type=number(int, 1, 2**16), metavar="PIXELS", help="resize to this longer side"
     )
     group.add_argument(
-        "--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures a forward pass"
+        "--batch_size", type=number(int, 1), default=1, metavar="N", help="images a forward pass"
     )
 
 
@@ -429,20 +427,20 @@ def pseudo_label(args: argparse.Namespace) -> int:
     """Adds boxes of a class from another model where the list has none. The model is a checkpoint of this
     project, a one-class RetinaFace, an ONNX file, or any other by its detections as COCO JSON."""
     from data import pseudo_label as p
-    from data.picture_folder import picture_folder
+    from data.image_folder import image_folder
 
     if args.take_out:
         return _take_out(args)
     if (args.trained_model is None) == (args.detections is None):
         raise UsageError("expected one of --trained_model, --detections and --take_out")
     limits = p.Limits(args.score, args.min_size, args.max_iou)
-    pictures = picture_folder(args.list, args.images)
+    images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled)
     with ExitStack() as stack:
         if args.detections:
             coco = p.CocoDetections(args.detections, _categories(args), args.coco_images)
-            found = p.detections_of(coco, iter_annotations(args.list), pictures)
+            found = p.detections_of(coco, iter_annotations(args.list), images_dir)
             source, first = args.source or coco.source, True
         else:
             from models.onnx_network import is_onnx
@@ -460,12 +458,12 @@ def pseudo_label(args: argparse.Namespace) -> int:
                 input_size=InputSize(args.long_side),
             )
             own = islice(iter_annotations(args.list), rank(), None, world_size())
-            found = p.detect_in(detector, own, pictures, args.batch_size)
+            found = p.detect_in(detector, own, images_dir, args.batch_size)
             source, first = args.source or args.trained_model.name, rank() == 0
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
         added: dict[str, list[p.AddedBox]] = {}
         for annotation, image_size, detections in tqdm(
-            found, desc="pictures", total=total, disable=not first or None
+            found, desc="images", total=total, disable=not first or None
         ):
             if boxes := p.boxes_to_add(annotation, detections, image_size, limits, source):
                 added[annotation.path] = boxes
@@ -590,10 +588,10 @@ def clean(args: argparse.Namespace) -> int:
         ]
     )
     print(f"{args.output}: {images} images; every finding is in {report}")
-    pictures = args.images or args.list.parent / "images"
-    if findings and pictures.is_dir():
+    images_dir = args.images or args.list.parent / "images"
+    if findings and images_dir.is_dir():
         sheet = report.with_suffix(".jpg")
-        findings_sheet(findings, args.list, pictures, sheet)
+        findings_sheet(findings, args.list, images_dir, sheet)
         print(f"{sheet}: what was found, some of each rule")
     return OK
 
@@ -613,7 +611,7 @@ def _add_anchors(steps: argparse._SubParsersAction) -> None:
         type=number(int, 1, 2**16),
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="take this size for every picture, where the pictures are not at hand",
+        help="take this size for every image, where the images are not at hand",
     )
     parser.add_argument(
         "--clusters", type=number(int, 1, 1000), default=12, metavar="K", help="k-means for 1 to K clusters"
@@ -623,14 +621,14 @@ def _add_anchors(steps: argparse._SubParsersAction) -> None:
 
 def anchors(args: argparse.Namespace) -> int:
     """Box statistics, k-means of box shapes, and how well the priors cover the boxes. Sizes are pixels of
-    the square training picture. A configuration that covers more is proposed, if there is one."""
+    the square training image. A configuration that covers more is proposed, if there is one."""
     from data import anchors as a
-    from data.picture_folder import picture_folder
+    from data.image_folder import image_folder
 
     cfg = NETWORKS[args.network]
     side = args.side or cfg.image_size
-    pictures = None if args.image_size else picture_folder(args.list, args.images)
-    shapes = a.read_shapes(args.list, side, pictures, args.image_size)
+    images_dir = None if args.image_size else image_folder(args.list, args.images)
+    shapes = a.read_shapes(args.list, side, images_dir, args.image_size)
     found = a.statistics(shapes)
     print(f"{len(shapes)} boxes in a square of {side} px; percentiles {', '.join(map(str, a.PERCENTILES))}")
     for name, columns in found.items():
@@ -675,15 +673,15 @@ def anchors(args: argparse.Namespace) -> int:
 
 def _add_link(steps: argparse._SubParsersAction) -> None:
     parser = _step(steps, link, "WIDER_train/images data/widerface/train")
-    parser.add_argument("source", type=Path, help="folder of the pictures")
+    parser.add_argument("source", type=Path, help="folder of the images")
     parser.add_argument("folder", type=Path, help="folder of the list, where the link images is made")
 
 
 def link(args: argparse.Namespace) -> int:
     """Makes the symbolic link images beside a list."""
-    from data.lists import link_pictures
+    from data.lists import link_images
 
-    made = link_pictures(args.source, args.folder)
+    made = link_images(args.source, args.folder)
     print(f"{made} -> {made.readlink()}")
     return OK
 
@@ -699,28 +697,28 @@ def _add_split(steps: argparse._SubParsersAction) -> None:
         "--seed", type=number(int, 0), default=0, metavar="N", help="another seed, another split"
     )
     parser.add_argument(
-        "--by_name", action="store_true", help="do not read the pictures; equal ones may end in both parts"
+        "--by_name", action="store_true", help="do not read the images; equal ones may end in both parts"
     )
 
 
 def split(args: argparse.Namespace) -> int:
-    """Splits a list into training and validation by image. Equal pictures stay together; each part gets
-    its link to the pictures."""
-    from data.lists import link_pictures, split_annotations
-    from data.picture_folder import picture_folder
+    """Splits a list into training and validation by image. Equal images stay together; each part gets
+    its link to the images."""
+    from data.image_folder import image_folder
+    from data.lists import link_images, split_annotations
 
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
-    pictures = None if args.by_name else picture_folder(args.list, args.images)
-    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, pictures)
+    images_dir = None if args.by_name else image_folder(args.list, args.images)
+    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, images_dir)
     for name, part in zip(("train", "val"), parts, strict=True):
         if not part:
-            raise DataError(f"{args.list}: no image for {name}; expected two different pictures or more")
+            raise DataError(f"{args.list}: no image for {name}; expected two different images or more")
     for name, part in zip(("train", "val"), parts, strict=True):
         target = args.output / name / f"wider_{name}_gt.txt"
         write_list(target, part, labelled_classes(args.list))
-        if pictures is not None:
-            link_pictures(pictures, target.parent)
+        if images_dir is not None:
+            link_images(images_dir, target.parent)
         print(f"{target}: {len(part)} images, {sum(map(len, part))} boxes")
     return OK
 
@@ -741,7 +739,7 @@ def _add_merge(steps: argparse._SubParsersAction) -> None:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Merges lists that are labelled for the same classes. With --prefix the pictures are expected in one
+    """Merges lists that are labelled for the same classes. With --prefix the images are expected in one
     folder a prefix."""
     from data.lists import merge_annotations
 
@@ -765,19 +763,19 @@ def merge(args: argparse.Namespace) -> int:
 def _add_check(steps: argparse._SubParsersAction) -> None:
     parser = _step(steps, check, "data/oi/val/wider_val_gt.txt")
     _add_list(parser)
-    parser.add_argument("--no_cache", action="store_true", help="decode every picture again")
+    parser.add_argument("--no_cache", action="store_true", help="decode every image again")
 
 
 def check(args: argparse.Namespace) -> int:
-    """Decodes every picture of a list and looks at every box. Pictures that decoded are remembered in
+    """Decodes every image of a list and looks at every box. Images that decoded are remembered in
     .check.json beside the list; the exit code is 1 if anything is wrong."""
+    from data.image_folder import image_folder
     from data.lists import check_list
-    from data.picture_folder import picture_folder
 
     counts: Counter[str] = Counter()
     cache = None if args.no_cache else args.list.parent / ".check.json"
     problems, shown = 0, 20
-    for problem in check_list(args.list, picture_folder(args.list, args.images), cache, counts):
+    for problem in check_list(args.list, image_folder(args.list, args.images), cache, counts):
         problems += 1
         if problems <= shown:
             print(problem)
@@ -788,7 +786,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _add_stats(steps: argparse._SubParsersAction) -> None:
-    _add_list(_step(steps, stats, "data/oi/val/wider_val_gt.txt"), pictures=False)
+    _add_list(_step(steps, stats, "data/oi/val/wider_val_gt.txt"), with_images=False)
 
 
 def stats(args: argparse.Namespace) -> int:
@@ -802,7 +800,7 @@ def stats(args: argparse.Namespace) -> int:
 def _add_draw(steps: argparse._SubParsersAction) -> None:
     parser = _step(steps, draw, "data/oi/val/wider_val_gt.txt --output val.jpg --number 24")
     _add_list(parser)
-    _add_output(parser, "picture to write")
+    _add_output(parser, "image to write")
     parser.add_argument(
         "--number", type=number(int, 1, 10_000), default=24, metavar="N", help="images to show"
     )
@@ -813,10 +811,10 @@ def _add_draw(steps: argparse._SubParsersAction) -> None:
 
 def draw(args: argparse.Namespace) -> int:
     """A contact sheet of images drawn by chance from a list, with their boxes."""
-    from data.picture_folder import picture_folder
+    from data.image_folder import image_folder
     from data.sheets import list_sheet
 
-    shown = list_sheet(args.list, picture_folder(args.list, args.images), args.output, args.number, args.seed)
+    shown = list_sheet(args.list, image_folder(args.list, args.images), args.output, args.number, args.seed)
     print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
     return OK
 
@@ -831,10 +829,10 @@ def _add_export(steps: argparse._SubParsersAction) -> None:
 def export(args: argparse.Namespace) -> int:
     """A list as COCO JSON or as a YOLO folder."""
     from data.convert import write_coco, write_yolo
-    from data.picture_folder import picture_folder
+    from data.image_folder import image_folder
 
     write = write_coco if args.format == "coco" else write_yolo
-    images, boxes = write(args.output, iter_annotations(args.list), picture_folder(args.list, args.images))
+    images, boxes = write(args.output, iter_annotations(args.list), image_folder(args.list, args.images))
     print(f"{args.output}: {images} images, {boxes} boxes")
     return OK
 
@@ -843,7 +841,7 @@ def _add_import(steps: argparse._SubParsersAction) -> None:
     parser = _step(steps, import_, "instances_val.json --format coco --output data/coco/val/wider_val_gt.txt")
     parser.add_argument("source", type=Path, help="JSON file for coco, folder of label files for yolo")
     parser.add_argument("--format", choices=["coco", "yolo"], required=True)
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures; needed for yolo")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="images; needed for yolo")
     parser.add_argument(
         "--category",
         nargs="+",
@@ -857,7 +855,7 @@ def _add_import(steps: argparse._SubParsersAction) -> None:
 def import_(args: argparse.Namespace) -> int:
     """COCO JSON or YOLO labels to a list. The classes that the source names count as labelled."""
     from data.convert import read_coco, read_yolo
-    from data.picture_folder import picture_folder
+    from data.image_folder import image_folder
 
     classes = {}
     for text in args.category:
@@ -868,13 +866,13 @@ def import_(args: argparse.Namespace) -> int:
     if args.format == "yolo":
         if args.images is None:
             raise UsageError(
-                "give the pictures' folder with --images: a YOLO label file does not name its picture"
+                "give the images' folder with --images: a YOLO label file does not name its image"
             )
         if not all(name.isdecimal() for name in classes):
             raise UsageError("expected class numbers in --category, e.g. 0=person")
         numbers = {int(k): v for k, v in classes.items()} or {v - 1: k for k, v in CLASS_LABELS.items()}
         labelled = set(numbers.values())
-        found = read_yolo(args.source, picture_folder(args.source, args.images), numbers)
+        found = read_yolo(args.source, image_folder(args.source, args.images), numbers)
     else:
         labelled, found = read_coco(args.source, classes)
     images = write_list(args.output, found, labelled)

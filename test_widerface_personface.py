@@ -118,10 +118,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--resume", action="store_true", help="skip images whose text file of this dump is whole"
     )
     group.add_argument(
-        "-s", "--save_image", action="store_true", help="annotated pictures too, in <save_folder>_pictures"
+        "-s", "--save_image", action="store_true", help="annotated images too, in <save_folder>_images"
     )
     group.add_argument(
-        "--vis_thres", type=number(float, 0, 1), default=0.5, metavar="S", help="least score in a picture"
+        "--vis_thres", type=number(float, 0, 1), default=0.5, metavar="S", help="least score in an image"
     )
     args = parser.parse_args(argv)
     if args.long_side and not args.origin_size:
@@ -212,13 +212,13 @@ class Dump:
         folder: of the images.
         save_folder: of the text files.
         dataset: ``widerface`` or ``openimages``.
-        pictures: whether to draw the detections as well.
+        draw: whether to draw the detections as well.
         visible: least score that is drawn.
     """
 
-    def __init__(self, folder: Path, save_folder: Path, dataset: str, pictures: bool, visible: float) -> None:
+    def __init__(self, folder: Path, save_folder: Path, dataset: str, draw: bool, visible: float) -> None:
         self.folder, self.save_folder, self.dataset = folder, save_folder, dataset
-        self.pictures = save_folder.with_name(f"{save_folder.name}_pictures") if pictures else None
+        self.drawn_folder = save_folder.with_name(f"{save_folder.name}_images") if draw else None
         self.visible = visible
         self.settings_path = save_folder / "settings.json"
         self.written = self.detections = self.faults = 0
@@ -245,10 +245,10 @@ class Dump:
         height, width = image.shape[:2]
         scale = np.array([width, height, width, height]) if self.dataset == OPENIMAGES else 1
         path = self.text_path(name)
-        if self.pictures:
+        if self.drawn_folder:
             seen = found.above(self.visible)
-            picture = draw_detections(image, seen.boxes, seen.scores, seen.labels)
-            write_image(self.pictures / f"{image_key(name)}.jpg", picture)
+            drawn = draw_detections(image, seen.boxes, seen.scores, seen.labels)
+            write_image(self.drawn_folder / f"{image_key(name)}.jpg", drawn)
         write_prediction(path, path.stem, found.boxes_xywh / scale, found.scores, found.labels)
         self.written += 1
         self.detections += len(found)

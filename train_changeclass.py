@@ -5,7 +5,7 @@ writes to --save_folder: last.pth (everything that --resume needs), best.pth, nu
 start from, results.csv, TensorBoard curves and run.json with its arguments and versions.
 
 Examples:
-  # as published, on a list with its pictures in images/ beside it
+  # as published, on a list with its images in images/ beside it
   python3 train_changeclass.py --training_dataset data/wider_OIpersonface1103/train/wider_train_gt.txt
 
   # go on from a published checkpoint, at the rate that epoch 150 has
@@ -23,7 +23,7 @@ Examples:
   # stop with Ctrl-C or SIGTERM at any time, and go on
   python3 train_changeclass.py ...the same arguments... --resume
 
-  # two GPUs; --batch_size counts the pictures of both
+  # two GPUs; --batch_size counts the images of both
   torchrun --nproc_per_node=2 train_changeclass.py --training_dataset ...
 """
 
@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="annotation lists; a dataset.json beside or above one says which classes it is labelled for",
     )
     data.add_argument(
-        "--images_dir", metavar="DIR", help="folder of the training pictures (default: images/ beside a list)"
+        "--images_dir", metavar="DIR", help="folder of the training images (default: images/ beside a list)"
     )
     data.add_argument(
         "--repeat",
@@ -115,14 +115,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--image_size",
         type=number(int, 1, 2**14),
         metavar="PX",
-        help="side of training pictures (default: the network's)",
+        help="side of training images (default: the network's)",
     )
     data.add_argument(
         "--zoom_out",
         type=number(float, 1, 100),
         default=1.0,
         metavar="F",
-        help="show pictures up to F times smaller, half of the time",
+        help="show images up to F times smaller, half of the time",
     )
     data.add_argument(
         "--min_box",
@@ -136,7 +136,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=number(int, 0, 256),
         default=4,
         metavar="N",
-        help="processes that read pictures; 0: none",
+        help="processes that read images; 0: none",
     )
 
     start = parser.add_argument_group("start")
@@ -198,7 +198,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=list(CLASS_LABELS),
         default=["face"],
         metavar="CLASS",
-        help="classes for which teachers go before labels: boxes are learned, but where a labelled picture "
+        help="classes for which teachers go before labels: boxes are learned, but where a labelled image "
         "has none the teachers decide; for other classes that is background",
     )
 
@@ -211,7 +211,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=number(int, 1),
         default=24,
         metavar="N",
-        help="pictures of a step, over all processes",
+        help="images of a step, over all processes",
     )
     step.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
     step.add_argument(
@@ -259,7 +259,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=number(int, 1),
         default=1,
         metavar="K",
-        help="send a step's pictures through the network in K parts, for less memory",
+        help="send a step's images through the network in K parts, for less memory",
     )
     step.add_argument(
         "--ema",
@@ -273,7 +273,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="keep the statistics of batch norm, for small data or batches",
     )
-    step.add_argument("--sync_bn", action="store_true", help="batch norm over the pictures of all processes")
+    step.add_argument("--sync_bn", action="store_true", help="batch norm over the images of all processes")
     step.add_argument("--amp", action="store_true", help="bfloat16 in the network")
     step.add_argument("--compile", action="store_true", help="torch.compile; pays off in long runs on a GPU")
     step.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and augmentation")
@@ -299,7 +299,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=number(int, 0),
         default=0,
         metavar="N",
-        help="write N training pictures with boxes and matched priors",
+        help="write N training images with boxes and matched priors",
     )
     args = parser.parse_args(argv)
 
@@ -357,12 +357,10 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
     steps = len(sampler)
     if not steps:
-        raise UsageError(f"{world_size()} processes for {len(dataset)} pictures; expected a picture each")
+        raise UsageError(f"{world_size()} processes for {len(dataset)} images; expected an image each")
     journal = Journal(folder, active=rank() == 0)
     dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
-    journal.say(
-        f"{len(dataset)} pictures in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch"
-    )
+    journal.say(f"{len(dataset)} images in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
 
     network = RetinaFace(cfg)
     state = None
@@ -621,7 +619,7 @@ def _describe(args: argparse.Namespace, argv: list[str]) -> dict:
 
 
 def _debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndarray:
-    """A training picture with its boxes and, faint, the priors that match them."""
+    """A training image with its boxes and, faint, the priors that match them."""
     image, target = sample
     side = image.shape[0]
     grids = criterion.grids((side, side), torch.device("cpu"))

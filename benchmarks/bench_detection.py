@@ -37,13 +37,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "-m", "--trained_model", help="checkpoint (default: the shipped one, else random weights)"
     )
-    parser.add_argument("--image", default=sample_photos()[0], help="picture, stretched to every size")
+    parser.add_argument("--image", default=sample_photos()[0], help="image, stretched to every size")
     parser.add_argument(
         "--device", default="cpu", help="device of the fast version; the plain one is on the CPU"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds; medians are shown")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures of the batched columns")
+    parser.add_argument("--batch_size", type=int, default=8, help="images of the batched columns")
     parser.add_argument("--out", default="benchmarks/results/detection.md", help="table")
     return parser.parse_args(argv)
 
@@ -64,10 +64,10 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(end_to_end(args, network, fast, half, path))
             stages.append(by_stage(args, fast, path))
     name = Path(weights).name if weights else "at random"
-    title = f"{machine(args.threads)}, device {args.device}, weights {name}, picture {Path(args.image).name}"
+    title = f"{machine(args.threads)}, device {args.device}, weights {name}, image {Path(args.image).name}"
     write_table(
         args.out,
-        f"Detection from file to boxes, milliseconds a picture; {title}",
+        f"Detection from file to boxes, milliseconds an image; {title}",
         ["size", "plain", "ours", "plain / ours", "bf16", "plain / bf16", f"batch of {args.batch_size}"],
         rows,
     )
@@ -108,7 +108,7 @@ def end_to_end(
 
 
 def by_stage(args: argparse.Namespace, detector: Detector, path: str) -> list:
-    """One row: where the time goes; the priors are made anew, as for pictures of ever new sizes."""
+    """One row: where the time goes; the priors are made anew, as for images of ever new sizes."""
     image = read_image(path)
     inputs = detector.preprocess([image])
     outputs = detector.forward(inputs)

@@ -7,7 +7,7 @@ Examples:
   python3 benchmarks/bench_onnx.py -m FILE --calibrate train/images --val ... --parts   # and int8 by part
 
 Torch is the folded network, channels last. All take turns in one run; columns of ratios are torch / column.
-Average precision is that of 576x320 files, pictures letterboxed, at IoU 0.5, on the lists of --val.
+Average precision is that of 576x320 files, images letterboxed, at IoU 0.5, on the lists of --val.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "-m", "--trained_model", help="checkpoint (default: the shipped one, else random weights)"
     )
-    parser.add_argument("--image", default=sample_photos()[0], help="picture, fitted into every size")
+    parser.add_argument("--image", default=sample_photos()[0], help="image, fitted into every size")
     parser.add_argument(
-        "--calibrate", metavar="DIR", help="pictures for int8 (default: the one picture, for speed alone)"
+        "--calibrate", metavar="DIR", help="images for int8 (default: the one image, for speed alone)"
     )
     parser.add_argument("--val", nargs="+", default=[], metavar="LIST", help="annotation lists to score on")
     parser.add_argument("--parts", action="store_true", help="also score int8 with other parts in float")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     network = load_network(weights) if weights else RetinaFace(cfg_mnet).eval()
     photo = read_image(args.image)
     name = Path(weights).name if weights else "at random"
-    calibrated = args.calibrate or "the picture alone"
+    calibrated = args.calibrate or "the image alone"
     rows, scored = [], []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
                 scored = [[p, f"{f.stat().st_size / 1e6:.3f}", *precision(args, f)] for p, f in files.items()]
         write_table(
             args.out,
-            f"Network alone, milliseconds a picture (medians of {args.repeats}) and torch / each; "
+            f"Network alone, milliseconds an image (medians of {args.repeats}) and torch / each; "
             f"{machine(args.threads)}, weights {name}, int8 calibrated on {Path(calibrated).name}",
             ["size", "torch", *PRECISIONS, *(f"torch / {p}" for p in PRECISIONS), "fp32 / int8"],
             rows,
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 def write_files(
     args: argparse.Namespace, network: RetinaFace, size: tuple[int, int], folder: Path, photo: np.ndarray
 ) -> dict[str, Path]:
-    """A file of every precision for pictures of ``size``."""
+    """A file of every precision for images of ``size``."""
     files = {}
     for kind in PRECISIONS:
         files[kind] = folder / f"{size[1]}x{size[0]}_{kind}.onnx"

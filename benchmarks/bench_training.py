@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds; medians are shown")
-    parser.add_argument("--image", default=sample_photos()[0], help="picture, stretched to 1024x768")
+    parser.add_argument("--image", default=sample_photos()[0], help="image, stretched to 1024x768")
     parser.add_argument("--out", default="benchmarks/results/training.md", help="table")
     return parser.parse_args(argv)
 
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset = make_dataset(Path(folder), args.image)
         write_table(
             args.out,
-            "One 1024x768 picture read and augmented to 640x640, one thread, milliseconds",
+            "One 1024x768 image read and augmented to 640x640, one thread, milliseconds",
             ["imread", "ours", "/ imread", "plain", "/ imread"],
             [sample_row(dataset, args.repeats)],
             append=True,
@@ -165,7 +165,7 @@ def make_dataset(folder: Path, image: str, count: int = 160) -> WiderFaceDetecti
 
 
 def sample_row(dataset: WiderFaceDetection, repeats: int) -> list:
-    """Reading alone, our sample and the plain one, mean over the pictures of the data set."""
+    """Reading alone, our sample and the plain one, mean over the images of the data set."""
     cv2.setNumThreads(1)
     index = iter(range(10**9))
 
@@ -249,7 +249,7 @@ def cuda_row(dataset: WiderFaceDetection, batch: int) -> list:
 
 
 def as_the_original(dataset: WiderFaceDetection, batch: int, device: torch.device) -> float:
-    """Images a second with the plain augmentation in 4 workers, float32 pictures, plain loss."""
+    """Images a second with the plain augmentation in 4 workers, float32 images, plain loss."""
     network = RetinaFace(cfg_mnet).to(device)
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
     priors = MultiBoxLoss(cfg_mnet).grids((SIZE, SIZE), device).priors

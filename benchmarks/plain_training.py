@@ -1,6 +1,6 @@
 """The published matching, loss and augmentation, written plainly: tests and benchmarks compare with it.
 
-Every step is done for one image, one truth or one whole picture at a time, in the published order.
+Every step is done for one image or one truth at a time, in the published order.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, iter_annotations
 from data.config import CLASS_NAMES, ModelConfig
-from data.picture_folder import picture_sizes
+from data.image_folder import read_sizes
 from utils.cli import DataError
 from utils.images import write_figure
 
@@ -60,26 +60,26 @@ class BoxShapes:
 
 
 def read_shapes(
-    path: str | os.PathLike, side: int, pictures: Path | None, image_size: tuple[int, int] | None
+    path: str | os.PathLike, side: int, images_dir: Path | None, image_size: tuple[int, int] | None
 ) -> BoxShapes:
     """Boxes of a list at training scale; those without area are left out.
 
     Args:
         path: annotation list.
-        side: of the square training picture, in pixels.
-        pictures: folder of the pictures, whose sizes are read.
-        image_size: (height, width) taken for every picture, where there are none.
+        side: of the square training image, in pixels.
+        images_dir: folder of the images, whose sizes are read.
+        image_size: (height, width) taken for every image, where there are none.
 
     Raises:
-        DataError: a picture that cannot be read, no box at all; see also `iter_annotations`.
+        DataError: an image that cannot be read, no box at all; see also `iter_annotations`.
     """
     parts = [np.zeros((0, 5))]
     annotations = iter_annotations(path)
     while block := list(islice(annotations, 1024)):
         sizes: Iterable = (
             itertools.repeat(image_size, len(block))
-            if pictures is None
-            else picture_sizes(pictures, (annotation.path for annotation in block))
+            if images_dir is None
+            else read_sizes(images_dir, (annotation.path for annotation in block))
         )
         for annotation, size in zip(block, sizes, strict=True):
             if isinstance(size, DataError):
@@ -188,7 +188,7 @@ def best_prior_iou(shapes: BoxShapes, cfg: ModelConfig) -> np.ndarray:
         prior = np.array([width, height])
         cells = ceil(shapes.side / stride)
         nearest = (np.floor(centre / stride).clip(0, cells - 1) + 0.5) * stride
-        if cfg.clip_priors:  # centre and size, each to the picture's side
+        if cfg.clip_priors:  # centre and size, each to the image's side
             prior, nearest = prior.clip(max=shapes.side), nearest.clip(max=shapes.side)
         low = np.maximum(centre - size / 2, nearest - prior / 2)
         high = np.minimum(centre + size / 2, nearest + prior / 2)

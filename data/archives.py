@@ -18,8 +18,8 @@ WIDER_FACE = """WIDER FACE is downloaded by hand, from the links on its authors'
 
   http://shuoyang1213.me/WIDERFACE/
 
-  WIDER_train.zip      1.47 GB  training pictures
-  WIDER_val.zip        363 MB   validation pictures
+  WIDER_train.zip      1.47 GB  training images
+  WIDER_val.zip        363 MB   validation images
   wider_face_split.zip 3.6 MB   annotation text
   eval_tools.zip       official evaluation, with the ground truth of the three difficulties
 

@@ -11,7 +11,7 @@ CLASS_NAMES: dict[int, str] = {1: "face", 2: "person"}
 #: Labels by class name: ``{"face": 1, "person": 2}``.
 CLASS_LABELS: dict[str, int] = {name: label for label, name in CLASS_NAMES.items()}
 
-#: Subtracted from the blue, green and red channel of a 0..255 picture; the input is not scaled.
+#: Subtracted from the blue, green and red channel of a 0..255 image; the input is not scaled.
 PIXEL_MEAN_BGR: tuple[float, float, float] = (104.0, 117.0, 123.0)
 
 
@@ -30,7 +30,7 @@ class ModelConfig:
         clip_priors: whether prior coordinates are clipped to [0, 1].
         variances: scale of the centre and of the size offsets (SSD, Liu et al. 2016).
         class_names: foreground classes by ascending label.
-        image_size: side in pixels of a square training picture.
+        image_size: side in pixels of a square training image.
         batch_size, epochs, lr_decay_epochs: the published schedule.
     """
 

@@ -13,21 +13,21 @@ import numpy as np
 
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.picture_folder import picture_sizes
+from data.image_folder import read_sizes
 from utils.cli import DataError
 from utils.files import atomic_path, locked, read_json, read_text, write_text
 from utils.image_names import images_below
 
 
 def write_coco(
-    path: str | os.PathLike, annotations: Iterable[ImageAnnotation], pictures: Path
+    path: str | os.PathLike, annotations: Iterable[ImageAnnotation], images_dir: Path
 ) -> tuple[int, int]:
     """Writes a COCO annotation file; returns the numbers of images and boxes.
 
     Category ids are the class labels, image ids count from 1, boxes are x y w h in pixels.
 
     Raises:
-        DataError: a picture that cannot be read; its size is needed.
+        DataError: an image that cannot be read; its size is needed.
     """
     images = boxes = 0
     annotations = iter(annotations)
@@ -36,7 +36,7 @@ def write_coco(
         categories = [{"id": label, "name": name} for label, name in CLASS_NAMES.items()]
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
         while block := list(islice(annotations, 1024)):
-            sizes = picture_sizes(pictures, (annotation.path for annotation in block))
+            sizes = read_sizes(images_dir, (annotation.path for annotation in block))
             for annotation, size in zip(block, sizes, strict=True):
                 if isinstance(size, DataError):
                     raise DataError(f"{annotation.path} (line {annotation.line} of the list): {size}")
@@ -129,7 +129,7 @@ def read_coco(
 
 
 def write_yolo(
-    folder: str | os.PathLike, annotations: Iterable[ImageAnnotation], pictures: Path
+    folder: str | os.PathLike, annotations: Iterable[ImageAnnotation], images_dir: Path
 ) -> tuple[int, int]:
     """Writes a YOLO folder: ``labels/<image>.txt``, the link ``images`` and ``data.yaml``.
 
@@ -151,7 +151,7 @@ def write_yolo(
             for annotation in annotations:
                 target = unfinished / Path(annotation.path).with_suffix(".txt")
                 if ".." in target.parts or not target.is_relative_to(unfinished):
-                    raise DataError(f"{annotation.path!r} leads out of the folder of the pictures")
+                    raise DataError(f"{annotation.path!r} leads out of the folder of the images")
                 if target.exists():
                     raise DataError(
                         f"{annotation.path}: another image has the label file {target.name} already"
@@ -170,31 +170,31 @@ def write_yolo(
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         if not (folder / "images").exists():
-            (folder / "images").symlink_to(pictures.resolve(), target_is_directory=True)
+            (folder / "images").symlink_to(images_dir.resolve(), target_is_directory=True)
         names = "".join(f"  {label - 1}: {name}\n" for label, name in CLASS_NAMES.items())
         write_text(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{names}")
     return images, boxes
 
 
 def read_yolo(
-    labels_folder: str | os.PathLike, pictures: Path, classes: dict[int, str]
+    labels_folder: str | os.PathLike, images_dir: Path, classes: dict[int, str]
 ) -> Iterator[ImageAnnotation]:
     """Images of a folder and their YOLO labels, by path; an image without a label file has no boxes.
 
     Args:
-        labels_folder: ``<image>.txt`` files, in the same folders as the pictures.
-        pictures: folder of the pictures.
+        labels_folder: ``<image>.txt`` files, in the same folders as the images.
+        images_dir: folder of the images.
         classes: class name by YOLO class; boxes of others are left out.
 
     Raises:
-        DataError: no pictures, or a line of another form, with file and line.
+        DataError: no images, or a line of another form, with file and line.
     """
     labels_folder = Path(labels_folder)
     if not labels_folder.is_dir():
         raise DataError(f"{labels_folder}: no such folder; expected the label files")
-    names = images_below(pictures)
+    names = images_below(images_dir)
     if not names:
-        raise DataError(f"{pictures}: no pictures")
+        raise DataError(f"{images_dir}: no images")
     for name in names:
         file = labels_folder / Path(name).with_suffix(".txt")
         lines = read_text(file, "YOLO labels").split("\n") if file.exists() else []

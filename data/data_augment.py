@@ -1,6 +1,6 @@
-"""Augmentation of training pictures: small pure functions on uint8 pictures, and their order.
+"""Augmentation of training images: small pure functions on uint8 images, and their order.
 
-Pictures are uint8[height, width, 3], BGR; boxes float32[N, 4], x1 y1 x2 y2 in pixels. Every random choice
+Images are uint8[height, width, 3], BGR; boxes float32[N, 4], x1 y1 x2 y2 in pixels. Every random choice
 comes from the generator that is passed in, so a sample depends on its seed alone.
 """
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from data.config import PIXEL_MEAN_BGR
 
-#: Sides of the random square crop as shares of the picture's short side.
+#: Sides of the random square crop as shares of the image's short side.
 CROP_SCALES = (0.3, 0.45, 0.6, 0.8, 1.0)
 
-#: Crops tried before the whole picture is taken.
+#: Crops tried before the whole image is taken.
 CROP_ATTEMPTS = 250
 
-#: Crops judged at once: most pictures need few.
+#: Crops judged at once: most images need few.
 CROP_BLOCK = 25
 
 INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_LANCZOS4)
@@ -29,11 +29,11 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """What a training picture goes through: zoom out, crop, colours, pad, mirror, resize.
+    """What a training image goes through: zoom out, crop, colours, pad, mirror, resize.
 
     Attributes:
         image_size: side of the square result in pixels.
-        zoom_out: every second picture is put on a canvas of up to this many times its size (1: none is).
+        zoom_out: every second image is put on a canvas of up to this many times its size (1: none is).
         min_box: boxes whose shorter side would be below this many pixels in the result are dropped by a crop.
     """
 
@@ -44,7 +44,7 @@ class TrainTransform:
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Augments one picture.
+        """Augments one image.
 
         Returns:
             uint8[image_size, image_size, 3], ``boxes_norm`` float32[M, 4] within 0..1, labels int64[M].
@@ -70,7 +70,7 @@ class TrainTransform:
 def zoom_out(
     image: np.ndarray, boxes: np.ndarray, factor: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts a picture at a random place on a canvas ``factor`` times its size, filled with the mean colour."""
+    """Puts an image at a random place on a canvas ``factor`` times its size, filled with the mean colour."""
     height, width = image.shape[:2]
     canvas = _mean_canvas(int(height * factor), int(width * factor))
     top = int(rng.integers(canvas.shape[0] - height + 1))
@@ -85,8 +85,8 @@ def choose_crop(
     """A random square that holds at least one box whole and keeps a box of `min_box` pixels or more.
 
     Args:
-        size: (height, width) of the picture.
-        boxes: float32[N, 4]; a picture without boxes takes any square.
+        size: (height, width) of the image.
+        boxes: float32[N, 4]; an image without boxes takes any square.
         image_size: side that the crop will be resized to.
         min_box: smallest shorter side of a kept box, in pixels after resizing.
 
@@ -118,7 +118,7 @@ def crop_boxes(
     Args:
         boxes: float32[N, 4].
         crop: left, top, side.
-        min_side: cut boxes with a shorter side below this many pixels of the picture are dropped.
+        min_side: cut boxes with a shorter side below this many pixels of the image are dropped.
 
     Returns:
         float32[M, 4] relative to the crop, and the mask bool[N] of those that were kept.
@@ -135,7 +135,7 @@ def crop_boxes(
 def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, saturation and hue at random, each every second time (SSD, Liu et al. 2016).
 
-    Contrast comes first or last, by chance. Equal to doing each step on the picture, in one look-up
+    Contrast comes first or last, by chance. Equal to doing each step on the image, in one look-up
     where steps follow each other.
     """
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
@@ -180,7 +180,7 @@ def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> 
 
 
 def pad_to_square(image: np.ndarray) -> np.ndarray:
-    """Fills the right or the bottom with the mean colour until the picture is square."""
+    """Fills the right or the bottom with the mean colour until the image is square."""
     height, width = image.shape[:2]
     if height == width:
         return image
@@ -198,7 +198,7 @@ def mirror(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def resize(image: np.ndarray, side: int, interpolation: int) -> np.ndarray:
-    """A square picture of ``side`` pixels.
+    """A square image of ``side`` pixels.
 
     Lanczos goes through float32, where OpenCV is twice as fast; a level may differ by one from rounding.
     """

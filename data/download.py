@@ -93,7 +93,7 @@ class _Stopped(Exception):
 
 
 def image_item(image_id: str, split: str, base_url: str | None) -> Item:
-    """The picture of an image id.
+    """The image of an image id.
 
     Raises:
         DataError: not an id; it would become part of a path.

@@ -1,4 +1,4 @@
-"""What is done with whole annotation lists: statistics, splitting, merging, checking, linking of pictures."""
+"""What is done with whole annotation lists: statistics, splitting, merging, checking, linking of images."""
 
 from __future__ import annotations
 
@@ -85,31 +85,31 @@ def box_faults(annotation: ImageAnnotation) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_annotations(
-    annotations: Iterable[ImageAnnotation], val_share: float, seed: int, pictures: Path | None
+    annotations: Iterable[ImageAnnotation], val_share: float, seed: int, images_dir: Path | None
 ) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
     """Training and validation part, each in list order.
 
-    An image's part hangs on the seed and its content alone, so that equal pictures stay together and a
-    picture stays in its part when others are added; but where that leaves a part of a small list empty, the
-    picture nearest to it goes there.
+    An image's part hangs on the seed and its content alone, so that equal images stay together and an
+    image stays in its part when others are added; but where that leaves a part of a small list empty, the
+    image nearest to it goes there.
 
     Args:
         annotations: the list.
-        val_share: share of the pictures for validation, 0..1.
+        val_share: share of the images for validation, 0..1.
         seed: another seed, another split.
-        pictures: folder of the pictures, to tell equal ones by their content; None: by path.
+        images_dir: folder of the images, to tell equal ones by their content; None: by path.
 
     Raises:
-        DataError: a picture that cannot be read.
+        DataError: an image that cannot be read.
     """
     annotations = list(annotations)
-    if pictures is None:
+    if images_dir is None:
         keys: Iterable[str] = (annotation.path for annotation in annotations)
     else:
-        keys = map_ahead(lambda a: file_digest(pictures / a.path), annotations, workers=4, ahead=32)
+        keys = map_ahead(lambda a: file_digest(images_dir / a.path), annotations, workers=4, ahead=32)
     draws = [int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64 for key in keys]
     cut = val_share
-    if draws and min(draws) < max(draws):  # two different pictures or more
+    if draws and min(draws) < max(draws):  # two different images or more
         cut = min(max(val_share, math.nextafter(min(draws), 1)), max(draws))
     parts: tuple[list[ImageAnnotation], list[ImageAnnotation]] = ([], [])
     for annotation, draw in zip(annotations, draws, strict=True):
@@ -146,14 +146,14 @@ def merge_annotations(
 
 
 def check_list(
-    path: str | os.PathLike, pictures: Path, cache: Path | None, counts: Counter[str]
+    path: str | os.PathLike, images_dir: Path, cache: Path | None, counts: Counter[str]
 ) -> Iterator[str]:
-    """Problems of a list: pictures that do not decode, boxes out of range, images named again.
+    """Problems of a list: images that do not decode, boxes out of range, images named again.
 
     Args:
         path: annotation list.
-        pictures: folder of its pictures.
-        cache: file that remembers the pictures that decoded, by size and time of change; None: none.
+        images_dir: folder of its images.
+        cache: file that remembers the images that decoded, by size and time of change; None: none.
         counts: what was looked at is counted here.
 
     Yields:
@@ -163,16 +163,16 @@ def check_list(
     passed: dict[str, list[int]] = {}
 
     def decode(annotation: ImageAnnotation) -> tuple[ImageAnnotation, str | None]:
-        file = pictures / annotation.path
+        file = images_dir / annotation.path
         try:
             status = file.stat()
             stamp = [status.st_size, status.st_mtime_ns]
             if known.get(annotation.path) != stamp:
                 read_image(file)
-                counts["pictures decoded"] += 1
+                counts["images decoded"] += 1
             passed[annotation.path] = stamp
         except OSError:
-            return annotation, f"{file}: no such picture"
+            return annotation, f"{file}: no such image"
         except DataError as error:
             return annotation, str(error)
         return annotation, None
@@ -193,7 +193,7 @@ def check_list(
         try:
             write_text(cache, json.dumps(passed))
         except OSError as error:  # a list on a read-only disk can be checked all the same
-            warn(f"{cache}: not written ({error.strerror}); the next check decodes every picture again")
+            warn(f"{cache}: not written ({error.strerror}); the next check decodes every image again")
 
 
 def _read_cache(cache: Path | None) -> dict[str, list[int]]:
@@ -204,7 +204,7 @@ def _read_cache(cache: Path | None) -> dict[str, list[int]]:
     return known if isinstance(known, dict) else {}
 
 
-def link_pictures(source: str | os.PathLike, folder: str | os.PathLike) -> Path:
+def link_images(source: str | os.PathLike, folder: str | os.PathLike) -> Path:
     """Makes the symbolic link ``<folder>/images`` to ``source``; one that is there and right stays.
 
     Raises:
@@ -212,7 +212,7 @@ def link_pictures(source: str | os.PathLike, folder: str | os.PathLike) -> Path:
     """
     source, link = Path(source).resolve(), Path(folder) / "images"
     if not source.is_dir():
-        raise DataError(f"{source}: no such folder; expected the folder of the pictures")
+        raise DataError(f"{source}: no such folder; expected the folder of the images")
     if link.is_symlink() and link.resolve() == source:
         return link
     if link.is_symlink() or link.exists():

@@ -19,7 +19,7 @@ from torchvision.ops import box_iou, nms
 
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.picture_folder import picture_size
+from data.image_folder import read_size
 from utils.background import map_ahead
 from utils.batches import batches, detect_batch, try_to_read
 from utils.cli import DataError, UsageError, report
@@ -36,7 +36,7 @@ class Limits:
 
     Attributes:
         score: least score.
-        min_size: least width and height in pixels of the picture.
+        min_size: least width and height in pixels of the image.
         max_iou: overlap with a truth, or a better detection, of the same class up to which one is added.
     """
 
@@ -123,12 +123,12 @@ def without_boxes(annotation: ImageAnnotation, added: Iterable[AddedBox]) -> tup
 
 
 def detect_in(
-    detector: Detector, annotations: Iterable[ImageAnnotation], pictures: Path, batch_size: int
+    detector: Detector, annotations: Iterable[ImageAnnotation], images_dir: Path, batch_size: int
 ) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
-    """Runs the detector over a list's pictures; those that cannot be read are reported and left out."""
+    """Runs the detector over a list's images; those that cannot be read are reported and left out."""
 
     def read(annotation: ImageAnnotation) -> tuple[ImageAnnotation, np.ndarray | DataError]:
-        return annotation, try_to_read(pictures / annotation.path)
+        return annotation, try_to_read(images_dir / annotation.path)
 
     for batch in batches(map_ahead(read, annotations), batch_size):
         for _, image in batch:
@@ -213,13 +213,13 @@ def _image_key(image: object) -> str:
 
 
 def detections_of(
-    coco: CocoDetections, annotations: Iterable[ImageAnnotation], pictures: Path
+    coco: CocoDetections, annotations: Iterable[ImageAnnotation], images_dir: Path
 ) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
-    """As `detect_in`, from a file; only pictures with detections need to be there."""
+    """As `detect_in`, from a file; only images with detections need to be there."""
     for annotation in annotations:
         if len(found := coco(annotation)):
             try:
-                yield annotation, picture_size(pictures / annotation.path), found
+                yield annotation, read_size(images_dir / annotation.path), found
             except DataError as error:
                 report(error)
 

@@ -23,7 +23,7 @@ _TILES = 36
 
 
 def list_sheet(
-    list_path: str | os.PathLike, pictures: Path, output: str | os.PathLike, number: int, seed: int
+    list_path: str | os.PathLike, images_dir: Path, output: str | os.PathLike, number: int, seed: int
 ) -> int:
     """Writes a contact sheet of images drawn by chance from a list; returns how many it shows.
 
@@ -41,20 +41,20 @@ def list_sheet(
         raise DataError(f"{list_path}: names no image")
     tiles = []
     for annotation in chosen:
-        if (image := _read(pictures / annotation.path)) is not None:
+        if (image := _read(images_dir / annotation.path)) is not None:
             boxes, colours = _boxes_of(annotation, image.shape[:2])
             tiles.append(tile(image, boxes, [""] * len(boxes), colours))
-    _write(output, tiles, pictures)
+    _write(output, tiles, images_dir)
     return len(tiles)
 
 
 def findings_sheet(
-    findings: Sequence[Finding], list_path: str | os.PathLike, pictures: Path, output: str | os.PathLike
+    findings: Sequence[Finding], list_path: str | os.PathLike, images_dir: Path, output: str | os.PathLike
 ) -> None:
     """Writes a contact sheet of some findings of each rule: the box in red, the others in their colours.
 
     Raises:
-        DataError: none of the pictures can be read.
+        DataError: none of the images can be read.
     """
     by_rule: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -66,13 +66,13 @@ def findings_sheet(
     annotations = {a.path: a for a in iter_annotations(list_path) if a.path in wanted}
     tiles = []
     for finding in chosen:
-        if (image := _read(pictures / finding.path)) is not None:
+        if (image := _read(images_dir / finding.path)) is not None:
             boxes, colours = _boxes_of(annotations[finding.path], image.shape[:2])
             box = _pixels(np.array([finding.box_xywh_norm]), image.shape[:2])
             caption = f"{finding.rule} {CLASS_NAMES[finding.label]}"
             texts = [""] * len(boxes) + [caption]
             tiles.append(tile(image, np.concatenate([boxes, box]), texts, [*colours, _RED], focus=box[0]))
-    _write(output, tiles, pictures)
+    _write(output, tiles, images_dir)
 
 
 def _read(path: Path) -> np.ndarray | None:
@@ -98,9 +98,9 @@ def _boxes_of(
     return boxes, [CLASS_COLOURS[label] for label in annotation.labels[order].tolist()]
 
 
-def _write(output: str | os.PathLike, tiles: Sequence[np.ndarray], pictures: Path) -> None:
+def _write(output: str | os.PathLike, tiles: Sequence[np.ndarray], images_dir: Path) -> None:
     if not tiles:
-        raise DataError(f"{pictures}: none of the pictures to show can be read")
+        raise DataError(f"{images_dir}: none of the images to show can be read")
     write_image(output, contact_sheet(tiles))
 
 
@@ -112,13 +112,13 @@ def tile(
     focus: np.ndarray | None = None,
     side: int = 240,
 ) -> np.ndarray:
-    """A square picture with boxes, for a contact sheet: uint8[side, side, 3], BGR.
+    """A square image with boxes, for a contact sheet: uint8[side, side, 3], BGR.
 
     Args:
         image: uint8[height, width, 3], BGR.
         boxes: [N, 4], xyxy in pixels of ``image``.
         texts, colours: caption ("" for none) and BGR colour of each box.
-        focus: box in pixels around which to cut, with as much again on each side; None: the whole picture.
+        focus: box in pixels around which to cut, with as much again on each side; None: the whole image.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = 0, 0, width, height
@@ -145,7 +145,7 @@ def contact_sheet(tiles: Sequence[np.ndarray], columns: int = 6) -> np.ndarray:
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     sheet = np.zeros((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), np.uint8)
-    for i, picture in enumerate(tiles):
+    for i, tile in enumerate(tiles):
         y, x = (side + gap) * (i // columns), (side + gap) * (i % columns)
-        sheet[y : y + side, x : x + side] = picture
+        sheet[y : y + side, x : x + side] = tile
     return sheet

@@ -1,4 +1,4 @@
-"""Training data: annotation lists and their pictures as a torch data set."""
+"""Training data: annotation lists and their images as a torch data set."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from utils.images import read_image
 
 
 class WiderFaceDetection(Dataset):
-    """Pictures and boxes of one or several annotation lists.
+    """Images and boxes of one or several annotation lists.
 
-    Pictures are beside their list in ``images`` or in ``images_dir``. Boxes are cut to the picture; those
-    without area are dropped and counted in ``dropped``. A picture without boxes is a sample like any other.
+    Images are beside their list in ``images`` or in ``images_dir``. Boxes are cut to the image; those
+    without area are dropped and counted in ``dropped``. An image without boxes is a sample like any other.
 
     An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
-    depend on which worker makes it; an index alone is its own seed. An item is a pair of the picture, uint8
+    depend on which worker makes it; an index alone is its own seed. An item is a pair of the image, uint8
     Tensor[S, S, 3], BGR, and a dict:
 
-    - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the picture, ``labels`` int64 Tensor[N];
+    - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the image, ``labels`` int64 Tensor[N];
     - ``labelled`` bool Tensor[classes]: whether the list is labelled for face, person;
-    - ``name``: the picture's path.
+    - ``name``: the image's path.
 
     Args:
         lists: annotation lists.
-        transform: augmentation; None for pictures that are only `read`.
-        images_dir: folder of all pictures; None: ``images`` beside each list.
+        transform: augmentation; None for images that are only `read`.
+        images_dir: folder of all images; None: ``images`` beside each list.
 
     Raises:
-        DataError: no pictures, a picture that does not exist, with the line that names it; see
+        DataError: no images, an image that does not exist, with the line that names it; see
             `read_annotations`.
     """
 
@@ -58,13 +58,13 @@ class WiderFaceDetection(Dataset):
             folder = Path(images_dir) if images_dir is not None else path.parent / "images"
             annotations = read_annotations(path)
             if not annotations:
-                raise DataError(f"{path}: names no picture; expected lines '# <image path>'")
+                raise DataError(f"{path}: names no image; expected lines '# <image path>'")
             names = labelled_classes(path)
             for annotation in annotations:
                 self.paths.append(os.fspath(folder / annotation.path))
                 self.origins.append(f"{path}:{annotation.line}")
                 if not Path(self.paths[-1]).is_file():
-                    missing.append(f"{self.origins[-1]}: {self.paths[-1]}: no such picture")
+                    missing.append(f"{self.origins[-1]}: {self.paths[-1]}: no such image")
                 counts.append(len(annotation))
                 labels.append(annotation.labels)
                 boxes.append(annotation.boxes_xywh_norm)
@@ -72,27 +72,27 @@ class WiderFaceDetection(Dataset):
             self.list_sizes.append(len(annotations))
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise DataError(f"{missing[0]}{more}; give the folder of the pictures with --images_dir")
+            raise DataError(f"{missing[0]}{more}; give the folder of the images with --images_dir")
         self.labelled = torch.tensor(labelled)
 
         xywh = np.concatenate(boxes)
         corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).clip(0, 1).astype(np.float32)
         kept = (corners[:, 2:] > corners[:, :2]).all(1)
-        picture = np.repeat(np.arange(len(counts)), counts)[kept]
+        owner = np.repeat(np.arange(len(counts)), counts)[kept]
         self.dropped = int((~kept).sum())
         self._boxes_norm, self._labels = corners[kept], np.concatenate(labels)[kept]
-        self._first_box = np.concatenate([[0], np.cumsum(np.bincount(picture, minlength=len(counts)))])
+        self._first_box = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(counts)))])
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of a picture."""
+        """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image."""
         boxes = slice(self._first_box[index], self._first_box[index + 1])
         return self._boxes_norm[boxes], self._labels[boxes]
 
     def read(self, index: int) -> np.ndarray:
-        """The picture itself.
+        """The image itself.
 
         Raises:
             DataError: it cannot be read; with the line that names it.
@@ -119,7 +119,7 @@ class WiderFaceDetection(Dataset):
 
 
 def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:
-    """Stacks pictures to uint8 Tensor[N, S, S, 3]; targets stay a list, since box counts differ."""
+    """Stacks images to uint8 Tensor[N, S, S, 3]; targets stay a list, since box counts differ."""
     images, targets = zip(*batch, strict=True)
     return torch.stack(images), list(targets)
 
@@ -128,13 +128,13 @@ class EpochSampler(Sampler):
     """Batches of ``(index, seed)`` keys of one epoch, the same however many processes share it.
 
     Args:
-        list_sizes: pictures of each annotation list.
+        list_sizes: images of each annotation list.
         repeats: how often each list is seen in an epoch; a fraction takes a random part of it.
-        batch_size: pictures of a step, over all processes.
+        batch_size: images of a step, over all processes.
         seed: seed of order and augmentation.
         rank, world_size: this process and how many there are; each batch is cut into contiguous shares.
 
-    A last batch with fewer pictures than processes is left out.
+    A last batch with fewer images than processes is left out.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class EpochSampler(Sampler):
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        pictures = sum(
+        samples = sum(
             round(size * repeat) for size, repeat in zip(self.list_sizes, self.repeats, strict=True)
         )
-        full, rest = divmod(pictures, self.batch_size)
+        full, rest = divmod(samples, self.batch_size)
         return full + (rest >= self.world_size)
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:

@@ -17,14 +17,14 @@ import numpy as np
 
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS
-from data.picture_folder import picture_sizes
+from data.image_folder import read_sizes
 from utils.cli import DataError
 from utils.files import read_text
 
 #: Columns of a face: x1 y1 w h blur expression illumination invalid occlusion pose.
 COLUMNS = 10
 _INVALID = 7
-_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 
 
 @dataclass
@@ -57,7 +57,7 @@ def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
         if not name:
             number += 1
             continue
-        if not name.lower().endswith(_PICTURE_ENDINGS):
+        if not name.lower().endswith(_IMAGE_ENDINGS):
             raise DataError(f"{path}:{number + 1}: found {name[:80]!r}; expected the path of an image")
         count_text = lines[number + 1].strip() if number + 1 < len(lines) else "the end of the file"
         if not count_text.isdecimal() or len(count_text) > 9:
@@ -73,7 +73,7 @@ def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
 
 
 def _is_row(line: str) -> bool:
-    return not line.strip().lower().endswith(_PICTURE_ENDINGS)
+    return not line.strip().lower().endswith(_IMAGE_ENDINGS)
 
 
 def _row(path: str | os.PathLike, lines: list[str], index: int) -> list[float]:
@@ -92,7 +92,7 @@ def _row(path: str | os.PathLike, lines: list[str], index: int) -> list[float]:
 
 def wider_annotations(
     path: str | os.PathLike,
-    pictures: Path,
+    images_dir: Path,
     counts: Counter[str],
     keep_invalid: bool = False,
     skip_missing: bool = False,
@@ -101,7 +101,7 @@ def wider_annotations(
 
     Args:
         path: the annotation text.
-        pictures: folder of the images, whose sizes are needed.
+        images_dir: folder of the images, whose sizes are needed.
         counts: what was found and left out is counted here.
         keep_invalid: keep faces that are marked invalid.
         skip_missing: leave out images that are not in the folder, counted.
@@ -111,7 +111,7 @@ def wider_annotations(
     """
     images = read_wider_text(path)
     while block := list(islice(images, 1024)):
-        sizes = picture_sizes(pictures, (image.path for image in block))
+        sizes = read_sizes(images_dir, (image.path for image in block))
         for image, size in zip(block, sizes, strict=True):
             if isinstance(size, DataError):
                 if not skip_missing:

@@ -86,7 +86,7 @@ def draw_pixel() -> plt.Figure:
     apart = int(np.argmin(abs(distances - 0.25)))
     for corner, colour in ((box[0], "#0072b2"), (others[apart], "#d55e00")):
         left.add_patch(Rectangle(corner[:2], side, side, fill=False, lw=2, color=colour))
-    left.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", title="boxes of a picture, sides divided to 0..1")
+    left.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", title="boxes of an image, sides divided to 0..1")
     left.text(
         0.5,
         0.75,

@@ -162,7 +162,7 @@ class OnnxNetwork:
         return inputs[0].name, batch, (height, width) if height and width else None
 
     def _try_out(self) -> None:
-        """Runs the network once, which tells a file of another kind before the first picture does."""
+        """Runs the network once, which tells a file of another kind before the first image does."""
         height, width = self.image_size or (64, 64)
         loc, logits = self(torch.zeros(1, 3, height, width))
         count = sum(rows * columns for rows, columns in feature_sizes(self.cfg, (height, width)))

@@ -10,31 +10,31 @@
 #   PERSON_TEACHER  published two-class network, in weights/ of github.com/NN-RTK/Pytorch_Retinaface_2cls
 #   OUT             where everything goes (default: runs/full)
 #   PROCESSES       processes that label, train and detect (default: one a GPU, without GPU 1)
-#   LIMIT           at most so many pictures of each split of Open Images (default: all)
-#   VAL_SHARE       share of the training pictures that choose the network (default: 0.02)
+#   LIMIT           at most so many images of each split of Open Images (default: all)
+#   VAL_SHARE       share of the training images that choose the network (default: 0.02)
 #   TRAIN_OPTIONS   more options of train_changeclass.py, e.g. "--epochs 2 --image_size 320"
 #   BASE_URL        a mirror of Open Images' servers
 #   PYTHON          interpreter (default: that of .venv, else python3)
 #
 # Started again, it goes on where it was stopped; $OUT/done holds a file a step with its seconds.
 #
-# What it takes. Nobody has run it at full size; a slice of 38 generated pictures runs through
-# (tests/e2e/test_reproduce.py). The rest is counted from rates, for N pictures of Open Images: the published
-# validation list has 18 % of the validation pictures, so N is about 300,000 of 1.74 million.
+# What it takes. Nobody has run it at full size; a slice of 38 generated images runs through
+# (tests/e2e/test_reproduce.py). The rest is counted from rates, for N images of Open Images: the published
+# validation list has 18 % of the validation images, so N is about 300,000 of 1.74 million.
 #
 #   step         rate, and where it was measured                                         N = 300,000
-#   download     0.3 MB a picture (training set: 513 GB), at 100 Mbit/s 40 a second       2 h
+#   download     0.3 MB an image (training set: 513 GB), at 100 Mbit/s 40 a second       2 h
 #   openimages   0.7 us a row, 14.6 million rows; benchmarks/results/prep_data.md         10 s
-#   label        39 ms a picture of 1024x768; benchmarks/results/detection.md             6.5 h, both teachers
-#   split, check 4.3 ms a picture and core; benchmarks/results/training.md                11 min
-#   train        15 pictures of 512x512 a second with both teachers (the run of weights/), 5.4 days
-#                so 9.5 of 640x640; 40 epochs of 0.2 N + 4 x 12,600 pictures
-#   dump         39 ms a picture, 3,226 and about 7,600 of them                           7 min
+#   label        39 ms an image of 1024x768; benchmarks/results/detection.md             6.5 h, both teachers
+#   split, check 4.3 ms an image and core; benchmarks/results/training.md                11 min
+#   train        15 images of 512x512 a second with both teachers (the run of weights/), 5.4 days
+#                so 9.5 of 640x640; 40 epochs of 0.2 N + 4 x 12,600 images
+#   dump         39 ms an image, 3,226 and about 7,600 of them                           7 min
 #   evaluate     benchmarks/results/evaluation.md                                         4 s
 #
 # All on two cores (AMD EPYC). Estimates, as no GPU was at hand: one GPU and 16 cores train in 1 to 2 hours,
-# held back by reading and augmenting, 88 pictures a second and core (benchmarks/results/training.md). A step of
-# training keeps 53 MB a picture (counted on the CPU, bfloat16, 640x640), so 64 pictures and the teachers take
+# held back by reading and augmenting, 88 images a second and core (benchmarks/results/training.md). A step of
+# training keeps 53 MB an image (counted on the CPU, bfloat16, 640x640), so 64 images and the teachers take
 # some 6 GB. Disk: 0.3 MB x N, 4 GB of WIDER FACE, 3 GB of tables and lists: 100 GB.
 set -euo pipefail
 # shellcheck source=results/steps.sh
@@ -51,7 +51,7 @@ PROCESSES=${PROCESSES:-$(gpus)}
 ((PROCESSES)) || PROCESSES=1
 
 open_images=$OUT/open_images
-pictures=$open_images/train/images
+images=$open_images/train/images
 wider=$OUT/wider
 lists=$OUT/lists
 
@@ -67,11 +67,11 @@ download() {
 
 # label IN OUT CLASS TEACHER: adds the boxes that the teacher finds.
 label() {
-    together prep_data.py pseudo_label "$lists/$1/wider_train_gt.txt" --images "$pictures" --classes "$3" \
+    together prep_data.py pseudo_label "$lists/$1/wider_train_gt.txt" --images "$images" --classes "$3" \
         --trained_model "$4" --output "$lists/$2/wider_train_gt.txt"
 }
 
-# dump COORDINATES PICTURES FOLDER [LIST]
+# dump COORDINATES IMAGES FOLDER [LIST]
 dump() {
     together test_widerface_personface.py --trained_model "$OUT/train/best.pth" --dataset "$1" \
         --dataset_folder "$2" --save_folder "$3" ${4:+--dataset_list "$4"} --resume
@@ -82,18 +82,18 @@ step unpack prep unpack "$ARCHIVES"/{WIDER_train,WIDER_val,wider_face_split,eval
 step download_train download train --miap
 step download_validation download validation --image_labels
 
-# 2. Open Images: boxes of both classes on every picture, all persons of MIAP where it has the picture
-step openimages prep openimages "$open_images/train/boxes.csv" --images "$pictures" \
+# 2. Open Images: boxes of both classes on every image, all persons of MIAP where it has the image
+step openimages prep openimages "$open_images/train/boxes.csv" --images "$images" \
     --output "$lists/boxes/wider_train_gt.txt"
 step miap prep openimages "$open_images/train/boxes.csv" --miap "$open_images/train/miap-boxes.csv" \
-    --images "$pictures" --output "$lists/miap/wider_train_gt.txt"
+    --images "$images" --output "$lists/miap/wider_train_gt.txt"
 step label_persons label boxes persons person "$PERSON_TEACHER"
 step merge prep merge "$lists/miap/wider_train_gt.txt" "$lists/persons/wider_train_gt.txt" --on_repeat first \
     --output "$lists/merged/wider_train_gt.txt"
 step label_faces label merged faces face "$FACE_TEACHER"
-step clean prep clean "$lists/faces/wider_train_gt.txt" --images "$pictures" \
+step clean prep clean "$lists/faces/wider_train_gt.txt" --images "$images" \
     --output "$lists/clean/wider_train_gt.txt"
-step split prep split "$lists/clean/wider_train_gt.txt" --images "$pictures" --val_share "$VAL_SHARE" \
+step split prep split "$lists/clean/wider_train_gt.txt" --images "$images" --val_share "$VAL_SHARE" \
     --output "$lists/open_images"
 
 # 3. WIDER FACE: faces; persons are unknown there, and the teacher's

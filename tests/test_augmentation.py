@@ -43,7 +43,7 @@ def test_a_crop_drops_boxes_that_would_be_small():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 9), st.integers(0, 2**32 - 1))
-def test_a_chosen_crop_lies_in_the_picture_and_holds_a_box_whole(height, width, count, seed):
+def test_a_chosen_crop_lies_in_the_image_and_holds_a_box_whole(height, width, count, seed):
     rng = np.random.default_rng(seed)
     corners = rng.random((count, 2, 2)) * (width, height)
     boxes = np.concatenate([corners.min(1), corners.max(1)], 1).astype(np.float32)
@@ -58,7 +58,7 @@ def test_a_chosen_crop_lies_in_the_picture_and_holds_a_box_whole(height, width, 
         assert ((moved >= 0) & (moved <= side)).all(1).any()
 
 
-def test_a_picture_whose_boxes_fit_no_crop_is_padded():
+def test_a_image_whose_boxes_fit_no_crop_is_padded():
     image, boxes = noise(40, 80), np.float32([[0, 0, 80, 40]])
     out, boxes_norm, labels = TrainTransform(32)(image, boxes, np.array([2]), np.random.default_rng(1))
     assert out.shape == (32, 32, 3) and out.dtype == np.uint8
@@ -66,7 +66,7 @@ def test_a_picture_whose_boxes_fit_no_crop_is_padded():
     np.testing.assert_allclose(boxes_norm, [[0, 0, 1, 0.5]], atol=1e-6)
 
 
-def test_mirror_twice_is_the_picture():
+def test_mirror_twice_is_the_image():
     image, boxes = noise(6, 9), np.float32([[1, 2, 4, 5]])
     once, moved = data_augment.mirror(image, boxes)
     assert moved.tolist() == [[5, 2, 8, 5]]
@@ -82,7 +82,7 @@ def test_pad_fills_the_right_with_the_mean():
     assert data_augment.pad_to_square(square) is square
 
 
-def test_zoom_out_moves_boxes_with_the_picture():
+def test_zoom_out_moves_boxes_with_the_image():
     image = noise(10, 20)
     canvas, boxes = data_augment.zoom_out(image, np.float32([[0, 0, 20, 10]]), 2.5, np.random.default_rng(3))
     assert canvas.shape == (25, 50, 3)

@@ -52,7 +52,7 @@ def test_sample_photos_through_the_published_network(reference, tmp_path, capsys
         assert [a["category_id"] for a in own] == expected[:, 5].tolist()
 
 
-def test_every_kind_of_output_of_a_picture(photo, tmp_path, weights):
+def test_every_kind_of_output_of_a_image(photo, tmp_path, weights):
     out = tmp_path / "out"
     options = ["--save_txt", "--save_crops", "--save_json", out / "a.json", "--vis_thres", 0.3]
     assert run(photo, "--save_folder", out, *options, weights=weights) == 0
@@ -92,7 +92,7 @@ def test_faults_are_named_and_the_rest_is_done(photo, tmp_path, weights, capsys)
     output = capsys.readouterr()
     for name, message in [
         ("none.jpg", "no such file"),
-        ("text.jpg", "not a picture"),
+        ("text.jpg", "not an image"),
         ("clip.mp4", "cannot be opened"),
     ]:
         assert any(name in line and message in line for line in output.err.splitlines())
@@ -103,10 +103,10 @@ def test_faults_are_named_and_the_rest_is_done(photo, tmp_path, weights, capsys)
 
 def test_a_folder_that_holds_nothing(tmp_path, weights, capsys):
     assert run(tmp_path, weights=weights) == 1
-    assert "no picture or video in this folder" in capsys.readouterr().err
+    assert "no image or video in this folder" in capsys.readouterr().err
 
 
-def test_batches_find_what_single_pictures_find(photo, tmp_path, weights):
+def test_batches_find_what_single_images_find(photo, tmp_path, weights):
     for number in range(4):
         write_image(
             photo.parent / f"{number}.png", np.roll(read_image(photo), 7 * number, 1)[: 60 - number % 2]

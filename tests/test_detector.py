@@ -65,7 +65,7 @@ def test_published_raw_outputs(reference, photo):
 
 
 @pytest.mark.parametrize("scene", ["black", "noise", "gradient"])
-def test_a_picture_without_people_gives_none(reference, scene):
+def test_a_image_without_people_gives_none(reference, scene):
     image = {
         "black": np.zeros((480, 640, 3)),
         "noise": np.random.default_rng(0).normal(128, 30, (480, 640, 3)).clip(0, 255),
@@ -199,7 +199,7 @@ def test_settings_out_of_range_are_refused(make):
         np.zeros((0, 10, 3), np.uint8),
     ],
 )
-def test_what_is_no_picture_is_refused(network, image):
+def test_what_is_no_image_is_refused(network, image):
     with pytest.raises(ValueError, match=r"expected uint8\[height, width, 3\], but got"):
         Detector(network)([image])
 
@@ -216,5 +216,5 @@ def test_too_little_memory_is_a_clear_error(network, image, monkeypatch):
     monkeypatch.setattr(
         detector, "network", lambda _: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
     )
-    with pytest.raises(DataError, match="pictures of 110x75 pixels, 1 at once, need more memory"):
+    with pytest.raises(DataError, match="images of 110x75 pixels, 1 at once, need more memory"):
         detector(image)

@@ -32,8 +32,8 @@ from data.archives import unpack
 from data.config import cfg_mnet
 from data.convert import read_coco, read_yolo
 from data.download import read_manifest
+from data.image_folder import read_size
 from data.open_images import Choices, Source, convert, image_ids, label_ids
-from data.picture_folder import picture_size
 from data.pseudo_label import CocoDetections, read_side_file
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
@@ -175,7 +175,7 @@ def read_results(folder: Path) -> None:
 def read_picture(path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # Pillow's about odd EXIF
         try:
-            height, width = picture_size(path)
+            height, width = read_size(path)
             assert height > 0 < width
         except DataError:
             pass

@@ -1,4 +1,4 @@
-"""Reading, writing and drawing of pictures."""
+"""Reading, writing and drawing of images."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from utils.cli import DataError
 from utils.draw import CLASS_COLOURS, draw_boxes, draw_detections
 from utils.images import read_image, write_image
 
-# Four coloured quarters, so that a turned or mirrored picture is noticed.
+# Four coloured quarters, so that a turned or mirrored image is noticed.
 PICTURE = np.zeros((40, 60, 3), np.uint8)
 PICTURE[:20, :30], PICTURE[:20, 30:], PICTURE[20:, :30] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -54,7 +54,7 @@ def test_the_first_frame_of_an_animation(tmp_path, suffix):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_honoured(tmp_path, orientation):
-    """A picture turned as the tag says, saved with the tag, comes back upright."""
+    """An image turned as the tag says, saved with the tag, comes back upright."""
     undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
     undo |= {7: "TRANSVERSE", 8: "ROTATE_270"}
     exif = Image.Exif()
@@ -75,21 +75,21 @@ def test_bytes_behind_a_jpeg_do_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".tif"])
-def test_a_cut_off_picture_is_refused(tmp_path, suffix):
+def test_a_cut_off_image_is_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match="a damaged picture|not a picture"):
+    with pytest.raises(DataError, match="a damaged image|not an image"):
         read_image(path)
 
 
-def test_what_is_no_picture_is_refused(tmp_path):
+def test_what_is_no_image_is_refused(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.jpg").touch()
     for name, message in [
-        ("text.jpg", "not a picture"),
+        ("text.jpg", "not an image"),
         ("empty.jpg", "an empty file"),
-        ("none.jpg", "no such picture"),
+        ("none.jpg", "no such image"),
         ("", "a folder"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -111,7 +111,7 @@ def test_nothing_to_draw():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 700), (700, 4), (200, 300)])
-def test_boxes_beyond_the_picture_can_be_drawn(size):
+def test_boxes_beyond_the_image_can_be_drawn(size):
     image = np.zeros((*size, 3), np.uint8)
     boxes = [[-1e9, -5, 1e9, 20], [0, 0, 0, 0], [np.nan, 1, 2, np.inf], [150, 100, 140, 90]]
     assert draw_boxes(image, np.array(boxes), ["a"] * 4, [(255, 0, 0)] * 4).shape == image.shape

@@ -55,13 +55,13 @@ def test_globs_lists_and_repeats(folder):
     assert [Path(path).name for path in paths(str(folder / "list.txt"))] == ["b.jpg", "a.png", "missing.jpg"]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(folder):
+def test_images_of_one_name_do_not_overwrite_each_other(folder):
     (folder / "a.png").touch()
     sources, _ = expand_inputs(["a.png", "sub/a.png"])
     assert [str(source.output) for source in sources] == ["a.png", "a-2.png"]
 
 
-def test_a_file_is_a_picture_whatever_its_name(folder):
+def test_a_file_is_a_image_whatever_its_name(folder):
     assert [s.kind for s in expand_inputs(["notes.md"])[0]] == ["image"]
 
 
@@ -79,7 +79,7 @@ def test_cameras_and_streams(folder):
     ("text", "message"),
     [
         ("none.jpg", "no such file"),
-        ("empty", "no picture or video"),
+        ("empty", "no image or video"),
         ("*.tiff", "no file fits"),
         ("l.txt", "empty list"),
     ],

@@ -29,7 +29,7 @@ FOUR = grids_of(
 
 
 def random_boxes(count: int, seed: int) -> torch.Tensor:
-    """Boxes of all sizes and shapes, some tiny, cut to the picture."""
+    """Boxes of all sizes and shapes, some tiny, cut to the image."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(count, 2, generator=generator)
     size = torch.exp(torch.rand(count, 1, generator=generator) * 6 - 6)

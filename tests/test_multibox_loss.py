@@ -1,4 +1,4 @@
-"""MultiBox loss: the plain version, unlabelled classes, pictures without boxes."""
+"""MultiBox loss: the plain version, unlabelled classes, images without boxes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_agrees_with_the_plain_version(counts, negatives_of_empty):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_picture_without_boxes_gives_negatives():
+def test_a_image_without_boxes_gives_negatives():
     loc, logits, targets = case([0])
     loss = loss_of(MultiBoxLoss(cfg_mnet), loc, logits, targets, known(1))
     assert loss["loc"] == 0 and loss["class"] > 0

@@ -115,7 +115,7 @@ def test_a_dynamic_file_finds_the_same(network, files, pictures):
 
 @pytest.mark.parametrize("kind", ["fixed", "scores", "foreign fixed", "foreign scores"])
 def test_a_fixed_file_letterboxes_and_finds_the_same(network, files, pictures, kind):
-    """Metadata or graph tell scores from logits; pictures of one or several sizes go through one by one."""
+    """Metadata or graph tell scores from logits; images of one or several sizes go through one by one."""
     ours = Detector.from_checkpoint(files[kind])
     assert ours.network.outputs == ("scores" if "scores" in kind else "logits")
     assert ours.cfg == network.cfg
@@ -157,7 +157,7 @@ def test_priors_of_the_graph_are_the_priors(cfg):
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_a_padded_picture_gets_its_boxes_back(network, upright):
+def test_a_padded_image_gets_its_boxes_back(network, upright):
     """1280x640 in 576x320 is 576x288: 0.45. Offsets of 0 give the priors, the first 16 wide around (4, 4)."""
     fixed, size = ((576, 320), (1280, 640)) if upright else ((320, 576), (640, 1280))
     detector = Detector(network, input_size=InputSize(fixed=fixed))
@@ -196,7 +196,7 @@ def test_the_published_file(reference):
         ("float[1, 8] x) => (float[1, 8] y) { y = Relu (x)", "expected one input tensor"),
         ("float[2, 3, 8, 8] x) => (float[2, 3, 8, 8] y) { y = Relu (x)", "expected one image or any number"),
     ],
-    ids=["empty", "text", "half", "nearly all", "another network", "no pictures", "two pictures"],
+    ids=["empty", "text", "half", "nearly all", "another network", "no images", "two images"],
 )
 def test_bad_files_are_named(tmp_path, files, content, message):
     path = tmp_path / "bad.onnx"
@@ -252,8 +252,8 @@ def test_a_missing_package_is_named(files, monkeypatch, package, kind):
 
 
 def test_int8_at_the_command_line(tmp_path, checkpoint, network, pictures, capsys):
-    """Small, its noted precision, and the same certain detections as float within a tenth of the picture."""
-    folder = tmp_path / "pictures"
+    """Small, its noted precision, and the same certain detections as float within a tenth of the image."""
+    folder = tmp_path / "images"
     for number, picture in enumerate(pictures):
         write_image(folder / f"{number}.png", picture)
     out = tmp_path / "int8.onnx"
@@ -317,7 +317,7 @@ def test_detections_that_lack_or_are_too_many_differ(network, pictures):
         ["--dynamic", "--image_size", "64", "64"],
         ["--image_size", "0", "64"],
         ["--dynamic", "--precision", "int8"],
-        ["--dynamic", "--calibrate", "pictures"],
+        ["--dynamic", "--calibrate", "images"],
         ["--dynamic", "--out", "detector.pth"],
     ],
 )
@@ -328,7 +328,7 @@ def test_arguments_that_do_not_fit(arguments):
 
 
 def test_nothing_to_calibrate_with(tmp_path, checkpoint):
-    with pytest.raises(DataError, match="no pictures there"):
+    with pytest.raises(DataError, match="no images there"):
         convert_to_onnx.main(
             ["-m", checkpoint, "--dynamic", "--precision", "int8", "--calibrate", str(tmp_path)]
         )

@@ -353,7 +353,7 @@ def test_wrong_boxes_and_missing_files(made, capsys):
         main(["-p", str(folder), "-g", str(listed), "--allow_missing"])
 
 
-def test_table_and_pictures(tmp_path, capsys):
+def test_table_and_images(tmp_path, capsys):
     (tmp_path / "list.txt").write_text(
         "# a.jpg\n1 0.1 0.1 0.2 0.2\n2 0.5 0.5 0.4 0.4\n# b.jpg\n1 0.1 0.1 0.5 0.5\n"
     )
@@ -364,7 +364,7 @@ def test_table_and_pictures(tmp_path, capsys):
     flags = ["--plot", tmp_path / "curves.svg", "--worst", "5", "--images", tmp_path / "images"]
     scores_of("-p", tmp_path / "p", "-g", tmp_path / "list.txt", *flags)
     shown = capsys.readouterr().out
-    assert "AP@0.5  AP@0.3  COCO AP50  COCO AP50:95" in shown and "1 pictures in" in shown
+    assert "AP@0.5  AP@0.3  COCO AP50  COCO AP50:95" in shown and "1 images in" in shown
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     picture = cv2.imread(str(tmp_path / "p_worst" / "001_a.jpg")).astype(int)
     hit, false, missed = picture[80, 80], picture[280, 160], picture[200, 560]

@@ -20,7 +20,7 @@ from utils.images import write_image
 
 @pytest.fixture
 def listed(tmp_path) -> Path:
-    """A list of twelve pictures, 80x60, of which the last two are equal; boxes of both classes."""
+    """A list of twelve images, 80x60, of which the last two are equal; boxes of both classes."""
     path = tmp_path / "all" / "list.txt"
     draw = np.random.default_rng(0)
     annotations = []
@@ -92,7 +92,7 @@ def test_wider_dummy_row_invalid_and_flat_boxes(tmp_path, capsys):
         ("0--A/a.jpg\n1\n1 1 2 nan 0 0 0 0 0 0\n", r":3: found"),
         (
             "\n0--A/none.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n",
-            r":2: .*none\.jpg: no such picture; leave such images out",
+            r":2: .*none\.jpg: no such image; leave such images out",
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_wider_broken_text_is_named(tmp_path, text, message):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_wider_missing_pictures_can_be_left_out(tmp_path):
+def test_wider_missing_images_can_be_left_out(tmp_path):
     text = "0--A/none.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n" + A_FACES
     assert list(wider(tmp_path, text, "--skip_missing")) == ["0--A/a.jpg"]
 
@@ -123,7 +123,7 @@ def test_link_is_made_once_and_never_over_something_else(tmp_path, listed):
         main(["link", str(tmp_path), str(listed.parent)])
 
 
-def test_split_keeps_equal_pictures_together_and_is_stable(tmp_path, listed):
+def test_split_keeps_equal_images_together_and_is_stable(tmp_path, listed):
     for seed in range(6):
         output = tmp_path / f"split{seed}"
         arguments = ["split", str(listed), "--output", str(output), "--val_share", "0.4", "--seed", str(seed)]
@@ -149,7 +149,7 @@ def test_split_of_a_small_list_leaves_no_part_empty(tmp_path, listed):
         parts = [read_annotations(output / part / f"wider_{part}_gt.txt") for part in ("train", "val")]
         assert list(map(len, parts)) == sizes
     listed.write_text("# 0/0.png\n")
-    with pytest.raises(DataError, match="no image for val; expected two different pictures"):
+    with pytest.raises(DataError, match="no image for val; expected two different images"):
         main(["split", str(listed), "--output", str(output)])
 
 
@@ -203,9 +203,9 @@ def test_check_finds_everything_and_remembers(tmp_path, listed, capsys):
 
     code, printed = check()
     assert code == 0
-    assert "pictures decoded  12" in printed
-    assert "pictures decoded" not in check()[1]
-    assert "pictures decoded  12" in check("--no_cache")[1]
+    assert "images decoded  12" in printed
+    assert "images decoded" not in check()[1]
+    assert "images decoded  12" in check("--no_cache")[1]
     images = listed.parent / "images"
     (images / "0" / "0.png").unlink()
     (images / "1" / "1.png").write_bytes((images / "1" / "1.png").read_bytes()[:40])
@@ -215,7 +215,7 @@ def test_check_finds_everything_and_remembers(tmp_path, listed, capsys):
     assert code == 1
     lines = printed.splitlines()
     assert "list.txt:1: " in lines[0]
-    assert "0.png: no such picture" in lines[0]
+    assert "0.png: no such image" in lines[0]
     assert "1.png" in lines[1]
     assert "1 boxes beyond the image" in printed
     assert "1 boxes without area" in printed

@@ -19,7 +19,7 @@ def test_number_of_priors_of_a_640_pixel_square(cfg, count):
 
 
 def test_first_cell_by_hand():
-    """A picture of 100 wide, 200 high; size 16 at ratios 1, 2.5 and 3.33, centre at 4 pixels."""
+    """An image of 100 wide, 200 high; size 16 at ratios 1, 2.5 and 3.33, centre at 4 pixels."""
     priors = PriorBox(cfg_re50)((200, 100))
     assert torch.allclose(priors[0], torch.tensor([4 / 100, 4 / 200, 16 / 100, 16 / 200]))
     root = 2.5**0.5

@@ -63,7 +63,7 @@ def test_which_boxes_are_added():
 
 @pytest.fixture
 def listed(tmp_path) -> Path:
-    """Pictures 1.png to 3.png of 200x100, a person in each, labelled for persons."""
+    """Images 1.png to 3.png of 200x100, a person in each, labelled for persons."""
     path = tmp_path / "persons" / "list.txt"
     for i in (1, 2, 3):
         noise = np.random.default_rng(i).integers(0, 255, (100, 200, 3), np.uint8)

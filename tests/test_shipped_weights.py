@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.training_data import make_list
+from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main as train
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.detector import Detector
@@ -19,7 +20,7 @@ from utils.inputs import sample_photos
 #: The run that made them, in results/.
 RUN = "run4"
 
-#: xyxy in pixels by label, checked by eye in the annotated pictures.
+#: xyxy in pixels by label, checked by eye in the annotated images.
 EXPECTED = {
     "grace_hopper.jpg": {1: [176, 112, 349, 329], 2: [32, 54, 510, 611]},
     "astronaut.png": {1: [181, 60, 270, 171], 2: [41, 69, 399, 530]},
@@ -39,7 +40,7 @@ def test_they_are_small():
 
 
 def test_the_stored_arguments_train(repository, reference, tmp_path, monkeypatch):
-    """The run of the weights' card, on small generated pictures and for a few steps, lowers the loss."""
+    """The run of the weights' card, on small generated images and for a few steps, lowers the loss."""
     argv = json.loads((repository / "results" / f"{RUN}.json").read_text())["argv"]
     seeds = {}
     for i, word in enumerate(argv):
@@ -47,7 +48,7 @@ def test_the_stored_arguments_train(repository, reference, tmp_path, monkeypatch
             label = "person" if word.startswith("person") else "face"
             seed = seeds.setdefault(word, len(seeds))
             argv[i] = str(make_list(tmp_path / str(seed), 8, [label], seed=seed))
-    argv += "--image_size 64 --batch_size 4 --epochs 4 --warmup 1 --num_workers 0".split()
+    argv += shlex.split("--image_size 64 --batch_size 4 --epochs 4 --warmup 1 --num_workers 0")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(reference / "weights")
     assert train(argv) == 0

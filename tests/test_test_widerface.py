@@ -21,7 +21,7 @@ from wider_openimagespersonface_evaluate import evaluation as openimages
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """A folder of five small pictures of two sizes, in two event folders."""
+    """A folder of five small images of two sizes, in two event folders."""
     random = np.random.default_rng(5)
     for i, name in enumerate(["0--A/a.v2.jpg", "0--A/b.png", "1--B/c d.jpg", "1--B/e.jpg", "1--B/f.jpg"]):
         size = (48, 80, 3) if i % 2 else (64, 40, 3)
@@ -44,7 +44,7 @@ def test_writes_what_the_detector_finds(photos, tmp_path, weights, capsys):
     assert list(texts(tmp_path / "out")) == [
         *("0--A/a.v2.txt", "0--A/b.txt", "1--B/c d.txt", "1--B/e.txt", "1--B/f.txt")
     ]
-    assert not (tmp_path / "out_pictures").exists()
+    assert not (tmp_path / "out_images").exists()
     image = read_image(photos / "1--B" / "c d.jpg")
     found = build_detector(script.parse_args(["-m", weights, "--cpu"]))(image)
     path = tmp_path / "out" / "1--B" / "c d.txt"
@@ -103,15 +103,15 @@ def test_resume(photos, tmp_path, weights, capsys):
     assert (tmp_path / "out" / "1--B" / "f.txt").stat().st_mtime_ns == kept
 
 
-def test_pictures(photos, tmp_path, weights):
+def test_images(photos, tmp_path, weights):
     arguments = "--dataset_folder", photos, "--save_folder", tmp_path / "out"
     assert run(*arguments, "-s", "--vis_thres", "0.3", weights=weights) == 0
-    pictures = sorted((tmp_path / "out_pictures").rglob("*.jpg"))
+    pictures = sorted((tmp_path / "out_images").rglob("*.jpg"))
     assert len(pictures) == 5 and read_image(pictures[0]).shape == (64, 40, 3)
-    shutil.rmtree(tmp_path / "out_pictures")
+    shutil.rmtree(tmp_path / "out_images")
     whole = texts(tmp_path / "out")
     assert run(*arguments, "--vis_thres", "0.9", weights=weights) == 0
-    assert texts(tmp_path / "out") == whole and not (tmp_path / "out_pictures").exists()
+    assert texts(tmp_path / "out") == whole and not (tmp_path / "out_images").exists()
 
 
 @pytest.mark.parametrize(

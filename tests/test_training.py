@@ -24,7 +24,7 @@ from utils.cli import DataError, UsageError
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> tuple[str, str]:
-    """Two lists of eight pictures, one labelled for faces, one for persons."""
+    """Two lists of eight images, one labelled for faces, one for persons."""
     folder = tmp_path_factory.mktemp("data")
     return tuple(str(make_list(folder / name, 8, (name,))) for name in ("face", "person"))
 
@@ -130,7 +130,7 @@ def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start
         assert main(arguments(data, start, tmp_path / name, *more)) == 0
         both = two_processes("train_changeclass", *arguments(data, start, tmp_path / f"{name}_2", *more))
         assert [one.code for one in both] == [0, 0], both
-        assert ["16 pictures" in one.out for one in both] == [True, False]  # one process speaks
+        assert ["16 images" in one.out for one in both] == [True, False]  # one process speaks
         for one, other in zip(rows(tmp_path / name), rows(tmp_path / f"{name}_2"), strict=True):
             for column in one.keys() - {"images_per_second", "waiting_share", "gradient"}:
                 expected = pytest.approx(float(one[column]), rel=1e-5, abs=1e-5)
@@ -164,7 +164,7 @@ def test_what_a_run_writes(data, start, tmp_path, capsys):
     argv = arguments(data, start, tmp_path, *more)
     assert main(argv) == 0
     out = capsys.readouterr()
-    assert "16 pictures in 2 lists; 4 steps an epoch" in out.out and not out.err
+    assert "16 images in 2 lists; 4 steps an epoch" in out.out and not out.err
     for row in rows(tmp_path):
         assert {"lr", "loss", "loc", "class", "waiting_share", "ap_face", "ap_person", "ap"} <= row.keys()
     described = json.loads((tmp_path / "run.json").read_text())
@@ -203,17 +203,17 @@ def test_weights_alone_are_no_run_to_resume(data, start, tmp_path):
         main([*arguments(data, start, tmp_path), "--resume"])
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_pictures(data, start, tmp_path):
-    argv = arguments(data, start, tmp_path, "--lr", "1e30", "--freeze_bn")
+def test_a_loss_that_is_not_finite_stops_with_its_images(data, start, tmp_path):
+    argv = arguments(data, start, tmp_path, "--lr", "2e9", "--freeze_bn")
     with pytest.raises(DataError, match=r"step 1: the loss is not finite \(loss .*, loc .*\) on .*\.png"):
         main(argv)
 
 
-def test_a_corrupt_picture_is_named_with_its_line_in_one_line(start, tmp_path):
+def test_a_corrupt_image_is_named_with_its_line_in_one_line(start, tmp_path):
     path = make_list(tmp_path / "data", 4)
     (tmp_path / "data" / "images" / "2.png").write_bytes(b"")
     argv = arguments((str(path),), start, tmp_path / "run", "--num_workers", "1")
-    with pytest.raises(DataError, match=r"^\S*list\.txt:7: \S*2\.png: an empty file; expected a picture$"):
+    with pytest.raises(DataError, match=r"^\S*list\.txt:7: \S*2\.png: an empty file; expected an image$"):
         main(argv)
 
 
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_last_good_file(data, start, tmp_path):
         (["--repeat", "1"], "--repeat: expected 2 numbers"),
         (["--distil", "1", "2", "3"], "--distil: expected 1 or 2 weights"),
         (["--init_from_face", "x.pth"], "two ways to start"),
-        (["--batch_size", "0"], "expected a number above 0"),
+        (["--batch_size", "0"], "expected a whole number from 1"),
     ],
 )
 def test_arguments_that_do_not_fit(data, start, tmp_path, capsys, more, message):

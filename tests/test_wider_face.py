@@ -13,7 +13,7 @@ from tests.training_data import make_list
 from utils.cli import DataError
 
 
-def test_pictures_without_boxes_and_classes_without_labels(tmp_path):
+def test_images_without_boxes_and_classes_without_labels(tmp_path):
     faces = make_list(tmp_path / "a", 4, ("face",))
     both = make_list(tmp_path / "b", 2, size=60)
     dataset = WiderFaceDetection([faces, both], TrainTransform(32))
@@ -27,7 +27,7 @@ def test_pictures_without_boxes_and_classes_without_labels(tmp_path):
     assert images.shape == (2, 32, 32, 3) and len(targets) == 2
 
 
-def test_boxes_are_cut_to_the_picture_and_those_without_area_dropped(tmp_path):
+def test_boxes_are_cut_to_the_image_and_those_without_area_dropped(tmp_path):
     path = make_list(tmp_path, 1)
     boxes = [[-0.1, 0.2, 0.3, 0.9], [0.5, 0.5, 0.0, 0.1], [1.2, 0.1, 0.2, 0.2], [0.3, 0.3, -0.1, 0.1]]
     write_annotations(path, [ImageAnnotation("0.png", [1, 2, 1, 2], boxes)])
@@ -40,19 +40,19 @@ def test_boxes_are_cut_to_the_picture_and_those_without_area_dropped(tmp_path):
 
 def test_faults_name_the_line(tmp_path):
     path = make_list(tmp_path, 2)
-    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "1.png").write_bytes(b"no image")
     dataset = WiderFaceDetection([path], TrainTransform(32))
-    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: not a picture"):
+    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: not an image"):
         dataset[1, 0]
     (tmp_path / "images" / "1.png").unlink()
-    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: no such picture; .*--images_dir"):
+    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: no such image; .*--images_dir"):
         WiderFaceDetection([path])
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(DataError, match=r"empty\.txt: names no picture"):
+    with pytest.raises(DataError, match=r"empty\.txt: names no image"):
         WiderFaceDetection([tmp_path / "empty.txt"])
 
 
-def test_pictures_in_a_folder_of_their_own(tmp_path):
+def test_images_in_a_folder_of_their_own(tmp_path):
     path = make_list(tmp_path, 2)
     (tmp_path / "images").rename(tmp_path / "photos")
     assert len(WiderFaceDetection([path], images_dir=tmp_path / "photos")) == 2
@@ -63,7 +63,7 @@ def epoch_of(sampler: EpochSampler, epoch: int, first_step: int = 0) -> list:
     return list(sampler)
 
 
-def test_an_epoch_sees_every_picture_once_and_epochs_differ():
+def test_an_epoch_sees_every_image_once_and_epochs_differ():
     sampler = EpochSampler([5, 6], [1, 1], 4)
     epoch = epoch_of(sampler, 0)
     assert len(sampler) == 3 and [len(batch) for batch in epoch] == [4, 4, 3]

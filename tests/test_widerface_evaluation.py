@@ -348,7 +348,7 @@ def test_usage(made, flags):
         main(["-p", str(made[0]), "-g", str(made[1]), *flags])
 
 
-def test_pictures(tmp_path, capsys):
+def test_images(tmp_path, capsys):
     annotations = [
         ImageAnnotation(f"e/{name}.jpg", [1], [box])
         for name, box in (

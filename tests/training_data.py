@@ -15,7 +15,7 @@ from data.annotations import ImageAnnotation, write_annotations, write_labelled_
 def make_list(
     folder: Path, images: int, labelled: tuple[str, ...] | None = None, size: int = 80, seed: int = 0
 ) -> Path:
-    """A list of pictures with a bright square (a face) and a dark upright box (a person) in most of them."""
+    """A list of images with a bright square (a face) and a dark upright box (a person) in most of them."""
     rng = np.random.default_rng(seed)
     annotations = []
     for i in range(images):
@@ -40,7 +40,7 @@ def make_list(
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny pictures gain nothing from more."""
+    """Tiny images gain nothing from more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Running a detector over many pictures, some of which may be faulty."""
+"""Running a detector over many images, some of which may be faulty."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def try_to_read(path: str | os.PathLike) -> np.ndarray | DataError:
-    """The picture, or why there is none."""
+    """The image, or why there is none."""
     try:
         return read_image(path)
     except DataError as error:
@@ -39,7 +39,7 @@ def try_to_read(path: str | os.PathLike) -> np.ndarray | DataError:
 def detect_batch(
     detector: Detector, batch: list[tuple[Key, np.ndarray]], fault: Callable[[object], None]
 ) -> list[tuple[Key, np.ndarray, Detections]]:
-    """(key, image, detections) of (key, image) pairs; pictures too large for the memory go to ``fault``."""
+    """(key, image, detections) of (key, image) pairs; images too large for the memory go to ``fault``."""
     try:
         found = detector([image for _, image in batch])
     except DataError as error:

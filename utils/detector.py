@@ -357,8 +357,8 @@ def _out_of_memory(error: Exception, count: int, size: tuple[int, int]) -> Excep
     if not isinstance(error, MemoryError | torch.OutOfMemoryError | cv2.error) and "alloc" not in str(error):
         return error
     return DataError(
-        f"pictures of {size[1]}x{size[0]} pixels, {count} at once, need more memory than is free; "
-        f"take a smaller batch or smaller pictures (--long_side)"
+        f"images of {size[1]}x{size[0]} pixels, {count} at once, need more memory than is free; "
+        f"take a smaller batch or smaller images (--long_side)"
     )
 
 

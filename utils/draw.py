@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures: one colour a class, readable at any picture size."""
+"""Boxes drawn on images: one colour a class, readable at any image size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_boxes(
 
     Args:
         image: uint8[height, width, 3], BGR.
-        boxes: [N, 4], xyxy in pixels; parts outside of the picture are cut.
+        boxes: [N, 4], xyxy in pixels; parts outside of the image are cut.
         texts: N captions, "" for none.
         colours: N BGR colours.
     """
@@ -44,7 +44,7 @@ def draw_boxes(
 
 
 def _caption(image: np.ndarray, x1: int, y1: int, y2: int, text: str, colour: tuple[int, int, int]) -> None:
-    """Dark text on the class colour: above the box, inside where there is no room, never off the picture."""
+    """Dark text on the class colour: above the box, inside where there is no room, never off the image."""
     height, width = image.shape[:2]
     letters = max(9.0, max(height, width) / 85)
     scale, weight = letters / _FONT_PIXELS, max(1, round(letters / 10))

@@ -43,7 +43,7 @@ class Recipe:
         average: running average of the weights, or None.
         freeze_bn: batch norm keeps its statistics.
         amp: bfloat16 in the network.
-        accumulate: the pictures of a step go through the network in so many parts.
+        accumulate: the images of a step go through the network in so many parts.
         clip: largest norm of the gradient.
     """
 
@@ -74,7 +74,7 @@ def train_one_epoch(
 
     Args:
         recipe: network, optimizer, losses.
-        batches: this process's pictures and targets, as `detection_collate` makes them.
+        batches: this process's images and targets, as `detection_collate` makes them.
         epoch: number of the epoch, for the learning rate.
         steps: steps of a whole epoch.
         totals: sums of the steps that an interrupted epoch had done, with their number ``steps``.
@@ -86,7 +86,7 @@ def train_one_epoch(
         ``seconds_waiting`` for data.
 
     Raises:
-        DataError: the loss is not finite; with its parts and the names of the pictures.
+        DataError: the loss is not finite; with its parts and the names of the images.
     """
     recipe.network.train()
     if recipe.freeze_bn:
@@ -151,13 +151,13 @@ def training_step(
         stop: whether this process wants to stop after the step.
 
     Returns:
-        The loss, its parts and the gradient's norm; pictures over all processes; whether any wants to stop.
+        The loss, its parts and the gradient's norm; images over all processes; whether any wants to stop.
     """
     device = images.device
     for group in recipe.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate(step)
-    pictures = network_input(images)
-    image_size = pictures.shape[2], pictures.shape[3]
+    inputs = network_input(images)
+    image_size = inputs.shape[2], inputs.shape[3]
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else nullcontext()
     matches = recipe.criterion.match(targets, image_size, device)
     priors = recipe.criterion.grids(image_size, device).priors
@@ -165,7 +165,7 @@ def training_step(
     lesson, taught, taught_positives = None, None, 0
     if recipe.teachers is not None:
         with precision:
-            lesson = recipe.teachers(pictures)
+            lesson = recipe.teachers(inputs)
         taught = recipe.teachers.taught(len(priors), device)
     unknown, decides = who_decides(labelled, matches, taught, recipe.trusted)
     if lesson is not None:
@@ -187,7 +187,7 @@ def training_step(
         )
         with quiet:
             with precision:
-                loc, logits = recipe.network(pictures[part])
+                loc, logits = recipe.network(inputs[part])
             losses = recipe.criterion(loc, logits, matches[part], priors, unknown[part], positives)
             if lesson is not None:
                 losses |= recipe.distillation(loc, logits, lesson[part], decides[part], taught_positives)
@@ -212,13 +212,13 @@ def training_step(
 
 
 def validate(network: RetinaFace, dataset: WiderFaceDetection, device: torch.device) -> dict[str, float]:
-    """Average precision of a network, by `Detector` at the pictures' own size and the evaluators' rule.
+    """Average precision of a network, by `Detector` at the images' own size and the evaluators' rule.
 
-    The pictures are shared out over the processes; every process gets the result.
+    The images are shared out over the processes; every process gets the result.
 
     Args:
         network: the network, unwrapped; it stays as it is.
-        dataset: pictures to find boxes in; a class counts on those that are labelled for it.
+        dataset: images to find boxes in; a class counts on those that are labelled for it.
         device: where to run.
 
     Returns:

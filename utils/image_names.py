@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils.files import read_text
 
-#: File name endings that are taken for pictures; any other ending is part of the name.
+#: File name endings that are taken for images; any other ending is part of the name.
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
     for name in (

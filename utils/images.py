@@ -1,4 +1,4 @@
-"""Pictures: reading any file into BGR, writing, and drawing of detections."""
+"""Images: reading any file into BGR, writing, and drawing of detections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-#: Endings that annotated pictures keep; every other is written as JPEG.
+#: Endings that annotated images keep; every other is written as JPEG.
 WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 #: Endings of plots.
@@ -34,23 +34,23 @@ FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads a picture as uint8[height, width, 3], BGR, turned upright by its EXIF orientation.
+    """Reads an image as uint8[height, width, 3], BGR, turned upright by its EXIF orientation.
 
-    Grey, 16-bit, transparent and CMYK pictures are converted; of an animation the first frame is taken.
+    Grey, 16-bit, transparent and CMYK images are converted; of an animation the first frame is taken.
 
     Raises:
-        DataError: no such file, empty, not a picture, or cut off.
+        DataError: no such file, empty, not an image, or cut off.
     """
     try:
         content = np.fromfile(path, np.uint8)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
+        raise DataError(f"{path}: no such image") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected a picture") from None
+        raise DataError(f"{path}: a folder; expected an image") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if not content.size:
-        raise DataError(f"{path}: an empty file; expected a picture")
+        raise DataError(f"{path}: an empty file; expected an image")
     try:
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
     except cv2.error:  # e.g. more pixels than OpenCV allows
@@ -77,9 +77,9 @@ def _read_carefully(path: str | os.PathLike, decoded: np.ndarray | None) -> np.n
                 return decoded
             upright = ImageOps.exif_transpose(file).convert("RGB")
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not a picture, or of a format that cannot be read") from None
+        raise DataError(f"{path}: not an image, or of a format that cannot be read") from None
     except Exception as error:  # Pillow's readers of formats raise whatever they stumble on
-        raise DataError(f"{path}: a damaged picture ({' '.join(str(error).split())})") from None
+        raise DataError(f"{path}: a damaged image ({' '.join(str(error).split())})") from None
     return np.ascontiguousarray(np.asarray(upright)[..., ::-1])
 
 
@@ -87,7 +87,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8[height, width, 3], BGR, atomically, in the format of the file name's ending.
 
     Raises:
-        DataError: the format cannot be written or cannot hold a picture of that size.
+        DataError: the format cannot be written or cannot hold an image of that size.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -98,7 +98,7 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     if not done:
         height, width = image.shape[:2]
         raise DataError(
-            f"{path}: a picture of {width}x{height} pixels cannot be written as {path.suffix or 'no format'}"
+            f"{path}: an image of {width}x{height} pixels cannot be written as {path.suffix or 'no format'}"
         )
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.data)  # unlike tofile, it tells why it cannot be written

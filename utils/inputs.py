@@ -1,4 +1,4 @@
-"""What a person names on the command line, as pictures, videos and cameras."""
+"""What a person names on the command line, as images, videos and cameras."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 
 @dataclass(frozen=True)
 class Source:
-    """One picture, video or camera.
+    """One image, video or camera.
 
     Attributes:
         kind: ``image``, ``video`` or ``camera``.
@@ -34,7 +34,7 @@ class Source:
 
 
 def expand_inputs(inputs: Iterable[str]) -> tuple[list[Source], list[str]]:
-    """Sources of any mix of pictures, folders (recursive), globs, ``.txt`` lists, videos and cameras.
+    """Sources of any mix of images, folders (recursive), globs, ``.txt`` lists, videos and cameras.
 
     A line of a list is relative to the list's folder or else to the current one. A file named twice is taken
     once.
@@ -71,7 +71,7 @@ def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | st
     path = Path(text)
     if path.is_dir():
         found = [(_kind(file), file, file.relative_to(path)) for file in _files_below(path)]
-        return found or f"{text}: no picture or video in this folder"
+        return found or f"{text}: no image or video in this folder"
     if path.is_file() and path.suffix.lower() == ".txt" and not listed:
         return _read_list(path)
     if path.is_file():
@@ -90,7 +90,7 @@ def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | st
 
 def _read_list(path: Path) -> list[tuple[str, str | Path, Path]] | str:
     try:
-        lines = [line.strip() for line in read_text(path, "a list with one picture a line").split("\n")]
+        lines = [line.strip() for line in read_text(path, "a list with one image a line").split("\n")]
     except DataError as error:
         return str(error)
     found: list[tuple[str, str | Path, Path]] = []
@@ -99,7 +99,7 @@ def _read_list(path: Path) -> list[tuple[str, str | Path, Path]] | str:
         # A line that names nothing stays a source, so that reading it reports the file.
         entry = _expand(str(beside if os.path.exists(beside) else line), listed=True)  # noqa: PTH110 - of any length
         found += [("image", line, Path(Path(line).name))] if isinstance(entry, str) else entry
-    return found or f"{path}: an empty list; expected one picture a line"
+    return found or f"{path}: an empty list; expected one image a line"
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -143,5 +143,5 @@ def sample_photos() -> list[str]:
         photos.append(Path(skimage.__file__).parent / "data" / "astronaut.png")
     found = [str(photo) for photo in photos if photo.exists()]
     if not found:
-        raise UsageError("no sample photo is installed; name a picture: python3 detect.py photo.jpg")
+        raise UsageError("no sample photo is installed; name an image: python3 detect.py photo.jpg")
     return found

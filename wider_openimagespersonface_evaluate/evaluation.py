@@ -135,7 +135,7 @@ def evaluate(
 
 def draw_worst(args: argparse.Namespace, truths: Truths, found: dict[str, ClassScore]) -> int:
     """Draws the images that cost most, summed over the classes; returns how many."""
-    from utils.evaluation.pictures import Layer, draw_worst_images
+    from utils.evaluation.plots import Layer, draw_worst_images
 
     costs, layers = np.zeros(len(truths.images)), []
     for label, name in CLASS_NAMES.items():
@@ -224,12 +224,12 @@ def main(argv: list[str] | None = None) -> int:
             args.json, {**settings, "images": len(truths.images), "classes": numbers, "missing": missing}
         )
     if args.plot:
-        from utils.evaluation.pictures import draw_curves
+        from utils.evaluation.plots import draw_curves
 
         title = f"IoU {args.iou:g}, protocol {args.protocol}, {len(truths.images)} images"
         draw_curves(args.plot, {name: one.curve for name, one in found.items()}, title)
     if args.worst:
-        print(f"{draw_worst(args, truths, found)} pictures in {args.worst_folder}")
+        print(f"{draw_worst(args, truths, found)} images in {args.worst_folder}")
     return 0
 
 

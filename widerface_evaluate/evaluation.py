@@ -106,7 +106,7 @@ def draw_worst(
     args: argparse.Namespace, faces: Predictions, truths: WiderTruths, found: dict[str, SubsetScore]
 ) -> int:
     """Draws the images that cost most in the last subset, which holds the others; returns how many."""
-    from utils.evaluation.pictures import Layer, draw_worst_images
+    from utils.evaluation.plots import Layer, draw_worst_images
 
     name, subset = list(found.items())[-1]
     counted = truths.subsets[name].astype(bool)
@@ -169,13 +169,13 @@ def main(argv: list[str] | None = None) -> int:
         lists = {"missing": missing, "by_event": events}
         command.write_json(args.json, {**settings, **counts, "subsets": numbers, **lists})
     if args.plot:
-        from utils.evaluation.pictures import draw_curves
+        from utils.evaluation.plots import draw_curves
 
         draw_curves(
             args.plot, {name: subset.curve for name, subset in found.items()}, f"WIDER FACE, IoU {args.iou:g}"
         )
     if args.worst:
-        print(f"{draw_worst(args, faces, truths, found)} pictures in {args.worst_folder}")
+        print(f"{draw_worst(args, faces, truths, found)} images in {args.worst_folder}")
     return 0
 
 

@@ -40,7 +40,7 @@ _SLOTS = 3  # side by side, so that objects are whole and boxes do not overlap
 
 @dataclass
 class Scene:
-    """A picture and what is drawn on it.
+    """An image and what is drawn on it.
 
     Attributes:
         image: uint8[HEIGHT, WIDTH, 3], BGR.
@@ -132,7 +132,7 @@ def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> list[Ima
     and verified image labels. Served by HTTP it is what ``prep_data.py download --base_url`` wants.
 
     Returns:
-        The truth, for every scene, under the name that a downloaded picture has.
+        The truth, for every scene, under the name that a downloaded image has.
     """
     ids = [f"{SPLITS.index(split)}{i:015x}" for i in range(len(scenes))]
     boxes, miap, verified = [], [], []
@@ -181,7 +181,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def write_wider(folder: Path, train: list[Scene], val: list[Scene]) -> list[list[ImageAnnotation]]:
-    """Writes the four zip files of WIDER FACE as its authors offer them: pictures by event, annotation text
+    """Writes the four zip files of WIDER FACE as its authors offer them: images by event, annotation text
     (faces alone), and the validation faces as .mat files (easy from 25 pixels, medium from 15, hard all).
 
     Returns:

@@ -52,7 +52,7 @@ def together(*commands: Iterable[object], folder: Path = REPOSITORY) -> list[str
 
 
 class Sources:
-    """The files of both data sets as they are published, and what is drawn on the pictures, by split."""
+    """The files of both data sets as they are published, and what is drawn on the images, by split."""
 
     def __init__(self, folder: Path) -> None:
         self.mirror, self.zips = folder / "mirror", folder / "zips"
@@ -181,7 +181,7 @@ def assert_drawn(path: Path, drawn: list[ImageAnnotation]) -> None:
 def test_lists_hold_what_is_drawn(sources, lists):
     drawn = sources.open_images
     assert_drawn(lists / "open_images" / "train" / "list.txt", drawn["train"])
-    # MIAP knows the pictures that have a person.
+    # MIAP knows the images that have a person.
     with_persons = [a for a in drawn["validation"] if PERSON in a.labels]
     assert 0 < len(with_persons) < len(drawn["validation"])
     assert_drawn(lists / "open_images" / "validation" / "list.txt", with_persons)

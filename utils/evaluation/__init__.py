@@ -1,1 +1,1 @@
-"""Scores: average precision, its curves and pictures, shared by both evaluators and by training."""
+"""Scores: average precision, its curves and images, shared by both evaluators and by training."""

@@ -145,13 +145,12 @@ def load_predictions(
 
 
 def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], allowed: bool) -> None:
+    for name in missing[:MOST_NAMED]:
+        warn(f"missing: {name}")
+    if len(missing) > MOST_NAMED:
+        warn(f"missing: {len(missing) - MOST_NAMED} more files (with --allow_missing, --json names them all)")
     parents = sorted({path.rpartition("/")[0] for path in missing} - {""})
     gone = [name for name in parents if not (folder / name).is_dir()]
-    single = [path for path in missing if path.rpartition("/")[0] not in gone]
-    for name in single[:MOST_NAMED]:
-        warn(f"missing: {name}")
-    if len(single) > MOST_NAMED:
-        warn(f"missing: {len(single) - MOST_NAMED} more files")
     if gone:
         warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
     if not allowed:

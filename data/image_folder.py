@@ -1,4 +1,4 @@
-"""The pictures that a list names: where they are and how large."""
+"""The images that a list names: where they are and how large."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from utils.background import map_ahead
 from utils.cli import DataError
 
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture on its side
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image on its side
 
 
-def picture_folder(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path:
-    """Folder of a list's pictures: the given one, else ``images`` beside the list.
+def image_folder(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path:
+    """Folder of a list's images: the given one, else ``images`` beside the list.
 
     Raises:
         DataError: no such folder.
@@ -23,34 +23,34 @@ def picture_folder(list_path: str | os.PathLike, given: str | os.PathLike | None
     folder = Path(given) if given is not None else Path(list_path).parent / "images"
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; give the pictures' folder with --images, or make it with link"
+            f"{folder}: no such folder; give the images' folder with --images, or make it with link"
         )
     return folder
 
 
-def picture_size(path: str | os.PathLike) -> tuple[int, int]:
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
     """(height, width) in pixels as `utils.images.read_image` gives it, read from the file's header.
 
     Raises:
-        DataError: no such file or not a picture.
+        DataError: no such file or not an image.
     """
     try:
         with Image.open(path) as file:
             width, height = file.size
             turned = file.getexif().get(_ORIENTATION, 1) >= 5
     except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
+        raise DataError(f"{path}: no such image") from None
     except Exception:  # Pillow's readers of formats raise whatever they stumble on
-        raise DataError(f"{path}: not a picture, or damaged") from None
+        raise DataError(f"{path}: not an image, or damaged") from None
     return (width, height) if turned else (height, width)
 
 
-def picture_sizes(folder: Path, names: Iterable[str]) -> Iterator[tuple[int, int] | DataError]:
-    """`picture_size` of each name, in order, read by several threads; an error in place of a size."""
+def read_sizes(folder: Path, names: Iterable[str]) -> Iterator[tuple[int, int] | DataError]:
+    """`read_size` of each name, in order, read by several threads; an error in place of a size."""
 
     def size(name: str) -> tuple[int, int] | DataError:
         try:
-            return picture_size(folder / name)
+            return read_size(folder / name)
         except DataError as error:
             return error
 

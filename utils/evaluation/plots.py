@@ -1,4 +1,4 @@
-"""Pictures of a score: precision-recall curves, and the images that cost most."""
+"""Images of a score: precision-recall curves, and the images that cost most."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def draw_worst_images(
     order = np.argsort(-costs, kind="stable")[:most]
     for rank, image in enumerate(order[costs[order] > 0], 1):
         try:
-            picture = read_image(_find(images, names[image]))
+            canvas = read_image(_find(images, names[image]))
         except DataError as error:
             warn(str(error))
             continue
         text = f"#{rank}  {names[image]}  costs {costs[image]:.5f} AP"
         write_image(
-            folder / f"{rank:03d}_{names[image].replace('/', '_')}.jpg", _draw(picture, image, layers, text)
+            folder / f"{rank:03d}_{names[image].replace('/', '_')}.jpg", _draw(canvas, image, layers, text)
         )
         drawn += 1
     return drawn
@@ -113,10 +113,10 @@ def _find(images: Path, name: str) -> Path:
     return images / f"{name}.jpg"
 
 
-def _draw(picture: np.ndarray, image: int, layers: Sequence[Layer], text: str) -> np.ndarray:
-    """The picture with its boxes, over a strip that explains the colours."""
+def _draw(canvas: np.ndarray, image: int, layers: Sequence[Layer], text: str) -> np.ndarray:
+    """The image with its boxes, over a strip that explains the colours."""
     boxes, texts, colours = [np.zeros((0, 4))], [], []
-    height, width = picture.shape[:2]
+    height, width = canvas.shape[:2]
     for layer in layers:
         scale = (width, height, width, height) if layer.normalised else (1, 1, 1, 1)
         at = slice(*layer.detections.offsets[image : image + 2])
@@ -138,7 +138,7 @@ def _draw(picture: np.ndarray, image: int, layers: Sequence[Layer], text: str) -
     corners = np.concatenate(boxes)
     small = (corners[:, 2:] - corners[:, :2]).min(1) < LEAST_CAPTIONED
     texts = ["" if hidden else caption for hidden, caption in zip(small, texts, strict=True)]
-    return np.concatenate([draw_boxes(picture, corners, texts, colours), strip])
+    return np.concatenate([draw_boxes(canvas, corners, texts, colours), strip])
 
 
 def found_boxes(hits: np.ndarray, truths: np.ndarray, group_of: np.ndarray) -> np.ndarray:

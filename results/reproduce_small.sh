@@ -63,17 +63,39 @@ write_annotations(sys.argv[2], (a for a, area in areas if np.median(area) < (32 
 END
 }
 
+# learn NAME OPTIONS...: a run on the three lists with both teachers, its network in $OUT/NAME.
+learn() {
+    local name=$1
+    shift
+    step "$name" train "$OUT/$name" --num_workers "$workers" \
+        --training_dataset "$FACES/train/names_only.txt" "$PERSONS/train/wider_train_gt.txt" \
+        "$PERSONS/train/small_persons.txt" --image_size 512 --zoom_out 1.5 --batch_size 10 --freeze_bn --amp \
+        --teacher "$FACE_TEACHER" "$PERSON_TEACHER" --optimizer adamw --clip_grad 50 --schedule cosine \
+        --val_dataset "$FACES/val/wider_val_gt.txt" "$PERSONS/val/wider_val_gt.txt" "$@"
+}
+
+# mix NAME SHARE: the last network of the run, so much of the parent in it, as $OUT/NAME_mixed.pth.
+mix() {
+    step "mix_$1" "$PYTHON" results/mix.py "$OUT/$1/mobilenet0.25_2cls6anchors_Final.pth" "$FACE_TEACHER" \
+        --share "$2" --out "$OUT/$1_mixed.pth"
+}
+
+# The tail of a run: faces weighted more, small steps.
+tail=(--distil 8 0.5 --shared_lr_factor 0.7 --warmup 30)
+
 step names_only names_only
 step small_persons small_persons
-step train train "$OUT/train" --num_workers "$workers" \
-    --training_dataset "$FACES/train/names_only.txt" "$PERSONS/train/wider_train_gt.txt" \
-    "$PERSONS/train/small_persons.txt" --repeat 0.8 1 5 \
-    --image_size 512 --zoom_out 1.5 --batch_size 10 \
-    --init_from_face "$FACE_TEACHER" --freeze_bn --amp \
-    --teacher "$FACE_TEACHER" "$PERSON_TEACHER" --distil 3 0.75 \
-    --optimizer adamw --lr 1.2e-3 --shared_lr_factor 0.5 --clip_grad 50 --schedule cosine --warmup 100 \
-    --epochs 22 --ema 0.998 \
-    --val_dataset "$FACES/val/wider_val_gt.txt" "$PERSONS/val/wider_val_gt.txt" --val_every 4
+learn run4 --repeat 0.8 1 5 --init_from_face "$FACE_TEACHER" --distil 3 0.75 --lr 1.2e-3 --shared_lr_factor 0.5 \
+    --warmup 100 --epochs 22 --ema 0.998 --val_every 4
+learn run5 --repeat 2 0.5 2 --resume_net "$OUT/run4/mobilenet0.25_2cls6anchors_Final.pth" "${tail[@]}" \
+    --lr 5e-4 --epochs 3 --ema 0.995 --val_every 3
+mix run5 0.3
+learn run6 --repeat 1.5 0.7 3 --resume_net "$OUT/run5_mixed.pth" "${tail[@]}" \
+    --lr 3e-4 --epochs 2 --ema 0.99 --val_every 2
+mix run6 0.25
+learn run7 --repeat 1.5 0.7 3 --resume_net "$OUT/run6_mixed.pth" "${tail[@]}" \
+    --lr 3e-4 --epochs 2 --ema 0.99 --val_every 2
+mix run7 0.05
 export FACES PERSONS GROUND_TRUTH PYTHON
-step score bash results/score.sh "$OUT/train/best.pth" "$OUT/score"
-echo "$OUT/train/best.pth is the network; the numbers above go to results/accuracy.csv"
+step score bash results/score.sh "$OUT/run7_mixed.pth" "$OUT/score"
+echo "$OUT/run7_mixed.pth is the network; the numbers above go to results/accuracy.csv"

@@ -25,12 +25,19 @@ from tests.e2e.scenes import HEIGHT, PERSONS, WIDTH, make_scenes, serve, write_o
 from tests.test_readme import SCRIPTS
 from utils.images import write_image
 
-MODULES = SCRIPTS | {"results/tables.py": "results.tables"}
+MODULES = SCRIPTS | {"results/tables.py": "results.tables", "results/mix.py": "results.mix"}
 
 SMALL_RUN = "--epochs 1 --image_size 64 --batch_size 4 --num_workers 0"
 
 #: What a machine or a person chooses; everything else makes the network.
-OWN = {"training_dataset", "val_dataset", "init_from_face", "teacher", "save_folder", "num_workers", "cpu"}
+OWN = {"training_dataset", "val_dataset", "init_from_face", "resume_net", "teacher"}
+OWN |= {"save_folder", "num_workers", "cpu"}
+
+#: Runs of reproduce_small.sh, one after another.
+RUNS = ("run4", "run5", "run6", "run7")
+
+
+full = pytest.mark.skipif("RETINAFACE_FULL" not in os.environ, reason="minutes; set RETINAFACE_FULL=1")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,7 @@ def recorded(repository, tmp_path):
         (tmp_path / f"{name}.zip").touch()
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "train" / "best.pth").touch()
+    (tmp_path / "out" / "run7_mixed.pth").touch()
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"wider_{part}_gt.txt").write_text("# a.jpg\n1 0 0 1 1\n")
@@ -115,19 +123,28 @@ def test_the_commands_are_understood(recorded):
     steps = {command[1] for command in commands if command[0] == "prep_data.py"}
     every = "check clean download merge openimages pseudo_label split stats unpack widerface"
     assert " ".join(sorted(steps)) == every
-    assert {command[0] for command in commands} == MODULES.keys() - {"detect.py"}
+    assert {command[0] for command in commands} == MODULES.keys() - {"detect.py", "results/mix.py"}
     # All is done; what is left are the numbers.
     assert recorded("reproduce_full")[len(commands) :] == [commands[-1]]
 
 
-def test_small_is_the_run_of_the_weights(repository, recorded):
-    command = next(command for command in recorded("reproduce_small") if "train_changeclass.py" in command)
-    run = json.loads((repository / "results" / "run4.json").read_text())
-    arguments = vars(train_changeclass.parse_args(command[1:]))
-    for name, value in run["arguments"].items():
-        assert name in OWN or (arguments[name] if arguments[name] != math.inf else None) == value, name
+def test_small_are_the_runs_of_the_weights(repository, recorded):
+    commands = recorded("reproduce_small")
+    for script, *arguments in commands:
+        if script in MODULES:
+            importlib.import_module(MODULES[script]).parse_args(arguments)
+    runs = [command for command in commands if command[0] == "train_changeclass.py"]
+    for name, command in zip(RUNS, runs, strict=True):
+        stored = json.loads((repository / "results" / f"{name}.json").read_text())["arguments"]
+        arguments = vars(train_changeclass.parse_args(command[1:]))
+        for key, value in stored.items():
+            assert key in OWN or (arguments[key] if arguments[key] != math.inf else None) == value, (
+                name,
+                key,
+            )
 
 
+@full
 def test_small(repository, settings, tmp_path):
     scenes = {"train": make_scenes(8, 0), "val": make_scenes(6, 1)}
     for name, objects in (("face", ("Human face",)), ("person", PERSONS)):
@@ -157,14 +174,13 @@ def test_small(repository, settings, tmp_path):
     small = read_annotations(tmp_path / "person" / "train" / "small_persons.txt")
     assert [annotation.path for annotation in small] == ["0--Parade/0_Parade_0.jpg"]
     done = sorted(path.name for path in (tmp_path / "out" / "done").iterdir())
-    assert done == ["names_only", "score", "small_persons", "train"]
+    mixes = [f"mix_{name}" for name in RUNS[1:]]
+    assert done == sorted([*RUNS, *mixes, "names_only", "score", "small_persons"])
     again = reproduce(repository, "reproduce_small", **settings, **given)
-    assert again.returncode == 0 and again.stdout.count("done before") == 4
+    assert again.returncode == 0 and again.stdout.count("done before") == len(done)
 
 
-@pytest.mark.skipif(
-    "RETINAFACE_FULL" not in os.environ, reason="takes a minute or two; set RETINAFACE_FULL=1"
-)
+@full
 def test_full(repository, settings, tmp_path):
     for seed, split in enumerate(SPLITS[:2]):
         write_open_images(tmp_path / "mirror", split, make_scenes(12, seed))

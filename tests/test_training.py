@@ -209,6 +209,24 @@ def test_a_loss_that_is_not_finite_stops_with_its_images(data, start, tmp_path):
         main(argv)
 
 
+@pytest.mark.parametrize("lost", ["optimizer", "progress", "epoch"])
+def test_a_damaged_state_of_a_run_is_refused(data, start, tmp_path, lost):
+    argv = arguments(data, start, tmp_path)
+    main([*argv, "--epochs", "1"])
+    last = tmp_path / "last.pth"
+    content = torch.load(last, weights_only=True)
+    holder = next(
+        part for part in (content, *content.values()) if isinstance(part, dict) and "progress" in part
+    )
+    if lost == "epoch":
+        holder["progress"]["epoch"] = "x"
+    else:
+        del holder[lost]
+    torch.save(content, last)
+    with pytest.raises(DataError, match=r"last\.pth: the state of its run is damaged .*--resume_net"):
+        main([*argv, "--epochs", "1", "--resume"])
+
+
 def test_a_corrupt_image_is_named_with_its_line_in_one_line(start, tmp_path):
     path = make_list(tmp_path / "data", 4)
     (tmp_path / "data" / "images" / "2.png").write_bytes(b"")

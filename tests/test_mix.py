@@ -1,25 +1,54 @@
-"""Mixing a network with its parent."""
+"""Averages of networks, and mixing with their parent."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from models.checkpoint import init_from_face, load_network
+from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
 from results.mix import HEADS, main
 from utils.arguments import DEFAULT_WEIGHTS
 
 
-def test_all_but_the_heads_go_the_share_of_the_way(reference, tmp_path):
-    parent = reference / "weights" / "mobilenet0.25_Final.pth"
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("layers", [(), ("body.stage2", "fpn")])
+def test_layers_go_the_share_of_the_way(reference, tmp_path, share, layers):
+    parent, out = reference / "weights" / "mobilenet0.25_Final.pth", tmp_path / "out.pth"
     trained = load_network(DEFAULT_WEIGHTS)
     start = RetinaFace(trained.cfg)
     init_from_face(start, parent)
     first, last = trained.state_dict(), start.state_dict()
-    for share in (0.0, 0.25, 1.0):
-        out = tmp_path / f"{share}.pth"
-        assert main([str(DEFAULT_WEIGHTS), str(parent), "--share", str(share), "--out", str(out)]) == 0
-        for name, values in load_network(out).state_dict().items():
-            head = name.startswith(HEADS) or not values.is_floating_point()
-            expected = first[name] if head else (1 - share) * first[name] + share * last[name]
-            torch.testing.assert_close(values, expected)
+    argv = [str(DEFAULT_WEIGHTS), "--parent", str(parent), "--share", str(share), "--out", str(out)]
+    assert main([*argv, *(("--layers", *layers) if layers else ())]) == 0
+    for name, values in load_network(out).state_dict().items():
+        moves = name.startswith(layers) if layers else not name.startswith(HEADS)
+        if moves and values.is_floating_point():
+            torch.testing.assert_close(values, (1 - share) * first[name] + share * last[name])
+        else:
+            assert torch.equal(values, first[name])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_average_of_networks(tmp_path, count):
+    networks = []
+    for i in range(count):
+        torch.manual_seed(i)
+        networks.append(RetinaFace(load_network(DEFAULT_WEIGHTS).cfg))
+        save_checkpoint(tmp_path / f"{i}.pth", networks[-1])
+    argv = [*(str(tmp_path / f"{i}.pth") for i in range(count)), "--out", str(tmp_path / "mean.pth")]
+    assert main(argv) == 0
+    mean = load_network(tmp_path / "mean.pth").state_dict()
+    for name, values in mean.items():
+        expected = torch.stack([network.state_dict()[name].double() for network in networks]).mean(0)
+        torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--share", "0.5"], ["--parent", "x.pth"], ["--parent", "x.pth", "--share", "1", "--layers", "Bbox"]],
+)
+def test_what_does_not_go_together(more, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main([str(DEFAULT_WEIGHTS), "--out", str(tmp_path / "out.pth"), *more])
+    assert stop.value.code == 2

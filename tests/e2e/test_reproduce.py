@@ -34,7 +34,10 @@ OWN = {"training_dataset", "val_dataset", "init_from_face", "resume_net", "teach
 OWN |= {"save_folder", "num_workers", "cpu"}
 
 #: Runs of reproduce_small.sh, one after another.
-RUNS = ("run4", "run5", "run6", "run7")
+RUNS = ("run4", "run5", "run6", "run7", "run8", "run13", "run15", "run16")
+
+#: Networks that it makes of others.
+MIXES = ("run5_mixed", "run6_mixed", "run7_mixed", "mean13", "mean15", "start16", "network")
 
 
 full = pytest.mark.skipif("RETINAFACE_FULL" not in os.environ, reason="minutes; set RETINAFACE_FULL=1")
@@ -95,7 +98,7 @@ def recorded(repository, tmp_path):
         (tmp_path / f"{name}.zip").touch()
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "train" / "best.pth").touch()
-    (tmp_path / "out" / "run7_mixed.pth").touch()
+    (tmp_path / "out" / "network.pth").touch()
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"wider_{part}_gt.txt").write_text("# a.jpg\n1 0 0 1 1\n")
@@ -174,8 +177,7 @@ def test_small(repository, settings, tmp_path):
     small = read_annotations(tmp_path / "person" / "train" / "small_persons.txt")
     assert [annotation.path for annotation in small] == ["0--Parade/0_Parade_0.jpg"]
     done = sorted(path.name for path in (tmp_path / "out" / "done").iterdir())
-    mixes = [f"mix_{name}" for name in RUNS[1:]]
-    assert done == sorted([*RUNS, *mixes, "names_only", "score", "small_persons"])
+    assert done == sorted([*RUNS, *MIXES, "names_only", "score", "small_persons"])
     again = reproduce(repository, "reproduce_small", **settings, **given)
     assert again.returncode == 0 and again.stdout.count("done before") == len(done)
 

@@ -1,6 +1,6 @@
 """Averages trained networks and moves the result towards the one-class parent they started from.
 
-The average of networks that were trained alike from one start is better than each of them (model soups,
+The average of networks that were trained from one start is often better than each of them (model soups,
 Wortsman et al. 2022). Towards the parent faces come back and persons pay; the heads stay as trained, since
 the parent has no persons.
 
@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
-from utils.cli import OK, DataError, number, parser_of, run
+from utils.cli import OK, DataError, UsageError, number, parser_of, run
 
-HEADS = ("ClassHead.", "BboxHead.")
 BEFORE_HEADS = ("body", "fpn", "ssh")
 
 
@@ -47,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if bool(args.parent) != bool(args.share):
         parser.error("--parent and --share go together")
     for layer in args.layers:
-        if layer.startswith(HEADS) or not layer.startswith(BEFORE_HEADS):
+        if not layer.startswith(BEFORE_HEADS):
             parser.error(f"--layers: expected names that start with {', '.join(BEFORE_HEADS)}, got {layer}")
     return args
 
@@ -68,8 +67,10 @@ def average(networks: Sequence[RetinaFace]) -> RetinaFace:
         DataError: the networks are of different kinds.
     """
     first, *others = networks
-    if any(other.cfg != first.cfg for other in others):
-        raise DataError("expected checkpoints of one kind of network")
+    for other in others:
+        if other.cfg != first.cfg:
+            kinds = [f"{cfg.name} with {' and '.join(cfg.class_names)}" for cfg in (first.cfg, other.cfg)]
+            raise DataError(f"expected networks of one kind, but got {kinds[0]} and {kinds[1]}")
     for name, values in first.state_dict().items():
         if values.is_floating_point():
             for other in others:
@@ -81,7 +82,16 @@ def average(networks: Sequence[RetinaFace]) -> RetinaFace:
 def mix(
     trained: RetinaFace, parent_file: Path, share: float, layers: Sequence[str] = BEFORE_HEADS
 ) -> RetinaFace:
-    """``trained`` itself, every value of ``layers`` moved by ``share`` of the way to the parent's."""
+    """``trained`` itself, every value of ``layers`` moved by ``share`` of the way to the parent's.
+
+    Raises:
+        UsageError: no value has a name that starts with one of ``layers``.
+    """
+    for layer in layers:
+        if not any(name.startswith(layer) for name in trained.state_dict()):
+            raise UsageError(
+                f"--layers: the network has nothing that starts with {layer}; such as body.stage2"
+            )
     parent = RetinaFace(trained.cfg)
     init_from_face(parent, parent_file)
     start = parent.state_dict()

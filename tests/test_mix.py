@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from data.config import cfg_mnet, one_class
 from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
-from results.mix import HEADS, main
+from results.mix import BEFORE_HEADS, main
 from utils.arguments import DEFAULT_WEIGHTS
+from utils.cli import DataError, UsageError
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
@@ -22,7 +24,7 @@ def test_layers_go_the_share_of_the_way(reference, tmp_path, share, layers):
     argv = [str(DEFAULT_WEIGHTS), "--parent", str(parent), "--share", str(share), "--out", str(out)]
     assert main([*argv, *(("--layers", *layers) if layers else ())]) == 0
     for name, values in load_network(out).state_dict().items():
-        moves = name.startswith(layers) if layers else not name.startswith(HEADS)
+        moves = name.startswith(layers or BEFORE_HEADS)
         if moves and values.is_floating_point():
             torch.testing.assert_close(values, (1 - share) * first[name] + share * last[name])
         else:
@@ -52,3 +54,16 @@ def test_what_does_not_go_together(more, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main([str(DEFAULT_WEIGHTS), "--out", str(tmp_path / "out.pth"), *more])
     assert stop.value.code == 2
+
+
+def test_layers_that_the_network_does_not_have(reference, tmp_path):
+    argv = [str(DEFAULT_WEIGHTS), "--parent", str(reference / "weights" / "mobilenet0.25_Final.pth")]
+    with pytest.raises(UsageError, match="body.stage9"):
+        main([*argv, "--share", "1", "--layers", "body.stage9", "--out", str(tmp_path / "out.pth")])
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_networks_of_two_kinds_have_no_average(tmp_path):
+    save_checkpoint(tmp_path / "face.pth", RetinaFace(one_class(cfg_mnet)))
+    with pytest.raises(DataError, match="face and person and mobile0.25 with face$"):
+        main([str(DEFAULT_WEIGHTS), str(tmp_path / "face.pth"), "--out", str(tmp_path / "out.pth")])

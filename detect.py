@@ -26,17 +26,15 @@ import numpy as np
 from tqdm import tqdm
 
 from data.config import CLASS_LABELS, CLASS_NAMES
-from utils.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
-from utils.background import Behind, iterate_ahead, iterate_latest, map_ahead
-from utils.batches import batches, detect_batch, try_to_read
+from data.predictions import Detections, draw_detections, write_prediction
+from models.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
+from models.detector import Detector, InputSize, batches, detect_batch, try_to_read
 from utils.cli import BAD_DATA, OK, DataError, UsageError, number, report, run
-from utils.detector import Detections, Detector, InputSize
-from utils.draw import draw_detections
 from utils.files import atomic_path, output_path, write_text
 from utils.images import write_image
 from utils.inputs import Source, expand_inputs, sample_photos
-from utils.predictions import write_prediction
 from utils.stopwatch import Stopwatch
+from utils.threads import Behind, iterate_ahead, iterate_latest, map_ahead
 
 #: Frame rate of a video whose source does not tell its own.
 DEFAULT_FRAME_RATE = 25.0

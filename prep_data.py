@@ -356,8 +356,8 @@ def _add_widerface(steps: argparse._SubParsersAction) -> None:
 def widerface(args: argparse.Namespace) -> int:
     """The official WIDER FACE text annotation to an annotation list of faces. Images without faces are
     kept; faces without area or marked invalid are left out and counted."""
-    from data.image_folder import image_folder
     from data.wider_text import wider_annotations
+    from utils.images import image_folder
 
     counts: Counter[str] = Counter()
     images_dir = image_folder(args.text, args.images)
@@ -426,8 +426,8 @@ def _add_pseudo_label(steps: argparse._SubParsersAction) -> None:
 def pseudo_label(args: argparse.Namespace) -> int:
     """Adds boxes of a class from another model where the list has none. The model is a checkpoint of this
     project, a one-class RetinaFace, an ONNX file, or any other by its detections as COCO JSON."""
-    from data import pseudo_label as p
-    from data.image_folder import image_folder
+    from models import pseudo_label as p
+    from utils.images import image_folder
 
     if args.take_out:
         return _take_out(args)
@@ -443,10 +443,10 @@ def pseudo_label(args: argparse.Namespace) -> int:
             found = p.detections_of(coco, iter_annotations(args.list), images_dir)
             source, first = args.source or coco.source, True
         else:
+            from models.arguments import pick_device
+            from models.detector import Detector, InputSize, Thresholds
             from models.onnx_network import is_onnx
-            from utils.arguments import pick_device
-            from utils.detector import Detector, InputSize, Thresholds
-            from utils.distributed import processes, rank, world_size
+            from utils.processes import processes, rank, world_size
 
             on_cpu = is_onnx(args.trained_model) and args.device == "auto"
             device = stack.enter_context(processes(pick_device(args.device, on_cpu)))
@@ -468,7 +468,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
             if boxes := p.boxes_to_add(annotation, detections, image_size, limits, source):
                 added[annotation.path] = boxes
         if args.trained_model:
-            from utils.distributed import gather_from_processes
+            from utils.processes import gather_from_processes
 
             added = gather_from_processes(added)
     if not first:
@@ -504,7 +504,7 @@ def _categories(args: argparse.Namespace) -> dict[int, str]:
 
 
 def _take_out(args: argparse.Namespace) -> int:
-    from data import pseudo_label as p
+    from models import pseudo_label as p
 
     side = args.side_file or p.side_file(args.list)
     noted = p.read_side_file(side)
@@ -623,7 +623,7 @@ def anchors(args: argparse.Namespace) -> int:
     """Box statistics, k-means of box shapes, and how well the priors cover the boxes. Sizes are pixels of
     the square training image. A configuration that covers more is proposed, if there is one."""
     from data import anchors as a
-    from data.image_folder import image_folder
+    from utils.images import image_folder
 
     cfg = NETWORKS[args.network]
     side = args.side or cfg.image_size
@@ -704,8 +704,8 @@ def _add_split(steps: argparse._SubParsersAction) -> None:
 def split(args: argparse.Namespace) -> int:
     """Splits a list into training and validation by image. Equal images stay together; each part gets
     its link to the images."""
-    from data.image_folder import image_folder
     from data.lists import link_images, split_annotations
+    from utils.images import image_folder
 
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
@@ -769,8 +769,8 @@ def _add_check(steps: argparse._SubParsersAction) -> None:
 def check(args: argparse.Namespace) -> int:
     """Decodes every image of a list and looks at every box. Images that decoded are remembered in
     .check.json beside the list; the exit code is 1 if anything is wrong."""
-    from data.image_folder import image_folder
     from data.lists import check_list
+    from utils.images import image_folder
 
     counts: Counter[str] = Counter()
     cache = None if args.no_cache else args.list.parent / ".check.json"
@@ -811,8 +811,8 @@ def _add_draw(steps: argparse._SubParsersAction) -> None:
 
 def draw(args: argparse.Namespace) -> int:
     """A contact sheet of images drawn by chance from a list, with their boxes."""
-    from data.image_folder import image_folder
     from data.sheets import list_sheet
+    from utils.images import image_folder
 
     shown = list_sheet(args.list, image_folder(args.list, args.images), args.output, args.number, args.seed)
     print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
@@ -829,7 +829,7 @@ def _add_export(steps: argparse._SubParsersAction) -> None:
 def export(args: argparse.Namespace) -> int:
     """A list as COCO JSON or as a YOLO folder."""
     from data.convert import write_coco, write_yolo
-    from data.image_folder import image_folder
+    from utils.images import image_folder
 
     write = write_coco if args.format == "coco" else write_yolo
     images, boxes = write(args.output, iter_annotations(args.list), image_folder(args.list, args.images))
@@ -855,7 +855,7 @@ def _add_import(steps: argparse._SubParsersAction) -> None:
 def import_(args: argparse.Namespace) -> int:
     """COCO JSON or YOLO labels to a list. The classes that the source names count as labelled."""
     from data.convert import read_coco, read_yolo
-    from data.image_folder import image_folder
+    from utils.images import image_folder
 
     classes = {}
     for text in args.category:

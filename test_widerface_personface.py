@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.arguments import (
+from data.predictions import Detections, draw_detections, is_whole, prediction_path, write_prediction
+from models.arguments import (
     add_detection_arguments,
     add_network_arguments,
     build_detector,
@@ -33,16 +34,13 @@ from utils.arguments import (
     parser_of,
     weights_path,
 )
-from utils.background import Behind, map_ahead
-from utils.batches import batches, detect_batch, try_to_read
+from models.detector import Detector, InputSize, batches, detect_batch, try_to_read
 from utils.cli import BAD_DATA, OK, DataError, UsageError, number, report, run, warn
-from utils.detector import Detections, Detector, InputSize
-from utils.distributed import processes, rank, sum_over_processes, wait_for_all, world_size
-from utils.draw import draw_detections
 from utils.files import file_digest, read_json, write_text
 from utils.image_names import image_key, images_below, read_image_list
 from utils.images import write_image
-from utils.predictions import is_whole, prediction_path, write_prediction
+from utils.processes import processes, rank, sum_over_processes, wait_for_all, world_size
+from utils.threads import Behind, map_ahead
 
 WIDERFACE, OPENIMAGES = "widerface", "openimages"
 

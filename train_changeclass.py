@@ -48,11 +48,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from data.config import CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig
+from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
-from layers.modules.distillation import DistillationLoss, Teachers
+from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
+from models.arguments import parser_of, pick_device
 from models.checkpoint import (
     Checkpoint,
     init_from_face,
@@ -63,10 +64,16 @@ from models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from models.engine import Recipe, bare, train_one_epoch, validate, weight_average
 from models.retinaface import RetinaFace
-from utils.arguments import parser_of, pick_device
-from utils.cli import OK, DataError, UsageError, number, run
-from utils.distributed import (
+from models.teachers import Teachers
+from utils.cli import OK, DataError, Interruption, UsageError, number, run
+from utils.draw import draw_boxes
+from utils.files import write_text
+from utils.images import write_image
+from utils.journal import Journal
+from utils.processes import (
+    keep_freed_memory,
     processes,
     rank,
     sum_over_processes,
@@ -74,13 +81,7 @@ from utils.distributed import (
     wait_for_all,
     world_size,
 )
-from utils.draw import CLASS_COLOURS, draw_boxes
-from utils.engine import Recipe, bare, train_one_epoch, validate, weight_average
-from utils.files import write_text
-from utils.images import write_image
-from utils.interruption import Interruption
-from utils.journal import Journal
-from utils.memory import keep_freed_memory
+from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 #: Arguments that may differ between a run and its continuation.
 FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images_dir"}
@@ -463,7 +464,7 @@ def _epochs(
         row = _summary(totals, epoch, recipe)
         progress |= {"epoch": epoch + 1, "totals": {}}
         if validation and ((epoch + 1) % args.val_every == 0 or epoch + 1 == args.epochs):
-            row |= validate(result, validation, recipe.trusted.device)
+            row |= validate(result, validation, recipe.trusted.device, evaluate)
             if row["ap"] > progress["best"]:
                 progress["best"] = row["ap"]
                 save("best")

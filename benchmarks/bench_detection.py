@@ -18,14 +18,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.plain_detector import plain_detect
 from benchmarks.tables import machine, median_times, write_table
 from data.config import cfg_mnet
+from models.arguments import DEFAULT_WEIGHTS, parser_of
 from models.checkpoint import load_network
+from models.detector import Detector
 from models.retinaface import RetinaFace
-from utils.arguments import DEFAULT_WEIGHTS, parser_of
+from tests.plain.detector import plain_detect
 from utils.cli import run
-from utils.detector import Detector
 from utils.images import read_image
 from utils.inputs import sample_photos
 

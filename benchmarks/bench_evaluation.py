@@ -1,4 +1,4 @@
-"""Time of both evaluators, whole processes, beside the plain loops of plain_evaluation.py on the same files.
+"""Time of both evaluators, whole processes, beside the plain loops of tests/plain on the same files.
 
     python3 benchmarks/bench_evaluation.py
     python3 benchmarks/bench_evaluation.py --repeats 1 --images 300
@@ -27,9 +27,9 @@ import numpy as np
 
 from benchmarks.tables import machine, write_table
 from data.annotations import ImageAnnotation, write_annotations
+from data.predictions import prediction_path, write_prediction
 from utils.cli import DataError, run
 from utils.image_names import image_key
-from utils.predictions import prediction_path, write_prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = str(ROOT / "benchmarks" / "results" / "evaluation.md")
@@ -113,7 +113,7 @@ def commands(kind: str, predictions: Path, truths: Path, folder: Path) -> dict[s
     programs = {
         "plain loops": [
             sys.executable,
-            "benchmarks/plain_evaluation.py",
+            "tests/plain/evaluation.py",
             kind,
             str(predictions),
             str(truths),

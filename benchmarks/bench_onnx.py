@@ -27,16 +27,17 @@ from benchmarks.tables import machine, median_times, write_table
 from convert_to_onnx import calibration_inputs
 from data.config import cfg_mnet
 from data.wider_face import WiderFaceDetection
+from models.arguments import DEFAULT_WEIGHTS, parser_of
 from models.checkpoint import load_network
+from models.detector import Detector, InputSize
+from models.engine import validate
 from models.onnx_export import FLOAT_PARTS, export
 from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
-from utils.arguments import DEFAULT_WEIGHTS, parser_of
 from utils.cli import run
-from utils.detector import Detector, InputSize
-from utils.engine import validate
 from utils.images import read_image
 from utils.inputs import sample_photos
+from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 SIZES = [(576, 320), (640, 640), (1024, 768)]
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -141,7 +142,7 @@ def precision(args: argparse.Namespace, file: Path) -> list[str]:
     """AP of every list of ``--val``, each scored on the classes it is labelled for."""
     found = []
     for path in args.val:
-        scores = validate(OnnxNetwork(file), WiderFaceDetection([path]), torch.device("cpu"))
+        scores = validate(OnnxNetwork(file), WiderFaceDetection([path]), torch.device("cpu"), evaluate)
         found.append(", ".join(f"{k[3:]} {v:.2%}" for k, v in scores.items() if k.startswith("ap_")))
     return found
 

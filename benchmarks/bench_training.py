@@ -1,6 +1,6 @@
 """Speed of a training step, of its loss and of the loader, against the plain version, interleaved in one run.
 
-The step is batch 8 at 640x640, random weights and boxes; the plain loss is benchmarks/plain_training.py.
+The step is batch 8 at 640x640, random weights and boxes; the plain loss is tests/plain/training.py.
 Where there is a CUDA machine a third table gives images a second for large batches.
 
 Examples:
@@ -26,21 +26,21 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import plain_training
 from benchmarks.tables import machine, median_times, write_table
 from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
 from layers.modules.multibox_loss import MultiBoxLoss
+from models.arguments import parser_of
+from models.engine import Recipe, network_input, train_one_epoch
 from models.retinaface import RetinaFace
+from tests.plain import training as plain_training
 from train_changeclass import start_worker
-from utils.arguments import parser_of
 from utils.cli import run
-from utils.engine import Recipe, network_input, train_one_epoch
 from utils.images import read_image
 from utils.inputs import sample_photos
-from utils.memory import keep_freed_memory
+from utils.processes import keep_freed_memory
 
 SIZE, BATCH = 640, 8
 

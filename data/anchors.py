@@ -18,9 +18,8 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, iter_annotations
 from data.config import CLASS_NAMES, ModelConfig
-from data.image_folder import read_sizes
 from utils.cli import DataError
-from utils.images import write_figure
+from utils.images import read_sizes, write_figure
 
 #: IoU of the recall tables; training matches at 0.45.
 IOUS = (0.35, 0.45, 0.5)

@@ -13,10 +13,10 @@ import numpy as np
 
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.image_folder import read_sizes
 from utils.cli import DataError
 from utils.files import atomic_path, locked, read_json, read_text, write_text
 from utils.image_names import images_below
+from utils.images import read_sizes
 
 
 def write_coco(

@@ -15,10 +15,10 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, iter_annotations
 from data.config import CLASS_NAMES
-from utils.background import map_ahead
 from utils.cli import DataError, warn
 from utils.files import file_digest, write_text
 from utils.images import read_image
+from utils.threads import map_ahead
 
 
 @dataclass

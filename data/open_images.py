@@ -27,9 +27,9 @@ import polars as pl
 
 from data.annotations import check_labelled_classes, format_table, write_labelled_classes
 from data.config import CLASS_LABELS, CLASS_NAMES
-from utils.background import iterate_ahead
 from utils.cli import DataError
 from utils.files import atomic_path, scratch_path
+from utils.threads import iterate_ahead
 
 #: Display names by class. Boxes carry the most specific name only: a boxed Man is not a Person as well.
 DISPLAY_NAMES: dict[str, tuple[str, ...]] = {

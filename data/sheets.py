@@ -12,9 +12,9 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, iter_annotations
 from data.clean import Finding
-from data.config import CLASS_NAMES
+from data.config import CLASS_COLOURS, CLASS_NAMES
 from utils.cli import DataError, warn
-from utils.draw import CLASS_COLOURS, draw_boxes
+from utils.draw import draw_boxes
 from utils.images import read_image, write_image
 
 _GREY = 40

@@ -17,9 +17,9 @@ import numpy as np
 
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS
-from data.image_folder import read_sizes
 from utils.cli import DataError
 from utils.files import read_text
+from utils.images import read_sizes
 
 #: Columns of a face: x1 y1 w h blur expression illumination invalid occlusion pose.
 COLUMNS = 10

@@ -20,9 +20,9 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from utils.cli import run
-from utils.evaluation.command import load_predictions
 from utils.evaluation.overlaps import divide, intersections
 from utils.files import atomic_path
+from widerface_evaluate.command import load_predictions
 from widerface_evaluate.evaluation import faces_of, score
 from widerface_evaluate.ground_truth import read_ground_truth
 

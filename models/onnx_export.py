@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from data.config import PIXEL_MEAN_BGR, ModelConfig
 from layers.functions.prior_box import prior_shapes
-from models.fuse import fold_batch_norm
 from models.onnx_network import ONNX_FORMAT, OUTPUTS, import_package
-from models.retinaface import RetinaFace
+from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode
 
 INPUT = "images"
@@ -39,7 +38,7 @@ FLOAT_PARTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Suppression:
-    """Settings of the NMS node, see `utils.detector.Thresholds`."""
+    """Settings of the NMS node, see `models.detector.Thresholds`."""
 
     score: float
     nms_iou: float

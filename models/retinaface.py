@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from data.config import ModelConfig
 from layers.functions.prior_box import priors_per_cell
@@ -60,3 +64,19 @@ class RetinaFace(nn.Module):
         loc = torch.cat([head(x) for head, x in zip(self.BboxHead, features, strict=True)], 1)
         logits = torch.cat([head(x) for head, x in zip(self.ClassHead, features, strict=True)], 1)
         return loc, logits
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in which every convolution does the work of the batch norm registered after it.
+
+    Outputs agree within rounding (about 1e-5 for this network). The copy is in evaluation mode and cannot
+    be trained further.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return model

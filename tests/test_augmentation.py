@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import plain_training
 from data import data_augment
 from data.data_augment import TrainTransform
+from tests.plain import training as plain_training
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 

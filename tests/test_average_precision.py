@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.plain_evaluation import curve_area, image_curve
+from tests.plain.evaluation import curve_area, image_curve
 from utils.evaluation.average_precision import (
     WIDER_SCORES,
     full_curve,

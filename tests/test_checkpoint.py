@@ -17,8 +17,7 @@ from models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from models.fuse import fold_batch_norm
-from models.retinaface import RetinaFace
+from models.retinaface import RetinaFace, fold_batch_norm
 from utils.cli import DataError
 
 PUBLISHED = [f"mobilenet0.25_2cls6anchors_130324_epoch_{epoch}.pth" for epoch in (150, 295)]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import detect
+from data.predictions import read_predictions
 from utils.cli import UsageError, exit_code
 from utils.images import read_image, write_image
-from utils.predictions import read_predictions
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.plain_detector import plain_detect, plain_nms
 from data.config import cfg_mnet, cfg_re50, one_class
+from data.predictions import Detections
 from models.checkpoint import load_network
+from models.detector import Detector, InputSize, Thresholds
 from models.retinaface import RetinaFace
+from tests.plain.detector import plain_detect, plain_nms
 from utils.cli import UsageError
-from utils.detector import Detections, Detector, InputSize, Thresholds
 from utils.images import read_image
 
 PHOTOS = ["astronaut.png", "grace_hopper.jpg", "curve_test.jpg"]

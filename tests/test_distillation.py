@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from data.config import cfg_mnet, one_class
+from layers.functions.matching import Matches
 from layers.functions.prior_box import PriorBox
-from layers.modules.distillation import DistillationLoss, Lesson, Teachers, who_decides
+from layers.modules.distillation import DistillationLoss, Lesson, who_decides
 from models.retinaface import RetinaFace
+from models.teachers import Teachers
 from tests.training_data import one_thread  # noqa: F401
-from utils.box_utils import Matches, decode
+from utils.box_utils import decode
 
 SIZE = (64, 96)
 

@@ -27,21 +27,20 @@ from scipy.io import savemat
 
 import wider_openimagespersonface_evaluate.ground_truth as openimages
 import widerface_evaluate.ground_truth as widerface
+from data import predictions
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, read_annotations
 from data.archives import unpack
 from data.config import cfg_mnet
 from data.convert import read_coco, read_yolo
 from data.download import read_manifest
-from data.image_folder import read_size
 from data.open_images import Choices, Source, convert, image_ids, label_ids
-from data.pseudo_label import CocoDetections, read_side_file
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
+from models.pseudo_label import CocoDetections, read_side_file
 from models.retinaface import RetinaFace
-from utils import predictions
 from utils.cli import DataError
 from utils.image_names import read_image_list
-from utils.images import read_image
+from utils.images import read_image, read_size
 from utils.inputs import expand_inputs
 from utils.journal import Journal
 

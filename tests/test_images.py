@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.config import CLASS_COLOURS
+from data.predictions import draw_detections
 from utils.cli import DataError
-from utils.draw import CLASS_COLOURS, draw_boxes, draw_detections
+from utils.draw import draw_boxes
 from utils.images import read_image, write_image
 
 # Four coloured quarters, so that a turned or mirrored image is noticed.

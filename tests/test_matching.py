@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.plain_training import match_one
 from data.config import cfg_mnet, cfg_re50
+from layers.functions.matching import PriorGrids, match
 from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
+from tests.plain.training import match_one
 from tests.training_data import one_thread  # noqa: F401
 from utils import box_utils
-from utils.box_utils import PriorGrids, match
 
 
 def grids_of(cfg, image_size: tuple[int, int]) -> PriorGrids:

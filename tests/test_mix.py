@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from data.config import cfg_mnet, one_class
+from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
 from results.mix import BEFORE_HEADS, main
-from utils.arguments import DEFAULT_WEIGHTS
 from utils.cli import DataError, UsageError
 
 

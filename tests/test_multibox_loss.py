@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from benchmarks.plain_training import multibox_loss
 from data.config import cfg_mnet
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
+from tests.plain.training import multibox_loss
 from tests.test_matching import random_boxes
 from tests.training_data import one_thread  # noqa: F401
 from utils.box_utils import encode

@@ -16,6 +16,7 @@ import detect
 from data.config import cfg_mnet, cfg_re50, one_class
 from layers.functions.prior_box import PriorBox, feature_sizes
 from models.checkpoint import load_network, save_checkpoint
+from models.detector import Detector, InputSize, Thresholds
 from models.onnx_export import (
     ExportedNetwork,
     Suppression,
@@ -28,7 +29,6 @@ from models.onnx_network import OnnxNetwork, open_session
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
-from utils.detector import Detector, InputSize, Thresholds
 from utils.images import read_image, write_image
 
 onnx = pytest.importorskip("onnx")

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.bench_evaluation import make_set
-from benchmarks.plain_evaluation import class_average_precision, openimages
 from data.annotations import ImageAnnotation, write_annotations
+from data.predictions import Predictions, prediction_path, write_prediction
+from data.truths import Truths
 from tests.conftest import json_of
+from tests.plain.evaluation import class_average_precision, openimages
 from utils.cli import DataError, UsageError
 from utils.evaluation import overlaps
-from utils.evaluation.truths import Truths
-from utils.predictions import Predictions, prediction_path, write_prediction
 from wider_openimagespersonface_evaluate import matching
 from wider_openimagespersonface_evaluate.evaluation import evaluate, main, score
 from wider_openimagespersonface_evaluate.ground_truth import read_csv, read_ground_truth

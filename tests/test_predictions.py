@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import predictions as module
-from utils.cli import DataError
-from utils.predictions import (
+from data import predictions as module
+from data.predictions import (
     Predictions,
     is_whole,
     parse_text,
     read_predictions,
     write_prediction,
 )
+from utils.cli import DataError
 
 compiled = pytest.mark.skipif(module.parse_texts is None, reason="kernels are not built (make build)")
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.plain_detector import plain_priors
 from data.config import NETWORKS, cfg_mnet, cfg_re50, one_class
 from layers.functions.prior_box import PriorBox, priors_per_cell
+from tests.plain.detector import plain_priors
 
 
 @pytest.mark.parametrize(

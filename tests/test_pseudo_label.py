@@ -11,12 +11,12 @@ import torch
 
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations, write_list
 from data.config import cfg_mnet, one_class
-from data.pseudo_label import Limits, boxes_to_add, read_side_file, with_boxes, without_boxes
+from data.predictions import Detections
 from models.checkpoint import save_checkpoint
+from models.pseudo_label import Limits, boxes_to_add, read_side_file, with_boxes, without_boxes
 from models.retinaface import RetinaFace
 from prep_data import main
 from utils.cli import DataError, UsageError
-from utils.detector import Detections
 from utils.images import write_image
 
 SIZE = (100, 200)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.arguments import DEFAULT_WEIGHTS
+from models.detector import Detector
 from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main as train
-from utils.arguments import DEFAULT_WEIGHTS
-from utils.detector import Detector
 from utils.images import read_image
 from utils.inputs import sample_photos
 

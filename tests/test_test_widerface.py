@@ -11,11 +11,11 @@ import pytest
 
 import test_widerface_personface as script
 from data.annotations import ImageAnnotation, write_annotations
-from utils.arguments import build_detector
+from data.predictions import Predictions, read_predictions
+from data.truths import Truths
+from models.arguments import build_detector
 from utils.cli import DataError
-from utils.evaluation.truths import Truths
 from utils.images import read_image, write_image
-from utils.predictions import Predictions, read_predictions
 from wider_openimagespersonface_evaluate import evaluation as openimages
 
 

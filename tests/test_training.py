@@ -14,11 +14,11 @@ import torch
 
 import train_changeclass
 from data.config import cfg_mnet
+from models import engine
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.retinaface import RetinaFace
 from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main
-from utils import engine
 from utils.cli import DataError, UsageError
 
 

@@ -16,12 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.bench_evaluation import make_set, write_mat_files
-from benchmarks.plain_evaluation import curve_area, image_curve, match_image, widerface
 from data.annotations import ImageAnnotation
-from tests.conftest import json_of
-from utils.cli import DataError, UsageError
-from utils.evaluation import overlaps
-from utils.predictions import (
+from data.predictions import (
     Predictions,
     corners,
     offsets_of,
@@ -29,6 +25,10 @@ from utils.predictions import (
     read_predictions,
     write_prediction,
 )
+from tests.conftest import json_of
+from tests.plain.evaluation import curve_area, image_curve, match_image, widerface
+from utils.cli import DataError, UsageError
+from utils.evaluation import overlaps
 from widerface_evaluate import matching
 from widerface_evaluate.evaluation import evaluate, faces_of, main, score
 from widerface_evaluate.ground_truth import WiderTruths, read_ground_truth

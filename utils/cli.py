@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -30,24 +33,106 @@ class Terminated(KeyboardInterrupt):
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows a default only where there is one worth showing."""
+    """Shows a default only where there is one worth showing, and a value's name once."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, [], "") or "default:" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 class _Parser(argparse.ArgumentParser):
-    """Complains in one line, as everything else does."""
+    """Complains in one line, with the nearest option for one that is not known."""
 
     def error(self, message: str) -> NoReturn:
+        kind, _, unknown = message.partition("unrecognized arguments: ")
+        if unknown and not kind:
+            message = f"{unknown}: not known{self._nearest(unknown.split())}"
         self.exit(BAD_USAGE, f"error: {message}; {self.prog} -h explains\n")
+
+    def _nearest(self, unknown: list[str]) -> str:
+        name = next((text.partition("=")[0] for text in unknown if text.startswith("--")), "")
+        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.6)
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 def parser_of(docstring: str | None) -> argparse.ArgumentParser:
     """A parser that shows a script's docstring, examples laid out as written, and every default."""
     return _Parser(description=docstring, formatter_class=Formatter, allow_abbrev=False)
+
+
+@dataclass(frozen=True)
+class Number:
+    """The type of an argument: numbers in a range.
+
+    Attributes:
+        kind: ``int`` or ``float``.
+        least, most: of the range; with ``above``, ``least`` itself is outside.
+        metavar: what the help calls the value.
+    """
+
+    kind: type
+    least: float
+    most: float = 2**31 - 1
+    above: bool = False
+    metavar: str = "N"
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not (self.least < value <= self.most if self.above else self.least <= value <= self.most):
+            what, start = "whole number" if self.kind is int else "number", "above" if self.above else "from"
+            raise argparse.ArgumentTypeError(
+                f"expected a {what} {start} {self.least} to {self.most}, got {text}"
+            )
+        return value
+
+
+number = Number  # the former name
+
+count = Number(int, 1)
+natural = Number(int, 0)
+pixels = Number(int, 1, 2**16, metavar="PIXELS")
+share = Number(float, 0, 1, metavar="SHARE")
+score = Number(float, 0, 1, metavar="SCORE")
+overlap = Number(float, 0, 1, metavar="IOU")
+seconds = Number(float, 0, 3600, above=True, metavar="SECONDS")
+positive = Number(float, 0, above=True, metavar="X")
+at_least_zero = Number(float, 0, metavar="X")
+
+
+def option(
+    group: argparse._ActionsContainer,
+    flags: str,
+    help: str,
+    type: Callable[[str], object] | None = None,
+    default: object = None,
+    **more: object,
+) -> None:
+    """Adds one argument in one line: ``option(group, "--top_k", "candidates before NMS", count, 5000)``.
+
+    Args:
+        group: parser or group.
+        flags: names, the one that gives the attribute first, other spellings behind: "--trained_model -m".
+        help: what it does.
+        type: how a value is read, e.g. `count`; None without ``choices`` or ``nargs``: a switch that is off.
+        default: its value where it is not given.
+        more: further arguments of ``add_argument``.
+    """
+    if type is None and not more:
+        group.add_argument(*flags.split(), action="store_true", help=help)
+        return
+    if "metavar" not in more and "choices" not in more and hasattr(type, "metavar"):
+        more["metavar"] = type.metavar
+    group.add_argument(*flags.split(), help=help, type=type, default=default, **more)
 
 
 def warn(message: object) -> None:
@@ -58,20 +143,6 @@ def warn(message: object) -> None:
 def report(message: object) -> None:
     """Writes one line about an input that gave nothing; the others go on, and the script ends with 1."""
     tqdm.write(f"error: {message}", file=sys.stderr)
-
-
-def number(kind: type, least: float, most: float = 2**31 - 1, above: bool = False) -> Callable[[str], float]:
-    """An argument's type: numbers of ``kind`` from ``least`` (with ``above``: above it) to ``most``."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not (least < value <= most if above else least <= value <= most):
-            what, start = "whole number" if kind is int else "number", "above" if above else "from"
-            raise argparse.ArgumentTypeError(f"expected a {what} {start} {least} to {most}, got {text}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
@@ -114,3 +185,34 @@ def _terminate(*_: object) -> NoReturn:
 def _complain(error: object, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Notes a signal while it is entered; called, it says whether one came. A second one stops at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What shells expect of a process that a signal stopped; SIGTERM if another process got it."""
+        return 128 + (self.number or signal.SIGTERM)
+
+    def __enter__(self) -> Interruption:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.number = number
+        signal.signal(number, self._before[number])
+        warn(f"{signal.Signals(number).name}: stopping after the step")

@@ -5,11 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from data.config import CLASS_NAMES
-
-#: BGR by label, told apart by colour-blind eyes too (Okabe and Ito).
-CLASS_COLOURS: dict[int, tuple[int, int, int]] = {1: (0, 159, 230), 2: (233, 180, 86)}
-
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_PIXELS = 22  # cap height of this font at scale 1
 
@@ -56,22 +51,3 @@ def _caption(image: np.ndarray, x1: int, y1: int, y2: int, text: str, colour: tu
     cv2.rectangle(image, (left, top), (left + text_width + 2 * pad, top + box_height), colour, -1)
     baseline = (left + pad, top + box_height - pad)
     cv2.putText(image, text, baseline, _FONT, scale, (0, 0, 0), weight, cv2.LINE_AA)
-
-
-def draw_detections(
-    image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
-    """A copy of ``image`` with class and score at every box, the best on top.
-
-    Args:
-        image: uint8[height, width, 3], BGR.
-        boxes: [N, 4], xyxy in pixels.
-        scores, labels: [N].
-    """
-    order = np.argsort(scores, kind="stable")
-    return draw_boxes(
-        image,
-        np.asarray(boxes)[order],
-        [f"{CLASS_NAMES[int(labels[i])]} {scores[i]:.2f}" for i in order],
-        [CLASS_COLOURS[int(labels[i])] for i in order],
-    )

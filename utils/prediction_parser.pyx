@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Prediction text to numbers, without the GIL; `utils.predictions` says what the format is.
+"""Prediction text to numbers, without the GIL; `data.predictions` says what the format is.
 
 Decimal numbers of up to 15 digits are exact without a library call: an integer below 2**53 divided by a
 power of ten up to 10**22 is rounded once. Longer ones go to the C library.

@@ -27,8 +27,9 @@ import numpy as np
 
 import widerface_evaluate.matching
 from data.config import CLASS_NAMES
+from data.predictions import Predictions
+from data.truths import Truths
 from utils.cli import DataError, parser_of, run, warn
-from utils.evaluation import command
 from utils.evaluation.average_precision import (
     Curve,
     full_curve,
@@ -38,10 +39,9 @@ from utils.evaluation.average_precision import (
     wider_bins,
     wider_curve,
 )
-from utils.evaluation.truths import Truths
-from utils.predictions import Predictions
 from wider_openimagespersonface_evaluate import matching
 from wider_openimagespersonface_evaluate.ground_truth import read_ground_truth
+from widerface_evaluate import command
 
 HERE = Path(__file__).resolve().parent
 
@@ -135,7 +135,7 @@ def evaluate(
 
 def draw_worst(args: argparse.Namespace, truths: Truths, found: dict[str, ClassScore]) -> int:
     """Draws the images that cost most, summed over the classes; returns how many."""
-    from utils.evaluation.plots import Layer, draw_worst_images
+    from widerface_evaluate.plots import Layer, draw_worst_images
 
     costs, layers = np.zeros(len(truths.images)), []
     for label, name in CLASS_NAMES.items():
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
             args.json, {**settings, "images": len(truths.images), "classes": numbers, "missing": missing}
         )
     if args.plot:
-        from utils.evaluation.plots import draw_curves
+        from widerface_evaluate.plots import draw_curves
 
         title = f"IoU {args.iou:g}, protocol {args.protocol}, {len(truths.images)} images"
         draw_curves(args.plot, {name: one.curve for name, one in found.items()}, title)

@@ -13,10 +13,10 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import CLASS_LABELS, CLASS_NAMES
+from data.predictions import offsets_of
+from data.truths import Truths
 from utils.cli import DataError, UsageError, warn
-from utils.evaluation.truths import Truths
 from utils.image_names import image_key, is_odd
-from utils.predictions import offsets_of
 
 if TYPE_CHECKING:
     import polars

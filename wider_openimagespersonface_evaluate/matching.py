@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.predictions import Predictions
+from data.truths import Truths
 from utils.cli import warn
 from utils.evaluation.overlaps import divide, intersections, pieces
-from utils.evaluation.truths import Truths
-from utils.predictions import Predictions
 
 try:
     from wider_openimagespersonface_evaluate import kernel

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from data.config import CLASS_LABELS
+from data.predictions import Predictions
 from utils.cli import DataError, parser_of, run, warn
-from utils.evaluation import command
 from utils.evaluation.average_precision import (
     Curve,
     image_costs,
@@ -33,8 +33,7 @@ from utils.evaluation.average_precision import (
     wider_bins,
     wider_curve,
 )
-from utils.predictions import Predictions
-from widerface_evaluate import matching
+from widerface_evaluate import command, matching
 from widerface_evaluate.ground_truth import WiderTruths, read_ground_truth
 
 HERE = Path(__file__).resolve().parent
@@ -106,7 +105,7 @@ def draw_worst(
     args: argparse.Namespace, faces: Predictions, truths: WiderTruths, found: dict[str, SubsetScore]
 ) -> int:
     """Draws the images that cost most in the last subset, which holds the others; returns how many."""
-    from utils.evaluation.plots import Layer, draw_worst_images
+    from widerface_evaluate.plots import Layer, draw_worst_images
 
     name, subset = list(found.items())[-1]
     counted = truths.subsets[name].astype(bool)
@@ -169,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         lists = {"missing": missing, "by_event": events}
         command.write_json(args.json, {**settings, **counts, "subsets": numbers, **lists})
     if args.plot:
-        from utils.evaluation.plots import draw_curves
+        from widerface_evaluate.plots import draw_curves
 
         draw_curves(
             args.plot, {name: subset.curve for name, subset in found.items()}, f"WIDER FACE, IoU {args.iou:g}"

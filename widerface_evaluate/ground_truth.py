@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.predictions import corners, offsets_of
 from utils.cli import DataError, warn
 from utils.image_names import image_key
-from utils.predictions import corners, offsets_of
 
 if TYPE_CHECKING:
     from data.wider_text import WiderImage

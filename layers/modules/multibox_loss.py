@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
 
 from data.config import ModelConfig
+from layers.functions.matching import Matches, PriorGrids, match
 from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
-from utils.box_utils import Matches, PriorGrids, decode, encode, match
+from utils.box_utils import decode, encode
 
 #: Localisation losses by the value of ``--loc_loss``; those of torchvision compare decoded boxes.
 LOC_LOSSES = {

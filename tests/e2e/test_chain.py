@@ -20,10 +20,10 @@ import pytest
 from convert_to_onnx import LIMITS
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import CLASS_LABELS
+from data.predictions import Predictions, prediction_path, read_predictions
+from models.arguments import DEFAULT_WEIGHTS
 from tests.conftest import REPOSITORY
 from tests.e2e.scenes import HEIGHT, WIDTH, make_scenes, serve, write_open_images, write_wider
-from utils.arguments import DEFAULT_WEIGHTS
-from utils.predictions import Predictions, prediction_path, read_predictions
 
 FACE, PERSON = CLASS_LABELS["face"], CLASS_LABELS["person"]
 PREP = "prep_data.py"

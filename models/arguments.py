@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from data.config import CLASS_NAMES, NETWORKS
+from models.detector import PRECISIONS, Detector, InputSize, Thresholds
 from models.onnx_network import is_onnx
 from utils.cli import UsageError, number
 from utils.cli import parser_of as parser_of
-from utils.detector import PRECISIONS, Detector, InputSize, Thresholds
 
 #: Loaded where ``--trained_model`` is not given.
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilenet0.25_2cls6anchors.pth"

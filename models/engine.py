@@ -16,17 +16,17 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from data.config import PIXEL_MEAN_BGR
+from data.predictions import Predictions, offsets_of
+from data.truths import Truths
 from data.wider_face import WiderFaceDetection
-from layers.modules.distillation import DistillationLoss, Teachers, who_decides
+from layers.modules.distillation import DistillationLoss, who_decides
 from layers.modules.multibox_loss import MultiBoxLoss
+from models.detector import Detector
 from models.retinaface import RetinaFace
-from utils.background import map_ahead
+from models.teachers import Teachers
 from utils.cli import DataError
-from utils.detector import Detector
-from utils.distributed import gather_from_processes, rank, sum_over_processes, world_size
-from utils.evaluation.truths import Truths
-from utils.predictions import Predictions, offsets_of
-from wider_openimagespersonface_evaluate.evaluation import evaluate
+from utils.processes import gather_from_processes, rank, sum_over_processes, world_size
+from utils.threads import map_ahead
 
 
 @dataclass
@@ -211,7 +211,12 @@ def training_step(
     return losses, int(everyone), bool(stops)
 
 
-def validate(network: RetinaFace, dataset: WiderFaceDetection, device: torch.device) -> dict[str, float]:
+def validate(
+    network: RetinaFace,
+    dataset: WiderFaceDetection,
+    device: torch.device,
+    evaluate: Callable[[Predictions, Truths], dict[str, dict]],
+) -> dict[str, float]:
     """Average precision of a network, by `Detector` at the images' own size and the evaluators' rule.
 
     The images are shared out over the processes; every process gets the result.
@@ -220,6 +225,7 @@ def validate(network: RetinaFace, dataset: WiderFaceDetection, device: torch.dev
         network: the network, unwrapped; it stays as it is.
         dataset: images to find boxes in; a class counts on those that are labelled for it.
         device: where to run.
+        evaluate: the evaluator, which gives ``ap`` and ``boxes`` by class name.
 
     Returns:
         ``ap_face`` and ``ap_person`` at IoU 0.5, those that have boxes, and their mean ``ap``.

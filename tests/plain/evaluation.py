@@ -1,7 +1,7 @@
 """The evaluators written plainly, one detection and one threshold at a time: tests and benchmarks compare.
 
-    python3 benchmarks/plain_evaluation.py widerface PREDICTIONS GROUND_TRUTH_FOLDER
-    python3 benchmarks/plain_evaluation.py openimages PREDICTIONS ANNOTATION_LIST
+    python3 tests/plain/evaluation.py widerface PREDICTIONS GROUND_TRUTH_FOLDER
+    python3 tests/plain/evaluation.py openimages PREDICTIONS ANNOTATION_LIST
 
 Run so, it prints what the original prints (the legacy protocol for Open Images) and does the same work: every
 file is read for itself, every subset or class matches anew, and each image goes through 1,000 thresholds.

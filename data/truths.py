@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.annotations import ImageAnnotation
+from data.predictions import corners, offsets_of
 from utils.image_names import image_key
-from utils.predictions import corners, offsets_of
 
 
 @dataclass

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from data.config import PIXEL_MEAN_BGR, ModelConfig
+from models.detector import Thresholds
 from models.retinaface import RetinaFace
-from utils.detector import Thresholds
 
 
 def plain_priors(cfg: ModelConfig, image_size: tuple[int, int]) -> torch.Tensor:

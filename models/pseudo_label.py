@@ -19,12 +19,12 @@ from torchvision.ops import box_iou, nms
 
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.image_folder import read_size
-from utils.background import map_ahead
-from utils.batches import batches, detect_batch, try_to_read
+from data.predictions import Detections
+from models.detector import Detector, batches, detect_batch, try_to_read
 from utils.cli import DataError, UsageError, report
-from utils.detector import Detections, Detector
 from utils.files import read_json, read_text, write_text
+from utils.images import read_size
+from utils.threads import map_ahead
 
 #: Boxes of a list and of its side file are equal up to the rounding of nine decimals.
 _ROUNDING = 2e-9

@@ -1,7 +1,7 @@
 """The detection pipeline, once: preprocess, network, priors, decoding, cut, NMS, `Detections`.
 
 Example:
-    >>> from utils.detector import Detector
+    >>> from models.detector import Detector
     >>> from utils.images import read_image
     >>> detector = Detector.from_checkpoint("weights/mobilenet0.25_2cls6anchors.pth")
     >>> found = detector(read_image("photo.jpg")).above(0.5)
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -22,14 +23,15 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from data.config import PIXEL_MEAN_BGR
+from data.predictions import Detections
 from layers.functions.prior_box import PriorBox
 from models.checkpoint import load_network
-from models.fuse import fold_batch_norm
 from models.onnx_network import OnnxNetwork, is_onnx
-from models.retinaface import RetinaFace
+from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
-from utils.memory import keep_freed_memory
+from utils.images import read_image
+from utils.processes import keep_freed_memory
 from utils.stopwatch import Stopwatch
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,55 +109,6 @@ class InputSize:
     def padded(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for an image of ``image_size``."""
         return self.fixed or self(image_size)
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one image, by class, then by descending score.
-
-    The arrays are those that supervision takes:
-    ``sv.Detections(xyxy=d.boxes, confidence=d.scores, class_id=d.labels)``.
-
-    Attributes:
-        boxes: float32[N, 4], xyxy in pixels of the original image; they may reach beyond it.
-        scores: float32[N], 0..1.
-        labels: int64[N], 1 face, 2 person.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-
-    def __post_init__(self) -> None:
-        count = len(self.boxes)
-        if self.boxes.shape != (count, 4) or self.scores.shape != (count,) or self.labels.shape != (count,):
-            raise ValueError(
-                f"expected boxes [N, 4], scores [N] and labels [N], but got {self.boxes.shape}, "
-                f"{self.scores.shape} and {self.labels.shape}"
-            )
-
-    @classmethod
-    def empty(cls) -> Detections:
-        """No detection at all."""
-        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __getitem__(self, index: np.ndarray | slice) -> Detections:
-        """Those that a mask, an index array or a slice picks."""
-        return Detections(self.boxes[index], self.scores[index], self.labels[index])
-
-    @property
-    def boxes_xywh(self) -> np.ndarray:
-        """float64[N, 4]: x and y of the top left corner, width and height, in pixels."""
-        boxes = self.boxes.astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        return boxes
-
-    def above(self, score: float) -> Detections:
-        """Those that score at least ``score``."""
-        return self[self.scores >= score]
 
 
 class Detector:
@@ -366,3 +319,41 @@ def check_image(image: np.ndarray) -> None:
     """Raises ValueError unless ``image`` is uint8[height, width, 3] with at least one pixel."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"expected uint8[height, width, 3], but got {image.dtype}{list(image.shape)}")
+
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of ``size`` items, the last one with what is left."""
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def try_to_read(path: str | os.PathLike) -> np.ndarray | DataError:
+    """The image, or why there is none."""
+    try:
+        return read_image(path)
+    except DataError as error:
+        return error
+
+
+def detect_batch(
+    detector: Detector, batch: list[tuple[Key, np.ndarray]], fault: Callable[[object], None]
+) -> list[tuple[Key, np.ndarray, Detections]]:
+    """(key, image, detections) of (key, image) pairs; images too large for the memory go to ``fault``."""
+    try:
+        found = detector([image for _, image in batch])
+    except DataError as error:
+        if len(batch) > 1:
+            return [triple for pair in batch for triple in detect_batch(detector, [pair], fault)]
+        fault(error)
+        return []
+    return [(key, image, detections) for (key, image), detections in zip(batch, found, strict=True)]

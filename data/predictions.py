@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import CLASS_LABELS, CLASS_NAMES
+from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES
 from utils.cli import DataError
+from utils.draw import draw_boxes
 from utils.files import write_text
 
 try:
@@ -38,6 +39,55 @@ _FILES_A_TASK = 64
 def prediction_path(folder: str | os.PathLike, key: str) -> Path:
     """Prediction file of an image, given by its key (`utils.image_names.image_key`), in ``folder``."""
     return Path(folder, f"{key}.txt")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, by class, then by descending score.
+
+    The arrays are those that supervision takes:
+    ``sv.Detections(xyxy=d.boxes, confidence=d.scores, class_id=d.labels)``.
+
+    Attributes:
+        boxes: float32[N, 4], xyxy in pixels of the original image; they may reach beyond it.
+        scores: float32[N], 0..1.
+        labels: int64[N], 1 face, 2 person.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        if self.boxes.shape != (count, 4) or self.scores.shape != (count,) or self.labels.shape != (count,):
+            raise ValueError(
+                f"expected boxes [N, 4], scores [N] and labels [N], but got {self.boxes.shape}, "
+                f"{self.scores.shape} and {self.labels.shape}"
+            )
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No detection at all."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: np.ndarray | slice) -> Detections:
+        """Those that a mask, an index array or a slice picks."""
+        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+
+    @property
+    def boxes_xywh(self) -> np.ndarray:
+        """float64[N, 4]: x and y of the top left corner, width and height, in pixels."""
+        boxes = self.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
+
+    def above(self, score: float) -> Detections:
+        """Those that score at least ``score``."""
+        return self[self.scores >= score]
 
 
 @dataclass
@@ -242,3 +292,22 @@ def _read_bytes(path: Path) -> bytes | None:
         return None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; expected a prediction file") from None
+
+
+def draw_detections(
+    image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """A copy of ``image`` with class and score at every box, the best on top.
+
+    Args:
+        image: uint8[height, width, 3], BGR.
+        boxes: [N, 4], xyxy in pixels.
+        scores, labels: [N].
+    """
+    order = np.argsort(scores, kind="stable")
+    return draw_boxes(
+        image,
+        np.asarray(boxes)[order],
+        [f"{CLASS_NAMES[int(labels[i])]} {scores[i]:.2f}" for i in order],
+        [CLASS_COLOURS[int(labels[i])] for i in order],
+    )

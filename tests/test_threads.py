@@ -5,7 +5,7 @@ from itertools import count, islice
 
 import pytest
 
-from utils.background import Behind, iterate_ahead, iterate_latest, map_ahead
+from utils.threads import Behind, iterate_ahead, iterate_latest, map_ahead
 
 
 def test_nothing():

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.predictions import Predictions, prediction_path, read_predictions
 from utils.cli import DataError, UsageError, number, warn
 from utils.files import write_text
 from utils.image_names import image_key, read_image_list
-from utils.predictions import Predictions, prediction_path, read_predictions
 
 STANDARD, LEGACY = "standard", "legacy"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.predictions import Predictions
 from utils.cli import DataError, warn
 from utils.draw import draw_boxes
 from utils.evaluation.average_precision import Curve
 from utils.evaluation.overlaps import divide, intersections
 from utils.image_names import IMAGE_SUFFIXES
 from utils.images import read_image, write_figure, write_image
-from utils.predictions import Predictions
 
 #: BGR; told apart by colour-blind eyes too (Okabe and Ito).
 FOUND, HIT, MISSED, FALSE = (233, 180, 86), (115, 158, 0), (0, 94, 213), (66, 228, 240)

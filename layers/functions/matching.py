@@ -1,0 +1,208 @@
+"""Which prior learns which truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+#: Pairs of truth and prior that `match` works on at once; each takes about 200 bytes.
+MAX_PAIRS = 2**20
+
+
+@dataclass(frozen=True)
+class PriorGrids:
+    """Priors of one image size, seen as one grid of centres for each level and shape.
+
+    Attributes:
+        priors: Tensor[P, 4], cx cy w h, normalised, order level, row, column, shape.
+        corners: Tensor[P, 4], the same as x1 y1 x2 y2.
+        sizes: Tensor[G, 2], w h of each grid's priors.
+        centres: pair of Tensor[G, C], ascending x of the columns and y of the rows, padded with infinity.
+        first: int64 Tensor[G], index of the prior in the top left cell.
+        columns: int64 Tensor[G].
+        step: priors of a cell, the distance of neighbours in a row.
+    """
+
+    priors: Tensor
+    corners: Tensor
+    sizes: Tensor
+    centres: tuple[Tensor, Tensor]
+    first: Tensor
+    columns: Tensor
+    step: int
+
+    @classmethod
+    def of(cls, priors: Tensor, feature_sizes: list[tuple[int, int]], step: int) -> PriorGrids:
+        """Takes priors apart.
+
+        Args:
+            priors: Tensor[P, 4], cx cy w h, normalised.
+            feature_sizes: (rows, columns) of every level.
+            step: priors of a cell.
+        """
+        sizes, xs, ys, first, columns, start = [], [], [], [], [], 0
+        for rows, cols in feature_sizes:
+            cells = priors[start : start + rows * cols * step].view(rows, cols, step, 4)
+            sizes.append(cells[0, 0, :, 2:])
+            xs += [cells[0, :, 0, 0]] * step
+            ys += [cells[:, 0, 0, 1]] * step
+            first.append(torch.arange(start, start + step))
+            columns += [cols] * step
+            start += rows * cols * step
+        half = priors[:, 2:] / 2
+        return cls(
+            priors=priors,
+            corners=torch.cat([priors[:, :2] - half, priors[:, :2] + half], 1),
+            sizes=torch.cat(sizes),
+            centres=tuple(pad_sequence(c, batch_first=True, padding_value=torch.inf) for c in (xs, ys)),
+            first=torch.cat(first).to(priors.device),
+            columns=torch.tensor(columns, device=priors.device),
+            step=step,
+        )
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Priors of a batch that have a truth; the rest is background.
+
+    Attributes:
+        batch_size: images N.
+        image, prior: int64 Tensor[K], which prior of which image, ascending.
+        labels: int64 Tensor[K].
+        boxes_norm: Tensor[K, 4], x1 y1 x2 y2 of the truths.
+    """
+
+    batch_size: int
+    image: Tensor
+    prior: Tensor
+    labels: Tensor
+    boxes_norm: Tensor
+
+    def __getitem__(self, part: slice) -> Matches:
+        """Those of the images ``part``."""
+        start, stop, _ = part.indices(self.batch_size)
+        mine = (self.image >= start) & (self.image < stop)
+        return Matches(
+            stop - start, self.image[mine] - start, self.prior[mine], self.labels[mine], self.boxes_norm[mine]
+        )
+
+
+def match(
+    boxes_norm: list[Tensor],
+    labels: list[Tensor],
+    grids: PriorGrids,
+    match_iou: float = 0.45,
+    best_prior_iou: float = 0.2,
+) -> Matches:
+    """Gives priors to the truths of a batch.
+
+    A prior takes the truth that it overlaps most, from ``match_iou`` on (the first of equal ones). Besides,
+    every truth gets the prior that overlaps it most, the last truth where several want the same; a truth
+    for which this is below ``best_prior_iou`` is dropped. As in the published code, a dropped truth still
+    takes the place of another in its best prior if that is matched.
+
+    Only pairs that can reach the IoU in question are looked at: for a truth and a grid these lie in a window
+    around the truth's centre. Memory: about 50 bytes a prior of the batch, and `MAX_PAIRS` pairs.
+
+    Args:
+        boxes_norm: Tensor[M, 4] an image, x1 y1 x2 y2, normalised, positive width and height.
+        labels: int64 Tensor[M] an image.
+        grids: the priors.
+    """
+    device, count = grids.priors.device, len(grids.priors)
+    counts = torch.tensor([len(boxes) for boxes in boxes_norm], dtype=torch.int64)
+    image = torch.repeat_interleave(counts).to(device)
+    truths = torch.cat([*boxes_norm, grids.priors.new_zeros(0, 4)])
+    everyone = torch.arange(len(truths), device=device)
+
+    floor = _best_iou(truths, grids).clamp(max=match_iou) * (1 - 1e-3)  # a margin for rounding
+    truth, prior, iou = _pairs_from(truths, floor, grids)
+    key = image[truth] * count + prior
+
+    # The best prior of every truth, the first of equal ones; `nowhere` if it overlaps none.
+    nowhere = len(boxes_norm) * count
+    best_iou = iou.new_zeros(len(truths)).scatter_reduce_(0, truth, iou, "amax")
+    best = iou == best_iou[truth]
+    best_key = torch.full_like(image, nowhere).scatter_reduce_(0, truth[best], key[best], "amin")
+
+    # The best truth of every prior, the first of equal ones, unless the prior is the best of a truth.
+    near = iou >= match_iou
+    key, truth, iou = key[near], truth[near], iou[near]
+    key_iou = iou.new_zeros(nowhere).scatter_reduce_(0, key, iou, "amax")
+    best = iou == key_iou[key]
+    owner = image.new_full((nowhere + 1,), len(truths)).scatter_reduce_(0, key[best], truth[best], "amin")
+    matched = owner < len(truths)
+    matched[best_key[best_iou >= best_prior_iou]] = True
+    owner.scatter_reduce_(0, best_key, everyone, "amax", include_self=False)
+
+    key = matched[:nowhere].nonzero()[:, 0]
+    owner = owner[key]
+    label = torch.cat([*labels, image.new_zeros(0)])
+    return Matches(len(boxes_norm), key // count, key % count, label[owner], truths[owner])
+
+
+def _best_iou(truths: Tensor, grids: PriorGrids) -> Tensor:
+    """Tensor[M]: the highest IoU of every truth, up to rounding. In a grid the nearest centre has it."""
+    centre, size = (truths[:, :2] + truths[:, 2:]) / 2, truths[:, 2:] - truths[:, :2]
+    overlap = []
+    for axis, centres in enumerate(grids.centres):
+        wanted = centre[:, axis].expand(len(centres), -1).contiguous()
+        after = torch.searchsorted(centres, wanted).clamp(max=centres.shape[1] - 1)
+        near = torch.stack([centres.gather(1, after), centres.gather(1, (after - 1).clamp(min=0))])
+        distance = (near - wanted).abs().amin(0)
+        own, other = size[:, axis], grids.sizes[:, axis, None]
+        overlap.append(torch.minimum(torch.minimum(own, other), (own + other) / 2 - distance).clamp(min=0))
+    intersection = overlap[0] * overlap[1]
+    return (intersection / (size.prod(1) + grids.sizes.prod(1)[:, None] - intersection)).amax(0)
+
+
+def _pairs_from(truths: Tensor, floor: Tensor, grids: PriorGrids) -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs of a truth and a prior whose IoU is above 0 and at least the truth's ``floor``.
+
+    IoU >= f means: intersection >= f / (1 + f) * (sum of both areas). With the shorter of both heights as the
+    most that can overlap vertically, this bounds the distance of the centres horizontally, and vice versa.
+
+    Returns:
+        truth int64[K], prior int64[K], IoU [K].
+    """
+    centre, size = (truths[:, :2] + truths[:, 2:]) / 2, truths[:, 2:] - truths[:, :2]
+    needed = floor / (1 + floor) * (size.prod(1) + grids.sizes.prod(1)[:, None])
+    most = torch.minimum(size, grids.sizes[:, None])
+    start, length = [], []
+    for axis, centres in enumerate(grids.centres):
+        reach = (size[:, axis] + grids.sizes[:, axis, None]) / 2 - needed / most[..., 1 - axis]
+        low = torch.searchsorted(centres, (centre[:, axis] - reach).contiguous())
+        high = torch.searchsorted(centres, (centre[:, axis] + reach).contiguous(), right=True)
+        start.append(low)
+        length.append((high - low).clamp(min=0))
+    pairs = length[0] * length[1] * (needed <= most.prod(-1))
+
+    grid, truth = pairs.nonzero(as_tuple=True)
+    pairs, columns = pairs[grid, truth], length[0][grid, truth]
+    first_column, first_row = start[0][grid, truth], start[1][grid, truth]
+    found = [(truth[:0], truth[:0], floor[:0])]
+    bundles = ((pairs.cumsum(0) - pairs) // MAX_PAIRS).unique_consecutive(return_counts=True)[1].tolist()
+    for bundle in torch.arange(len(pairs), device=truths.device).split(bundles):
+        counts = pairs[bundle]
+        window = bundle.repeat_interleave(counts)
+        offset = torch.arange(len(window), device=truths.device)
+        offset -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+        row = offset // columns[window]
+        column = first_column[window] + offset - row * columns[window]
+        row += first_row[window]
+        prior = grids.first[grid[window]] + (row * grids.columns[grid[window]] + column) * grids.step
+        iou = _iou(truths[truth[window]], grids.corners[prior])
+        kept = (iou >= floor[truth[window]]) & (iou > 0)
+        found.append((truth[window][kept], prior[kept], iou[kept]))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Tensor[K]: IoU of each box with the other of its row; both Tensor[K, 4], x1 y1 x2 y2."""
+    sides = torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])
+    intersection = sides.clamp(min=0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1)
+    return intersection / (areas - intersection)

@@ -39,4 +39,4 @@ bench: build
 clean:
 	rm -rf $(VENV) build */build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f $(EVALUATORS:%=%/*.so) utils/*.so
+	rm -f $(EVALUATORS:%=%/*.so) data/*.so

@@ -65,13 +65,13 @@ from models.checkpoint import (
     save_checkpoint,
 )
 from models.engine import Recipe, bare, train_one_epoch, validate, weight_average
+from models.journal import Journal
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
 from utils.cli import OK, DataError, Interruption, UsageError, number, run
 from utils.draw import draw_boxes
 from utils.files import write_text
 from utils.images import write_image
-from utils.journal import Journal
 from utils.processes import (
     keep_freed_memory,
     processes,

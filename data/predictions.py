@@ -29,7 +29,7 @@ from utils.draw import draw_boxes
 from utils.files import write_text
 
 try:
-    from utils.prediction_parser import parse_texts
+    from data.prediction_parser import parse_texts
 except ImportError:
     parse_texts = None
 

@@ -36,13 +36,13 @@ from data.download import read_manifest
 from data.open_images import Choices, Source, convert, image_ids, label_ids
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
+from models.journal import Journal
 from models.pseudo_label import CocoDetections, read_side_file
 from models.retinaface import RetinaFace
 from utils.cli import DataError
 from utils.image_names import read_image_list
 from utils.images import read_image, read_size
 from utils.inputs import expand_inputs
-from utils.journal import Journal
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "0"))
 

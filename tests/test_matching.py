@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import cfg_mnet, cfg_re50
+from layers.functions import matching
 from layers.functions.matching import PriorGrids, match
 from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
 from tests.plain.training import match_one
 from tests.training_data import one_thread  # noqa: F401
-from utils import box_utils
 
 
 def grids_of(cfg, image_size: tuple[int, int]) -> PriorGrids:
@@ -81,7 +81,7 @@ def test_a_dropped_truth_takes_the_place_of_another_as_published():
     assert matches.labels.tolist() == [1] and matches.boxes_norm.tolist() == boxes[0][1:].tolist()
 
 
-def as_dense(matches: box_utils.Matches, priors: int) -> tuple[torch.Tensor, torch.Tensor]:
+def as_dense(matches: matching.Matches, priors: int) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.zeros(matches.batch_size, priors, dtype=torch.int64)
     boxes = torch.zeros(matches.batch_size, priors, 4)
     labels[matches.image, matches.prior] = matches.labels
@@ -111,7 +111,7 @@ def test_work_in_small_bundles_changes_nothing(monkeypatch):
     grids, boxes = grids_of(cfg_mnet, (96, 96)), [random_boxes(80, 1), random_boxes(5, 2)]
     labels = [torch.ones(len(b), dtype=torch.int64) for b in boxes]
     whole = match(boxes, labels, grids)
-    monkeypatch.setattr(box_utils, "MAX_PAIRS", 7)
+    monkeypatch.setattr(matching, "MAX_PAIRS", 7)
     parts = match(boxes, labels, grids)
     assert torch.equal(whole.prior, parts.prior) and torch.equal(whole.boxes_norm, parts.boxes_norm)
 

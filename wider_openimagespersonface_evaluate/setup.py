@@ -14,4 +14,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.evaluation.build import build_kernels
 
 if __name__ == "__main__":
-    build_kernels("utils.prediction_parser", "wider_openimagespersonface_evaluate.kernel")
+    build_kernels("data.prediction_parser", "wider_openimagespersonface_evaluate.kernel")

@@ -18,8 +18,9 @@ import test_widerface_personface as dump
 import train_changeclass
 import wider_openimagespersonface_evaluate.evaluation as openimages
 import widerface_evaluate.evaluation as widerface
+from utils.cli import parser_of
 
-SCRIPTS = (train_changeclass, detect, dump, convert_to_onnx, prep_data, widerface, openimages)
+SCRIPTS = (train_changeclass, detect, dump, convert_to_onnx, widerface, openimages)
 
 NO_NUMBERS = ("nan", "inf", "-inf", "1e400", "9" * 5000, "many", "", "0x10")
 
@@ -31,8 +32,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def parsers_of(parse_args: Callable) -> list[argparse.ArgumentParser]:
-    """The parser that a script makes, or those of its steps."""
+def parser_made_by(parse_args: Callable) -> argparse.ArgumentParser:
+    """The parser of a script."""
     made: list[argparse.ArgumentParser] = []
 
     class Seen(Exception):
@@ -45,13 +46,19 @@ def parsers_of(parse_args: Callable) -> list[argparse.ArgumentParser]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Seen):
         patch.setattr(argparse.ArgumentParser, "parse_args", note)
         parse_args([])
-    for action in made[0]._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return list(action.choices.values())
-    return made
+    return made[0]
 
 
-PARSERS = [parser for script in SCRIPTS for parser in parsers_of(script.parse_args)]
+def parser_of_step(name: str) -> argparse.ArgumentParser:
+    parser = parser_of(name)
+    prep_data.add_step(parser, name)
+    return parser
+
+
+PARSERS = [
+    *(parser_made_by(script.parse_args) for script in SCRIPTS),
+    *(parser_of_step(name) for name in prep_data.STEPS),
+]
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: f"{parser.prog}-{id(parser) % 997}")

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -133,6 +133,14 @@ def option(
     if "metavar" not in more and "choices" not in more and hasattr(type, "metavar"):
         more["metavar"] = type.metavar
     group.add_argument(*flags.split(), help=help, type=type, default=default, **more)
+
+
+def print_rows(rows: Iterable[tuple[object, object]]) -> None:
+    """Prints names and their values in two columns."""
+    texts = [(str(name), str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in texts), default=0)
+    for name, value in texts:
+        print(f"{name:<{width}}  {value}")
 
 
 def warn(message: object) -> None:

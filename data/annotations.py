@@ -16,21 +16,23 @@ an unlabelled class is unknown in those images, not absent:
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import io
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.config import CLASS_LABELS, CLASS_NAMES
-from utils.cli import DataError
+from utils.box_utils import xywh_to_xyxy
+from utils.cli import DataError, option
 from utils.files import atomic_path, read_json, write_text
 
 if TYPE_CHECKING:
@@ -42,14 +44,6 @@ _BLOCK_BYTES = 1 << 20
 
 #: What an image's name must not have: the list would not give it back.
 _UNWRITABLE = re.compile(r"^\s|\s$|[\n\r\0\ud800-\udfff]")
-
-
-def _no_labels() -> np.ndarray:
-    return np.zeros(0, np.int64)
-
-
-def _no_boxes() -> np.ndarray:
-    return np.zeros((0, 4), np.float64)
 
 
 @dataclass
@@ -64,8 +58,8 @@ class ImageAnnotation:
     """
 
     path: str
-    labels: np.ndarray = field(default_factory=_no_labels)
-    boxes_xywh_norm: np.ndarray = field(default_factory=_no_boxes)
+    labels: np.ndarray = ()
+    boxes_xywh_norm: np.ndarray = ()
     line: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +73,18 @@ class ImageAnnotation:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def boxes(self, image_size: tuple[int, int]) -> np.ndarray:
+        """float64[N, 4], x1 y1 x2 y2 in pixels of an image of (height, width) ``image_size``."""
+        height, width = image_size
+        return xywh_to_xyxy(self.boxes_xywh_norm) * [width, height, width, height]
+
+
+def list_arguments(parser: argparse.ArgumentParser) -> None:
+    """The argument ``list`` and the option ``--images`` of a step that reads a list and its images."""
+    option(parser, "list", "annotation list", Path)
+    images = "folder of the images (default: images beside the list)"
+    option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
 
 
 def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
@@ -113,23 +119,19 @@ def read_annotations(path: str | os.PathLike) -> list[ImageAnnotation]:
 
 def _parse_block(path: str | os.PathLike, number: int, block: bytes) -> Iterator[ImageAnnotation]:
     """The images of ``block``, whose first line is line ``number`` of the file."""
-    table = _parse_rows(block)
     lines = block.splitlines()
     headers = [i for i, line in enumerate(lines) if line.startswith(b"#")]
     if any(line.strip() for line in lines[: headers[0] if headers else None]):
         raise DataError(f"{path}:{number}: a box before the first image; expected a line '# <image path>'")
-    if not headers:
-        return
-    ends = [*headers[1:], len(lines)]
-    whole = table is not None and len(table) == len(lines) - headers[0] - len(headers)
-    first = 0
-    for header, end in zip(headers, ends, strict=True):
-        name = _decode(path, lines[header], number + header)
-        if whole:
-            rows = table[first : first + end - header - 1]
-            first += end - header - 1
+    table, first = _parse_rows(block), 0
+    plain = bool(headers) and table is not None and len(table) == len(lines) - headers[0] - len(headers)
+    for header, end in pairwise([*headers, len(lines)]):
+        count = end - header - 1
+        if plain:
+            rows, first = table[first : first + count], first + count
         else:
-            rows = _parse(path, number + header + 1, lines[header + 1 : end])
+            rows = _parse_carefully(path, number + header + 1, lines[header + 1 : end])
+        name = _parse_header(path, number + header, lines[header])
         yield ImageAnnotation(name, rows[:, 0], rows[:, 1:], number + header)
 
 
@@ -137,56 +139,43 @@ def _parse_rows(block: bytes) -> np.ndarray | None:
     """The boxes of ``block`` as float64[N, 5], or None where a line of it needs a closer look."""
     import polars as pl
 
-    columns = ("label", "x", "y", "w", "h")
+    schema = dict.fromkeys(("label", "x", "y", "w", "h"), pl.Float64)
+    options = {"has_header": False, "separator": " ", "quote_char": None, "comment_prefix": "#"}
     try:
-        table = pl.read_csv(
-            block,
-            has_header=False,
-            separator=" ",
-            quote_char=None,
-            comment_prefix="#",
-            schema=dict.fromkeys(columns, pl.Float64),
-        )
+        rows = pl.read_csv(block, schema=schema, **options).to_numpy()
     except pl.exceptions.PolarsError:
         return None
-    rows = table.to_numpy()
     valid = np.isfinite(rows).all() and np.isin(rows[:, 0], list(CLASS_NAMES)).all()
     return np.ascontiguousarray(rows) if valid else None
 
 
-def _decode(path: str | os.PathLike, line: bytes, number: int) -> str:
-    try:
-        name = line[1:].decode("utf-8").strip()
-    except UnicodeDecodeError:
-        name = "\0"
-    if "\0" in name:
-        raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
+def _parse_header(path: str | os.PathLike, number: int, line: bytes) -> str:
+    name = line[1:].decode("utf-8", "replace").strip()
     if not name:
         raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
+    if "\0" in name or "\ufffd" in name:
+        raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
     return name
 
 
-def _parse(path: str | os.PathLike, number: int, rows: list[bytes]) -> np.ndarray:
-    """float64[N, 5] of the ``rows`` of one image, the slow path that finds a faulty line."""
-    for i, row in enumerate(rows, number):
-        _check_row(path, i, row)
-    return np.array([row.split() for row in rows if row.strip()], np.float64).reshape(-1, 5)
-
-
-def _check_row(path: str | os.PathLike, number: int, row: bytes) -> None:
-    """Raises DataError if ``row`` is not a valid box; the slow path that finds the faulty line."""
-    text = row.decode("utf-8", "replace").strip()
-    if not row.strip():
-        return
-    try:
-        label, *box = (float(value) for value in row.split())
-    except ValueError:
-        label, box = 0.0, []
-    if len(box) != 4 or not np.isfinite([label, *box]).all():
-        raise DataError(f"{path}:{number}: found {text[:80]!r}; expected five numbers 'label x y w h'")
-    if label not in CLASS_NAMES:
-        known = ", ".join(f"{key} {value}" for key, value in CLASS_NAMES.items())
-        raise DataError(f"{path}:{number}: found label {label:g}; expected one of: {known}")
+def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) -> np.ndarray:
+    """float64[N, 5] of the boxes of one image, line by line; says which of ``lines`` is faulty."""
+    rows = []
+    for number, line in enumerate(lines, first):
+        if not line.strip():
+            continue
+        try:
+            row = [float(value) for value in line.split()]
+        except ValueError:
+            row = []
+        if len(row) != 5 or not np.isfinite(row).all():
+            found = line.decode("utf-8", "replace").strip()[:80]
+            raise DataError(f"{path}:{number}: found {found!r}; expected five numbers 'label x y w h'")
+        if row[0] not in CLASS_NAMES:
+            known = ", ".join(f"{label} {name}" for label, name in CLASS_NAMES.items())
+            raise DataError(f"{path}:{number}: found label {row[0]:g}; expected one of: {known}")
+        rows.append(row)
+    return np.reshape(rows, (-1, 5))
 
 
 def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnotation]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf, sqrt
 
 #: Names of the foreground classes by label; label 0 is the background.
 CLASS_NAMES: dict[int, str] = {1: "face", 2: "person"}
@@ -42,29 +42,27 @@ class ModelConfig:
     fpn_channels: int
     backbone_channels: tuple[int, ...]
     image_size: int
-    batch_size: int
     epochs: int
     lr_decay_epochs: tuple[int, ...]
     clip_priors: bool
+    batch_size: int = 24
     strides: tuple[int, ...] = (8, 16, 32)
     min_sizes: tuple[tuple[int, ...], ...] = ((16, 32), (64, 128), (256, 512))
     heights_over_widths: tuple[float, ...] = (1.0, 2.5, 3.33)
     variances: tuple[float, float] = (0.1, 0.2)
     class_names: tuple[str, ...] = tuple(CLASS_NAMES.values())
 
-    def __post_init__(self) -> None:
-        if not len(self.strides) == len(self.min_sizes) == len(self.backbone_channels):
-            raise ValueError(
-                f"expected one stride, one tuple of sizes and one channel count a level, got "
-                f"{self.strides}, {self.min_sizes} and {self.backbone_channels}"
-            )
-        if len({len(sizes) for sizes in self.min_sizes}) != 1:
-            raise ValueError(f"expected as many prior sizes on every level, got {self.min_sizes}")
-
     @property
     def num_classes(self) -> int:
         """Foreground classes and the background."""
         return len(self.class_names) + 1
+
+    def prior_shapes(self) -> list[list[tuple[float, float]]]:
+        """(width, height) in pixels of a cell's priors, for every level: each size with every ratio."""
+        return [
+            [(size / sqrt(ratio), size * sqrt(ratio)) for size in sizes for ratio in self.heights_over_widths]
+            for sizes in self.min_sizes
+        ]
 
     def to_dict(self) -> dict:
         """Plain data for checkpoints and JSON."""
@@ -75,7 +73,7 @@ class ModelConfig:
         """Inverse of `to_dict`; lists become tuples again.
 
         Raises:
-            ValueError: a field is missing, unknown or does not fit the others.
+            ValueError: a field is missing or unknown, or holds another kind of value than in `NETWORKS`.
         """
 
         def freeze(value: object) -> object:
@@ -83,16 +81,14 @@ class ModelConfig:
 
         try:
             cfg = cls(**{key: freeze(value) for key, value in dict(values).items()})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"not a network configuration: {error}") from None
-        known = next((known for known in NETWORKS.values() if known.backbone == cfg.backbone), None)
-        if known is None:
-            raise ValueError(f"not a network configuration: backbone {cfg.backbone!r}")
-        for field in fields(cls):
-            if not _is_alike(value := getattr(cfg, field.name), getattr(known, field.name)):
-                raise ValueError(f"not a network configuration: {field.name} {str(value)[:80]}")
-        if cfg.class_names != tuple(CLASS_NAMES.values())[: len(cfg.class_names)] or len(cfg.variances) != 2:
-            raise ValueError(f"not a network configuration: {cfg.class_names[:9]}, {cfg.variances[:9]}")
+            known = next(network for network in NETWORKS.values() if network.backbone == cfg.backbone)
+            names = known.class_names[: len(cfg.class_names)]
+            fits = cfg.class_names == names and len(cfg.variances) == len(known.variances)
+            fits &= all(_is_alike(getattr(cfg, f.name), getattr(known, f.name)) for f in fields(cls))
+        except (TypeError, ValueError, StopIteration):
+            fits = False
+        if not fits:
+            raise ValueError(f"not a network configuration: {values!r:.200}")
         return cfg
 
 
@@ -102,7 +98,7 @@ def _is_alike(value: object, known: object) -> bool:
         return isinstance(value, tuple) and bool(value) and all(_is_alike(v, known[0]) for v in value)
     if isinstance(known, bool | str):
         return isinstance(value, type(known))
-    return type(value) in (int, type(known)) and 0 < value < math.inf
+    return type(value) in (int, type(known)) and 0 < value < inf
 
 
 cfg_mnet = ModelConfig(
@@ -111,7 +107,6 @@ cfg_mnet = ModelConfig(
     fpn_channels=64,
     backbone_channels=(64, 128, 256),
     image_size=640,
-    batch_size=24,
     epochs=250,
     lr_decay_epochs=(190, 220),
     clip_priors=True,
@@ -123,7 +118,6 @@ cfg_re50 = ModelConfig(
     fpn_channels=256,
     backbone_channels=(512, 1024, 2048),
     image_size=840,
-    batch_size=24,
     epochs=100,
     lr_decay_epochs=(70, 90),
     clip_priors=False,

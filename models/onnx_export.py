@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from data.config import PIXEL_MEAN_BGR, ModelConfig
-from layers.functions.prior_box import prior_shapes
 from models.onnx_network import ONNX_FORMAT, OUTPUTS, import_package
 from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode
@@ -77,7 +76,7 @@ def priors_in_pixels(cfg: ModelConfig, feature_sizes: Sequence, image_size: Sequ
     """`PriorBox` in operations that can be traced, for sizes that are not known yet: Tensor[P, 4], pixels."""
     height, width = image_size
     levels = []
-    for (rows, columns), stride, shapes in zip(feature_sizes, cfg.strides, prior_shapes(cfg), strict=True):
+    for (rows, columns), stride, shapes in zip(feature_sizes, cfg.strides, cfg.prior_shapes(), strict=True):
         wide, high = torch.tensor(shapes).T
         x, y = ((torch.arange(cells) + 0.5) * stride for cells in (columns, rows))
         if cfg.clip_priors:

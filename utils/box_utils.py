@@ -1,9 +1,44 @@
-"""Box geometry: coding of boxes as offsets from priors, and which prior learns which truth."""
+"""Box geometry: the forms of a box in NumPy, and its coding as offsets from a prior in torch.
+
+xyxy is x1 y1 x2 y2, xywh is x and y of the top left corner, width and height, cxcywh has the centre instead.
+"""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # torch takes seconds to import; who only converts does without it
+    from torch import Tensor
+
+
+def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
+    """[..., 4] xyxy of xywh, of the same type: a new array, row after row in memory."""
+    converted = np.array(boxes, order="C")
+    converted[..., 2:] += converted[..., :2]
+    return converted
+
+
+def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """[..., 4] xywh of xyxy, of the same type: a new array, row after row in memory."""
+    converted = np.array(boxes, order="C")
+    converted[..., 2:] -= converted[..., :2]
+    return converted
+
+
+def xywh_to_cxcywh(boxes: np.ndarray) -> np.ndarray:
+    """[..., 4] cxcywh of xywh, floats of the same type: a new array, row after row in memory."""
+    converted = np.array(boxes, order="C")
+    converted[..., :2] += converted[..., 2:] / 2
+    return converted
+
+
+def cxcywh_to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """[..., 4] xywh of cxcywh, floats of the same type: a new array, row after row in memory."""
+    converted = np.array(boxes, order="C")
+    converted[..., :2] -= converted[..., 2:] / 2
+    return converted
 
 
 def encode(boxes_norm: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tensor:
@@ -17,6 +52,8 @@ def encode(boxes_norm: Tensor, priors: Tensor, variances: tuple[float, float]) -
     Returns:
         Tensor[..., 4]: dx dy dw dh.
     """
+    import torch
+
     top_left, bottom_right = boxes_norm[..., :2], boxes_norm[..., 2:]
     centre = ((top_left + bottom_right) / 2 - priors[..., :2]) / (variances[0] * priors[..., 2:])
     size = torch.log((bottom_right - top_left) / priors[..., 2:]) / variances[1]
@@ -34,6 +71,8 @@ def decode(loc: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tenso
     Returns:
         Tensor[..., 4]: x1 y1 x2 y2, normalised, not clipped.
     """
+    import torch
+
     centre = priors[..., :2] + loc[..., :2] * variances[0] * priors[..., 2:]
     size = priors[..., 2:] * torch.exp(loc[..., 2:] * variances[1])
     top_left = centre - size / 2

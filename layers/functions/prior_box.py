@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, sqrt
+from math import ceil
 
 import numpy as np
 import torch
@@ -21,14 +21,6 @@ def feature_sizes(cfg: ModelConfig, image_size: tuple[int, int]) -> list[tuple[i
     """(rows, columns) of every level for an ``image_size`` of (height, width) pixels."""
     height, width = image_size
     return [(ceil(height / stride), ceil(width / stride)) for stride in cfg.strides]
-
-
-def prior_shapes(cfg: ModelConfig) -> list[list[tuple[float, float]]]:
-    """(width, height) in pixels of a cell's priors, for every level."""
-    return [
-        [(size / sqrt(ratio), size * sqrt(ratio)) for size in sizes for ratio in cfg.heights_over_widths]
-        for sizes in cfg.min_sizes
-    ]
 
 
 class PriorBox:
@@ -72,7 +64,7 @@ class PriorBox:
         cfg = self.cfg
         levels = []
         for (rows, columns), stride, shapes in zip(
-            feature_sizes(cfg, image_size), cfg.strides, prior_shapes(cfg), strict=True
+            feature_sizes(cfg, image_size), cfg.strides, cfg.prior_shapes(), strict=True
         ):
             priors = np.empty((rows, columns, len(shapes), 4), np.float32)
             edges = (

@@ -24,19 +24,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, option
 from utils.files import atomic_path, read_json, write_text
-
-if TYPE_CHECKING:
-    import polars
 
 DATASET_INFO = "dataset.json"
 
@@ -66,10 +63,7 @@ class ImageAnnotation:
         self.labels = np.asarray(self.labels, np.int64)
         self.boxes_xywh_norm = np.asarray(self.boxes_xywh_norm, np.float64).reshape(-1, 4)
         if len(self.labels) != len(self.boxes_xywh_norm):
-            raise ValueError(
-                f"{self.path}: expected as many labels as boxes, "
-                f"got {len(self.labels)} and {len(self.boxes_xywh_norm)}"
-            )
+            raise ValueError(f"{self.path}: {len(self.labels)} labels of {len(self.boxes_xywh_norm)} boxes")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,8 +131,6 @@ def _parse_block(path: str | os.PathLike, number: int, block: bytes) -> Iterator
 
 def _parse_rows(block: bytes) -> np.ndarray | None:
     """The boxes of ``block`` as float64[N, 5], or None where a line of it needs a closer look."""
-    import polars as pl
-
     schema = dict.fromkeys(("label", "x", "y", "w", "h"), pl.Float64)
     options = {"has_header": False, "separator": " ", "quote_char": None, "comment_prefix": "#"}
     try:
@@ -150,10 +142,10 @@ def _parse_rows(block: bytes) -> np.ndarray | None:
 
 
 def _parse_header(path: str | os.PathLike, number: int, line: bytes) -> str:
-    name = line[1:].decode("utf-8", "replace").strip()
+    name = line[1:].decode("utf-8", "surrogateescape").strip()
     if not name:
         raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
-    if "\0" in name or "\ufffd" in name:
+    if _UNWRITABLE.search(name):
         raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
     return name
 
@@ -179,48 +171,39 @@ def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) ->
 
 
 def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnotation]) -> int:
-    """Writes an annotation list atomically, coordinates with nine decimals; returns the number of images."""
-    count = 0
-    annotations = iter(annotations)
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        while block := list(islice(annotations, 1024)):
-            count += len(block)
-            file.writelines(format_annotation(annotation) for annotation in block)
-    return count
-
-
-def format_annotation(annotation: ImageAnnotation) -> str:
-    """The lines of one image, newline included.
+    """Writes an annotation list atomically, coordinates with nine decimals; returns the number of images.
 
     Raises:
         DataError: an image's path that the format cannot hold.
     """
-    if not annotation.path or _UNWRITABLE.search(annotation.path):
-        raise DataError(
-            f"{annotation.path!r}: an image's name must be UTF-8, without line breaks and white space "
-            f"at its ends; rename the file"
-        )
-    rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
-    lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
-    return "".join([f"# {annotation.path}\n", *lines])
+    count = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        for annotation in annotations:
+            count += 1
+            if not annotation.path or _UNWRITABLE.search(annotation.path):
+                raise DataError(
+                    f"{annotation.path!r}: an image's name must be UTF-8, without line breaks and white "
+                    f"space at its ends; rename the file"
+                )
+            rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
+            lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
+            file.write("".join([f"# {annotation.path}\n", *lines]))
+    return count
 
 
-def format_table(boxes: polars.DataFrame, first_rows: np.ndarray, paths: polars.Series) -> bytes:
-    """The lines of many boxes at once; they read back as those of `format_annotation`, much faster.
+def format_table(boxes: pl.DataFrame, first_rows: np.ndarray, paths: pl.Series) -> bytes:
+    """The lines of many boxes at once; they read back as those of `write_annotations`, much faster.
 
     Args:
         boxes: columns ``label`` (int) and ``x y w h`` (float64, as in a list), in list order.
         first_rows: int[M], rows before which a header goes.
         paths: M image paths for these headers, without line breaks.
     """
-    import polars as pl
-
     # Rounded beforehand, as writing with a fixed number of decimals takes twice the time.
     table = boxes.select(pl.col("label").cast(pl.String), pl.col("x", "y", "w", "h").round(9))
     labels = table["label"]
-    headed = pl.select(
-        pl.concat_str(pl.lit("# "), paths, pl.lit("\n"), labels.gather(first_rows))
-    ).to_series()
+    parts = pl.lit("# "), paths, pl.lit("\n"), labels.gather(first_rows)
+    headed = pl.select(pl.concat_str(parts)).to_series()
     if len(headed):
         table = table.with_columns(labels.scatter(first_rows, headed))
     buffer = io.BytesIO()
@@ -234,23 +217,19 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
     Raises:
         DataError: the ``dataset.json`` found is not of the form shown above; with its path.
     """
-    folder = Path(list_path).resolve().parent
+    folder, known = Path(list_path).resolve().parent, list(CLASS_LABELS)
     for path in (folder / DATASET_INFO, folder.parent / DATASET_INFO):
         if not path.exists():
             continue
-        try:
-            names = read_json(path, "a table with the key labelled_classes")["labelled_classes"]
-            unknown = set(names) - set(CLASS_LABELS)
-        except (KeyError, TypeError):
-            names, unknown = [], set()
-        if unknown or not names or not isinstance(names, list):
-            found = f"; found {', '.join(map(repr, sorted(unknown, key=str)))}" if unknown else ""
-            known = ", ".join(CLASS_LABELS)
+        content = read_json(path, "a table with the key labelled_classes")
+        names = content.get("labelled_classes") if isinstance(content, dict) else content
+        if not names or not isinstance(names, list) or any(name not in known for name in names):
             raise DataError(
-                f'{path}: expected {{"labelled_classes": [...]}} with one or more of {known}{found}'
+                f'{path}: expected {{"labelled_classes": [...]}} with one or more of {", ".join(known)}; '
+                f"found {names!r:.80}"
             )
-        return tuple(name for name in CLASS_LABELS if name in names)
-    return tuple(CLASS_LABELS)
+        return tuple(name for name in known if name in names)
+    return tuple(known)
 
 
 def check_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:

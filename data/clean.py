@@ -11,34 +11,34 @@ Rules, in their order; ``clipped`` and ``face_outside`` boxes stay in the list:
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision.ops import nms
 
-from data.annotations import ImageAnnotation, iter_annotations
-from data.config import CLASS_LABELS
-from utils.cli import UsageError
+from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, list_arguments, write_list
+from data.config import CLASS_LABELS, CLASS_NAMES
+from data.lists import write_sheet
+from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
+from utils.cli import OK, option, overlap, print_rows, share
+from utils.files import write_text
 
-OUTSIDE, CLIPPED, DEGENERATE, REPEATED, FACE_OUTSIDE = RULES = (
-    "outside",
-    "clipped",
-    "degenerate",
-    "repeated",
-    "face_outside",
-)
+RULES = ("outside", "clipped", "degenerate", "repeated", "face_outside")
 
 #: Rules whose boxes are not in the cleaned list.
-REMOVING = frozenset({OUTSIDE, DEGENERATE, REPEATED})
+REMOVING = frozenset({"outside", "degenerate", "repeated"})
 
 #: A box that leaves the image by less is within the rounding of the list's nine decimals.
 _ROUNDING = 1e-9
 
 _BLOCK_BOXES = 256
+_SHEET_TILES = 36
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Limits:
     min_side: float = 0.0
     merge_iou: float = 0.9
     face_inside: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("min_side", "merge_iou", "face_inside"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"expected --{name} from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -66,18 +61,78 @@ class Finding:
     box_xywh_norm: list[float]
 
 
-def clean(
+def clean_arguments(parser: argparse.ArgumentParser) -> None:
+    list_arguments(parser)
+    output = "list to write; FILE.findings.jsonl and FILE.findings.jpg go beside it"
+    option(parser, "--output --out", output, Path, required=True, metavar="FILE")
+    group, default = parser.add_argument_group("limits"), Limits()
+    option(group, "--min_side", "drop boxes with a side of at most this share", share, default.min_side)
+    option(group, "--merge_iou", "drop repeats that overlap by more", overlap, default.merge_iou)
+    inside = "report faces with less than this share inside every person"
+    option(group, "--face_inside", inside, share, default.face_inside)
+
+
+def clean(args: argparse.Namespace) -> int:
+    """Cuts boxes to the image, drops those without area, merges repeated ones within a class and reports
+    faces outside of every person. Images named again are joined.
+
+    Example:
+      python3 prep_data.py clean data/oi/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt
+    """
+    labelled = labelled_classes(args.list)
+    # Where persons are not labelled, every face would be outside of them.
+    face_inside = args.face_inside if len(labelled) == len(CLASS_LABELS) else 0.0
+    limits = Limits(args.min_side, args.merge_iou, face_inside)
+    counts: Counter[str] = Counter()
+    findings: list[Finding] = []
+
+    def cleaned() -> Iterator[ImageAnnotation]:
+        for annotation, found in clean_images(iter_joined(args.list, counts), limits):
+            findings.extend(found)
+            counts["boxes kept"] += len(annotation)
+            yield annotation
+
+    images = write_list(args.output, cleaned(), labelled)
+    lines = args.output.with_name(f"{args.output.stem}.findings.jsonl")
+    write_text(lines, "".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
+    by_rule = Counter(finding.rule for finding in findings)
+    rows = [("boxes read", counts["boxes kept"] + sum(by_rule[rule] for rule in REMOVING))]
+    rows += [(f"  {rule}, {'dropped' if rule in REMOVING else 'kept'}", by_rule[rule]) for rule in RULES]
+    rows += [("boxes kept", counts["boxes kept"]), ("images named again, joined", counts["images joined"])]
+    print_rows(rows)
+    print(f"{args.output}: {images} images; every finding is in {lines}")
+    images_dir = args.images or args.list.parent / "images"
+    if findings and images_dir.is_dir():
+        draw_findings(findings, args.list, images_dir, lines.with_suffix(".jpg"))
+        print(f"{lines.with_suffix('.jpg')}: what was found, some of each rule")
+    return OK
+
+
+def draw_findings(findings: list[Finding], list_path: Path, images_dir: Path, output: Path) -> None:
+    """Writes a contact sheet of some findings of each rule, drawn by chance; errors as `write_sheet`."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    chance, most = random.Random(0), _SHEET_TILES // len(by_rule)
+    chosen = [f for of_rule in by_rule.values() for f in chance.sample(of_rule, min(most, len(of_rule)))]
+    wanted = {finding.path for finding in chosen}
+    annotations = {a.path: a for a in iter_annotations(list_path) if a.path in wanted}
+    marked = [(f.path, (f"{f.rule} {CLASS_NAMES[f.label]}", f.box_xywh_norm)) for f in chosen]
+    write_sheet(output, images_dir, [(annotations[path], mark) for path, mark in marked])
+
+
+def clean_images(
     annotations: Iterable[ImageAnnotation], limits: Limits = Limits()
 ) -> Iterator[tuple[ImageAnnotation, list[Finding]]]:
     """Each image cleaned, with what was found in it; boxes within the image keep their exact values."""
     block: list[ImageAnnotation] = []
-    boxes = 0
+    size = 0
     for annotation in annotations:
         block.append(annotation)
-        boxes += len(annotation)
-        if boxes >= _BLOCK_BOXES or len(block) >= _BLOCK_BOXES:
+        size += 1 + len(annotation)
+        if size >= _BLOCK_BOXES:
             yield from _clean_block(block, limits)
-            block, boxes = [], 0
+            block, size = [], 0
     if block:
         yield from _clean_block(block, limits)
 
@@ -88,11 +143,10 @@ def _clean_block(
     image = np.repeat(np.arange(len(block)), [len(annotation) for annotation in block])
     given = np.concatenate([annotation.boxes_xywh_norm for annotation in block])
     labels = np.concatenate([annotation.labels for annotation in block])
-    corners = np.concatenate([given[:, :2], given[:, :2] + given[:, 2:]], 1)
+    corners = xywh_to_xyxy(given)
     cut = corners.clip(0, 1)
     beyond = (np.abs(cut - corners) > _ROUNDING).any(1)
-    boxes = given.copy()
-    boxes[beyond] = np.concatenate([cut[beyond, :2], cut[beyond, 2:] - cut[beyond, :2]], 1)
+    boxes = np.where(beyond[:, None], xyxy_to_xywh(cut), given)
     outside = beyond & ((corners[:, :2] >= 1) | (corners[:, 2:] <= 0)).any(1)
     degenerate = ~outside & (boxes[:, 2:] <= limits.min_side).any(1)
 
@@ -104,15 +158,13 @@ def _clean_block(
     repeated[np.setdiff1d(alive, kept, assume_unique=True)] = True
     face_outside = np.zeros(len(image), bool)
     face_outside[kept] = _faces_outside(apart[kept], labels[kept], limits.face_inside)
-    applies = (outside, beyond & ~outside & ~degenerate & ~repeated, degenerate, repeated, face_outside)
+    clipped = beyond & ~outside & ~degenerate & ~repeated
 
     findings: list[list[Finding]] = [[] for _ in block]
-    for i in np.flatnonzero(np.any(applies, 0)):
-        of_image = block[image[i]]
-        for rule, mask in zip(RULES, applies, strict=True):
-            if mask[i]:
-                finding = Finding(of_image.path, of_image.line, rule, int(labels[i]), given[i].tolist())
-                findings[image[i]].append(finding)
+    for i, rule in np.argwhere(np.stack([outside, clipped, degenerate, repeated, face_outside], 1)):
+        of_image, box = block[image[i]], given[i].tolist()
+        finding = Finding(of_image.path, of_image.line, RULES[rule], int(labels[i]), box)
+        findings[image[i]].append(finding)
     ends = np.searchsorted(image[kept], np.arange(1, len(block)))
     for annotation, rows, found in zip(block, np.split(kept, ends), findings, strict=True):
         yield ImageAnnotation(annotation.path, labels[rows], boxes[rows], annotation.line), found
@@ -120,6 +172,9 @@ def _clean_block(
 
 def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
     """Indices, ascending, of boxes that no earlier kept one of their class overlaps by more than ``iou``."""
+    import torch  # slow to import, and the step's help does not need it
+    from torchvision.ops import nms
+
     # Non-maximum suppression by position in the list, classes apart.
     by_class = torch.from_numpy(boxes + 2.0 * (labels == CLASS_LABELS["face"])[:, None])
     return nms(by_class, -torch.arange(len(labels), dtype=torch.float64), iou).sort().values.numpy()
@@ -138,25 +193,18 @@ def _faces_outside(boxes: np.ndarray, labels: np.ndarray, least: float) -> np.nd
 def iter_joined(path: str | os.PathLike, counts: Counter[str]) -> Iterator[ImageAnnotation]:
     """Images of a list, each once, at its first place, with the boxes of all its places; errors as reading.
 
-    The list is read twice; only images that are in it more than once are held.
+    The list is read up to three times; only images that are in it more than once are held.
     """
-    seen: set[str] = set()
-    again: dict[str, list[ImageAnnotation]] = {}
+    times = Counter(annotation.path for annotation in iter_annotations(path))
+    parts: dict[str, list[ImageAnnotation]] = {name: [] for name in times if times[name] > 1}
+    for annotation in iter_annotations(path) if parts else ():
+        if annotation.path in parts:
+            parts[annotation.path].append(annotation)
     for annotation in iter_annotations(path):
-        if annotation.path in seen:
-            again[annotation.path] = []
-        seen.add(annotation.path)
-    del seen
-    if again:
-        for annotation in iter_annotations(path):
-            if annotation.path in again:
-                again[annotation.path].append(annotation)
-    for annotation in iter_annotations(path):
-        parts = again.get(annotation.path)
-        if parts is None:
+        if times[annotation.path] == 1:
             yield annotation
-        elif parts[0].line == annotation.line:
-            counts["images joined"] += len(parts) - 1
-            labels = np.concatenate([part.labels for part in parts])
-            boxes = np.concatenate([part.boxes_xywh_norm for part in parts])
+        elif same := parts.pop(annotation.path, None):
+            counts["images joined"] += len(same) - 1
+            labels = np.concatenate([part.labels for part in same])
+            boxes = np.concatenate([part.boxes_xywh_norm for part in same])
             yield ImageAnnotation(annotation.path, labels, boxes, annotation.line)

@@ -1,95 +1,110 @@
-"""What is done with whole annotation lists: statistics, splitting, merging, checking, linking of images."""
+"""What is done with whole annotation lists: link, split, merge, check, count, draw."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import json
 import math
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data.annotations import ImageAnnotation, iter_annotations
-from data.config import CLASS_NAMES
-from utils.cli import DataError, warn
-from utils.files import file_digest, write_text
-from utils.images import read_image
+from data.annotations import (
+    ImageAnnotation,
+    iter_annotations,
+    labelled_classes,
+    list_arguments,
+    write_list,
+)
+from data.config import CLASS_COLOURS, CLASS_NAMES
+from utils.box_utils import xywh_to_xyxy
+from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
+from utils.draw import contact_sheet, tile
+from utils.files import file_digest
+from utils.images import image_folder, read_image, write_image
 from utils.threads import map_ahead
 
+_RED = (60, 60, 255)
+_PROBLEMS_SHOWN = 20
 
-@dataclass
-class ListStatistics:
-    """Counts of a list.
 
-    Attributes:
-        images: in the list, by which classes they carry: ``both``, ``face``, ``person``, ``none``.
-        boxes: by class name.
-        per_image: images by number of boxes.
-        problems: boxes beyond the image, boxes without area, images named again.
+def link_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "source", "folder of the images", Path)
+    option(parser, "folder", "folder of the list, where the link images is made", Path)
+
+
+def link(args: argparse.Namespace) -> int:
+    """Makes the symbolic link images beside a list.
+
+    Example:
+      python3 prep_data.py link WIDER_train/images data/widerface/train
     """
-
-    images: Counter[str] = field(default_factory=Counter)
-    boxes: Counter[str] = field(default_factory=Counter)
-    per_image: Counter[int] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
-
-    def rows(self) -> list[tuple[str, str]]:
-        """What to print, as names and values."""
-        images, boxes = self.images.total(), self.boxes.total()
-        share = {key: f"{count} ({count / max(images, 1):.1%})" for key, count in self.images.items()}
-        table = [
-            ("images", str(images)),
-            *((f"  with {key}", share.get(key, "0")) for key in ("both", *CLASS_NAMES.values(), "none")),
-        ]
-        table += [
-            ("boxes", str(boxes)),
-            *((f"  {name}", str(self.boxes[name])) for name in CLASS_NAMES.values()),
-        ]
-        if images:
-            counts = np.repeat(list(self.per_image), list(self.per_image.values()))
-            quantiles = np.quantile(counts, [0.5, 0.9, 0.99, 1])
-            table.append(
-                ("boxes an image, median / 90 % / 99 % / most", " / ".join(f"{q:g}" for q in quantiles))
-            )
-        return table + [(name, str(count)) for name, count in self.problems.items()]
+    made = link_images(args.source, args.folder)
+    print(f"{made} -> {made.readlink()}")
+    return OK
 
 
-def list_statistics(path: str | os.PathLike) -> ListStatistics:
-    """Counts a list; errors as `iter_annotations`."""
-    found = ListStatistics()
-    seen: set[str] = set()
-    for annotation in iter_annotations(path):
-        present = set(annotation.labels.tolist())
-        kind = "both" if len(present) == 2 else CLASS_NAMES[present.pop()] if present else "none"
-        found.images[kind] += 1
-        found.per_image[len(annotation)] += 1
-        for label, count in zip(*np.unique(annotation.labels, return_counts=True), strict=True):
-            found.boxes[CLASS_NAMES[int(label)]] += int(count)
-        beyond, flat = box_faults(annotation)
-        found.problems["boxes beyond the image"] += int(beyond.sum())
-        found.problems["boxes without area"] += int(flat.sum())
-        found.problems["images named again"] += annotation.path in seen
-        seen.add(annotation.path)
-    return found
+def link_images(source: Path, folder: Path) -> Path:
+    """Makes the symbolic link ``<folder>/images`` to ``source``; one that is there and right stays.
+
+    Raises:
+        DataError: no such source, or something else is at the link's place.
+    """
+    source, link = source.resolve(), folder / "images"
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder; expected the folder of the images")
+    if link.is_symlink() and link.resolve() == source:
+        return link
+    if link.is_symlink() or link.exists():
+        kind = f"a link to {link.readlink()}" if link.is_symlink() else "there already"
+        raise DataError(f"{link}: {kind}; remove it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(source, target_is_directory=True)
+    return link
 
 
-def box_faults(annotation: ImageAnnotation) -> tuple[np.ndarray, np.ndarray]:
-    """bool[N] and bool[N]: boxes that reach beyond the image, boxes without area."""
-    boxes = annotation.boxes_xywh_norm
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    return ((corners < -1e-8) | (corners > 1 + 1e-8)).any(1), (boxes[:, 2:] <= 0).any(1)
+def split_arguments(parser: argparse.ArgumentParser) -> None:
+    list_arguments(parser)
+    output = "folder for the lists train/wider_train_gt.txt and val/wider_val_gt.txt"
+    option(parser, "--save_folder --name", output, Path, required=True, metavar="FOLDER")
+    option(parser, "--val_share", "share of the images for validation", share, 0.1)
+    option(parser, "--seed", "another seed, another split", natural, 0)
+    option(parser, "--by_name", "do not read the images; equal ones may end in both parts")
+
+
+def split(args: argparse.Namespace) -> int:
+    """Splits a list into training and validation by image. Equal images stay together; each part gets its
+    link to the images.
+
+    Example:
+      python3 prep_data.py split data/all/wider_gt.txt --save_folder data/parts --val_share 0.1
+    """
+    if not 0 < args.val_share < 1:
+        raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
+    images_dir = None if args.by_name else image_folder(args.list, args.images)
+    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, images_dir)
+    for name, part in parts.items():
+        if not part:
+            raise DataError(f"{args.list}: no image for {name}; expected two different images or more")
+    for name, part in parts.items():
+        target = args.save_folder / name / f"wider_{name}_gt.txt"
+        write_list(target, part, labelled_classes(args.list))
+        if images_dir is not None:
+            link_images(images_dir, target.parent)
+        print(f"{target}: {len(part)} images, {sum(map(len, part))} boxes")
+    return OK
 
 
 def split_annotations(
     annotations: Iterable[ImageAnnotation], val_share: float, seed: int, images_dir: Path | None
-) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
-    """Training and validation part, each in list order.
+) -> dict[str, list[ImageAnnotation]]:
+    """The parts ``train`` and ``val``, each in list order.
 
-    An image's part hangs on the seed and its content alone, so that equal images stay together and an
+    An image's part depends on the seed and its content alone, so that equal images stay together and an
     image stays in its part when others are added; but where that leaves a part of a small list empty, the
     image nearest to it goes there.
 
@@ -111,14 +126,45 @@ def split_annotations(
     cut = val_share
     if draws and min(draws) < max(draws):  # two different images or more
         cut = min(max(val_share, math.nextafter(min(draws), 1)), max(draws))
-    parts: tuple[list[ImageAnnotation], list[ImageAnnotation]] = ([], [])
+    parts: dict[str, list[ImageAnnotation]] = {"train": [], "val": []}
     for annotation, draw in zip(annotations, draws, strict=True):
-        parts[draw < cut].append(annotation)
+        parts["val" if draw < cut else "train"].append(annotation)
     return parts
 
 
+def merge_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "lists", "annotation lists", Path, nargs="+")
+    option(parser, "--output --out", "list to write", Path, required=True, metavar="FILE")
+    option(parser, "--prefix", "folder put before the image paths, one a list", nargs="+", metavar="NAME")
+    repeats = "an image in two lists: stop, or keep the first"
+    option(parser, "--on_repeat", repeats, default="error", choices=["error", "first"])
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Merges lists that are labelled for the same classes. With --prefix the images are expected in one
+    folder a prefix.
+
+    Example:
+      python3 prep_data.py merge a/train/gt.txt b/train/gt.txt --prefix a b --output ab/train/gt.txt
+    """
+    prefixes = args.prefix or [""] * len(args.lists)
+    if len(prefixes) != len(args.lists):
+        raise UsageError(f"expected one --prefix a list, got {len(prefixes)} for {len(args.lists)} lists")
+    labelled = labelled_classes(args.lists[0])
+    for path in args.lists:
+        if (names := labelled_classes(path)) != labelled:
+            first = f"{args.lists[0]} for {' and '.join(labelled)}"
+            raise DataError(
+                f"{path} is labelled for {' and '.join(names)}, {first}: "
+                f"add what is missing with pseudo_label first, or train on both lists"
+            )
+    images = write_list(args.output, merge_annotations(args.lists, prefixes, args.on_repeat), labelled)
+    print(f"{args.output}: {images} images of {len(args.lists)} lists")
+    return OK
+
+
 def merge_annotations(
-    paths: list[str | os.PathLike], prefixes: list[str], on_repeat: str = "error"
+    paths: list[Path], prefixes: list[str], on_repeat: str = "error"
 ) -> Iterator[ImageAnnotation]:
     """The images of several lists, one list after the other.
 
@@ -135,89 +181,168 @@ def merge_annotations(
         for annotation in iter_annotations(path):
             if prefix:
                 annotation.path = f"{prefix}/{annotation.path}"
-            if (earlier := seen.setdefault(annotation.path, index)) != index:
-                if on_repeat == "error":
-                    raise DataError(
-                        f"{path}:{annotation.line}: {annotation.path} is in {paths[earlier]} too; tell "
-                        f"the lists apart with --prefix, or give --on_repeat first"
-                    )
-                continue
-            yield annotation
+            earlier = seen.setdefault(annotation.path, index)
+            if earlier == index:
+                yield annotation
+            elif on_repeat == "error":
+                raise DataError(
+                    f"{path}:{annotation.line}: {annotation.path} is in {paths[earlier]} too; tell the lists "
+                    f"apart with --prefix, or give --on_repeat first"
+                )
 
 
-def check_list(
-    path: str | os.PathLike, images_dir: Path, cache: Path | None, counts: Counter[str]
-) -> Iterator[str]:
-    """Problems of a list: images that do not decode, boxes out of range, images named again.
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    list_arguments(parser)
 
-    Args:
-        path: annotation list.
-        images_dir: folder of its images.
-        cache: file that remembers the images that decoded, by size and time of change; None: none.
-        counts: what was looked at is counted here.
 
-    Yields:
-        One line a problem, with file and line.
+def check(args: argparse.Namespace) -> int:
+    """Decodes every image of a list and looks at every box; the exit code is 1 if anything is wrong.
+
+    Example:
+      python3 prep_data.py check data/oi/val/wider_val_gt.txt
     """
-    known = _read_cache(cache)
-    passed: dict[str, list[int]] = {}
+    images = problems = 0
+    for found in check_list(args.list, image_folder(args.list, args.images)):
+        images += 1
+        for problem in found:
+            problems += 1
+            if problems <= _PROBLEMS_SHOWN:
+                print(problem)
+    if problems > _PROBLEMS_SHOWN:
+        print(f"... and {problems - _PROBLEMS_SHOWN} more")
+    print_rows([("images decoded", images), ("problems", problems)])
+    return BAD_DATA if problems else OK
 
-    def decode(annotation: ImageAnnotation) -> tuple[ImageAnnotation, str | None]:
-        file = images_dir / annotation.path
+
+def check_list(path: Path, images_dir: Path) -> Iterator[list[str]]:
+    """What is wrong with each image of a list, one line a problem, with file and line.
+
+    That is an image that cannot be decoded or that is named again, boxes beyond it or without area.
+    """
+
+    def decode(annotation: ImageAnnotation) -> tuple[ImageAnnotation, list[str]]:
         try:
-            status = file.stat()
-            stamp = [status.st_size, status.st_mtime_ns]
-            if known.get(annotation.path) != stamp:
-                read_image(file)
-                counts["images decoded"] += 1
-            passed[annotation.path] = stamp
-        except OSError:
-            return annotation, f"{file}: no such image"
+            read_image(images_dir / annotation.path)
         except DataError as error:
-            return annotation, str(error)
-        return annotation, None
+            return annotation, [str(error)]
+        return annotation, []
 
-    seen: dict[str, int] = {}
-    for annotation, fault in map_ahead(decode, iter_annotations(path), os.cpu_count() or 2, ahead=16):
-        where = f"{path}:{annotation.line}"
-        counts["images"] += 1
-        if fault:
-            yield f"{where}: {fault}"
+    lines: dict[str, int] = {}
+    for annotation, problems in map_ahead(decode, iter_annotations(path), os.cpu_count() or 2, ahead=16):
         for name, mask in zip(("beyond the image", "without area"), box_faults(annotation), strict=True):
             if mask.any():
                 first = annotation.boxes_xywh_norm[mask][0].round(6).tolist()
-                yield f"{where}: {int(mask.sum())} boxes {name}, the first {first}; clean takes care of them"
-        if (earlier := seen.setdefault(annotation.path, annotation.line)) != annotation.line:
-            yield f"{where}: {annotation.path} is named in line {earlier} already; clean joins them"
-    if cache is not None:
-        try:
-            write_text(cache, json.dumps(passed))
-        except OSError as error:  # a list on a read-only disk can be checked all the same
-            warn(f"{cache}: not written ({error.strerror}); the next check decodes every image again")
+                problems.append(f"{mask.sum()} boxes {name}, the first {first}; clean takes care of them")
+        if (line := lines.setdefault(annotation.path, annotation.line)) != annotation.line:
+            problems.append(f"{annotation.path} is named in line {line} already; clean joins them")
+        yield [f"{path}:{annotation.line}: {problem}" for problem in problems]
 
 
-def _read_cache(cache: Path | None) -> dict[str, list[int]]:
-    try:
-        known = json.loads(cache.read_text(encoding="utf-8")) if cache else {}
-    except (OSError, ValueError):  # a lost cache costs time alone
-        return {}
-    return known if isinstance(known, dict) else {}
+def box_faults(annotation: ImageAnnotation) -> tuple[np.ndarray, np.ndarray]:
+    """bool[N] and bool[N]: boxes that reach beyond the image, boxes without area."""
+    corners = xywh_to_xyxy(annotation.boxes_xywh_norm)
+    beyond = ((corners < -1e-8) | (corners > 1 + 1e-8)).any(1)
+    return beyond, (annotation.boxes_xywh_norm[:, 2:] <= 0).any(1)
 
 
-def link_images(source: str | os.PathLike, folder: str | os.PathLike) -> Path:
-    """Makes the symbolic link ``<folder>/images`` to ``source``; one that is there and right stays.
+def stats_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "list", "annotation list", Path)
+
+
+def stats(args: argparse.Namespace) -> int:
+    """Counts images and boxes of a list.
+
+    Example:
+      python3 prep_data.py stats data/oi/val/wider_val_gt.txt
+    """
+    images: Counter[str] = Counter()
+    boxes: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    counts: list[int] = []
+    seen: set[str] = set()
+    for annotation in iter_annotations(args.list):
+        names = [CLASS_NAMES[label] for label in annotation.labels.tolist()]
+        present = set(names)
+        images["both" if len(present) == 2 else present.pop() if present else "none"] += 1
+        boxes.update(names)
+        counts.append(len(names))
+        beyond, flat = box_faults(annotation)
+        faults["boxes beyond the image"] += int(beyond.sum())
+        faults["boxes without area"] += int(flat.sum())
+        faults["images named again"] += annotation.path in seen
+        seen.add(annotation.path)
+    shares = {name: f"{number} ({number / len(counts):.1%})" for name, number in images.items()}
+    rows = [("images", len(counts))]
+    rows += [(f"  with {name}", shares.get(name, 0)) for name in ("both", *CLASS_NAMES.values(), "none")]
+    rows += [("boxes", boxes.total()), *((f"  {name}", boxes[name]) for name in CLASS_NAMES.values())]
+    if counts:
+        quantiles = " / ".join(f"{number:g}" for number in np.quantile(counts, [0.5, 0.9, 0.99, 1]))
+        rows.append(("boxes an image, median / 90 % / 99 % / most", quantiles))
+    print_rows([*rows, *faults.items(), ("labelled for", " and ".join(labelled_classes(args.list)))])
+    return OK
+
+
+def draw_arguments(parser: argparse.ArgumentParser) -> None:
+    list_arguments(parser)
+    option(parser, "--output --out", "image to write", Path, required=True, metavar="FILE")
+    option(parser, "--number", "images to show", count, 24)
+    option(parser, "--seed", "another seed, other images", natural, 0)
+
+
+def draw(args: argparse.Namespace) -> int:
+    """A contact sheet of images drawn by chance from a list, with their boxes.
+
+    Example:
+      python3 prep_data.py draw data/oi/val/wider_val_gt.txt --output val.jpg --number 24
+    """
+    images_dir = image_folder(args.list, args.images)
+    chance = random.Random(args.seed)
+    chosen: list[ImageAnnotation] = []
+    for seen, annotation in enumerate(iter_annotations(args.list), 1):
+        if len(chosen) < args.number:
+            chosen.append(annotation)
+        elif (place := chance.randrange(seen)) < args.number:
+            chosen[place] = annotation
+    if not chosen:
+        raise DataError(f"{args.list}: names no image")
+    shown = write_sheet(args.output, images_dir, [(annotation, None) for annotation in chosen])
+    print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
+    return OK
+
+
+def write_sheet(
+    output: Path, images_dir: Path, entries: Iterable[tuple[ImageAnnotation, tuple[str, list[float]] | None]]
+) -> int:
+    """Writes a contact sheet of annotated images; those that cannot be read are left out with a warning.
+
+    Args:
+        output: image to write.
+        images_dir: folder of the images.
+        entries: images and, where one of their boxes is to be shown from near and in red, its caption and x y
+            w h, normalised.
+
+    Returns:
+        The number of images shown.
 
     Raises:
-        DataError: no such source, or something else is at the link's place.
+        DataError: none of the images can be read.
     """
-    source, link = Path(source).resolve(), Path(folder) / "images"
-    if not source.is_dir():
-        raise DataError(f"{source}: no such folder; expected the folder of the images")
-    if link.is_symlink() and link.resolve() == source:
-        return link
-    if link.is_symlink() or link.exists():
-        kind = f"a link to {link.readlink()}" if link.is_symlink() else "there already"
-        raise DataError(f"{link}: {kind}; remove it first")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(source, target_is_directory=True)
-    return link
+    tiles = []
+    for annotation, marked in entries:
+        try:
+            image = read_image(images_dir / annotation.path)
+        except DataError as error:
+            warn(error)
+            continue
+        order = np.argsort(-annotation.labels, kind="stable")  # persons first, so that faces lie on top
+        boxes = annotation.boxes(image.shape[:2])[order]
+        colours = [CLASS_COLOURS[label] for label in annotation.labels[order].tolist()]
+        texts, focus = [""] * len(boxes), None
+        if marked:
+            focus = ImageAnnotation("", [0], [marked[1]]).boxes(image.shape[:2])[0]
+            boxes, texts, colours = np.vstack([boxes, focus]), [*texts, marked[0]], [*colours, _RED]
+        tiles.append(tile(image, boxes, texts, colours, focus))
+    if not tiles:
+        raise DataError(f"{images_dir}: none of the images to show can be read")
+    write_image(output, contact_sheet(tiles))
+    return len(tiles)

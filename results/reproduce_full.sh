@@ -94,13 +94,13 @@ step label_faces label merged faces face "$FACE_TEACHER"
 step clean prep clean "$lists/faces/wider_train_gt.txt" --images "$images" \
     --output "$lists/clean/wider_train_gt.txt"
 step split prep split "$lists/clean/wider_train_gt.txt" --images "$images" --val_share "$VAL_SHARE" \
-    --output "$lists/open_images"
+    --save_folder "$lists/open_images"
 
 # 3. WIDER FACE: faces; persons are unknown there, and the teacher's
 step widerface prep widerface "$wider/wider_face_split/wider_face_train_bbx_gt.txt" \
     --images "$wider/WIDER_train/images" --output "$lists/wider/wider_train_gt.txt"
 step split_wider prep split "$lists/wider/wider_train_gt.txt" --images "$wider/WIDER_train/images" \
-    --val_share "$VAL_SHARE" --output "$lists/wider_face"
+    --val_share "$VAL_SHARE" --save_folder "$lists/wider_face"
 
 for set in open_images wider_face; do
     for part in train val; do

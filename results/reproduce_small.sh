@@ -21,10 +21,10 @@
 #   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --output data/wider
 #   python3 prep_data.py widerface data/wider/wider_face_split/wider_face_val_bbx_gt.txt \
 #       --images data/wider/WIDER_val/images --output data/wider/gt.txt
-#   python3 prep_data.py split data/wider/gt.txt --images data/wider/WIDER_val/images --output data/faces
+#   python3 prep_data.py split data/wider/gt.txt --images data/wider/WIDER_val/images --save_folder data/faces
 #   python3 prep_data.py import labels/ --format yolo --images photos/ --category 0=person \
 #       --output data/gt.txt
-#   python3 prep_data.py split data/gt.txt --images photos/ --output data/persons
+#   python3 prep_data.py split data/gt.txt --images photos/ --save_folder data/persons
 #
 # Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 15 photos of 512x512 a second: an
 # epoch of 313 steps takes 3.6 minutes, all runs together 3 hours. Disk: below 1 GB.

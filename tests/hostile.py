@@ -55,7 +55,7 @@ STAGES: dict[str, tuple[Callable[[list[str]], int], str]] = {
     ),
     "clean": (prep_data.main, "clean set/list.txt --output out/c/list.txt"),
     "link": (prep_data.main, "link set/images out/l"),
-    "split": (prep_data.main, "split set/list.txt --output out/s --val_share 0.5"),
+    "split": (prep_data.main, "split set/list.txt --save_folder out/s --val_share 0.5"),
     "merge": (prep_data.main, "merge set/list.txt --output out/m/list.txt"),
     "check": (prep_data.main, "check set/list.txt"),
     "stats": (prep_data.main, "stats set/list.txt"),

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from data import clean as clean_module
 from data.annotations import ImageAnnotation, read_annotations, write_annotations, write_labelled_classes
-from data.clean import Limits, clean, iter_joined
+from data.clean import Limits, clean_images, iter_joined
 from prep_data import main
 from utils.images import read_image, write_image
 
 
 def cleaned(labels, boxes, **limits):
-    ((annotation, findings),) = clean([ImageAnnotation("a.jpg", labels, boxes, 7)], Limits(**limits))
+    ((annotation, findings),) = clean_images([ImageAnnotation("a.jpg", labels, boxes, 7)], Limits(**limits))
     return annotation, [f.rule for f in findings]
 
 
 def test_nothing_to_clean():
-    assert list(clean([])) == []
+    assert list(clean_images([])) == []
     annotation, rules = cleaned([], [])
     assert len(annotation) == 0
     assert rules == []
@@ -108,7 +108,7 @@ def test_same_as_the_plain_version(images, block, iou):
     limits = Limits(min_side=0.05, merge_iou=iou)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clean_module, "_BLOCK_BOXES", block)
-        results = list(clean(images, limits))
+        results = list(clean_images(images, limits))
     assert len(results) == len(images)
     for image, (result, findings) in zip(images, results, strict=True):
         expected = plain(image, limits)
@@ -117,7 +117,7 @@ def test_same_as_the_plain_version(images, block, iou):
         corners[:, 2:] += corners[:, :2]
         np.testing.assert_allclose(corners, np.reshape([b for _, b in expected], (-1, 4)), atol=1e-9)
         assert len(image) - len(result) == sum(f.rule in clean_module.REMOVING for f in findings)
-        again, findings = next(iter(clean([result], limits)))
+        again, findings = next(iter(clean_images([result], limits)))
         assert len(again) == len(result)
         assert {f.rule for f in findings} <= {"face_outside"}
 

@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(name, folder):
         code, lines = run(main, text.split())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    if name in ("stats", "link", "check"):  # what they write is nothing, a link, a cache
+    if name in ("stats", "link", "check"):  # what they write is nothing or a link
         assert (code, lines) == (0, [])
     else:
         assert code == 1 and len(lines) == 1 and "File too large" in lines[0], lines

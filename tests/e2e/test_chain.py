@@ -113,7 +113,7 @@ def lists(downloads, tmp_path_factory) -> Path:
         (PREP, "anchors", merged, "--clusters", 3, "--output", folder / "anchors.png"),
     )
     parts = folder / "parts"
-    together((PREP, "split", cleaned, "--val_share", 0.4, "--output", parts))
+    together((PREP, "split", cleaned, "--val_share", 0.4, "--save_folder", parts))
     together(*((PREP, "check", parts / part / f"wider_{part}_gt.txt") for part in ("train", "val")))
     return folder
 

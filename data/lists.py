@@ -25,11 +25,27 @@ from utils.box_utils import xywh_to_xyxy
 from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
 from utils.draw import contact_sheet, tile
 from utils.files import file_digest
-from utils.images import image_folder, read_image, write_image
+from utils.images import image_folder, read_image, read_size, write_image
 from utils.threads import map_ahead
 
 _RED = (60, 60, 255)
 _PROBLEMS_SHOWN = 20
+
+
+def iter_sizes(path: Path, images_dir: Path) -> Iterator[tuple[ImageAnnotation, tuple[int, int]]]:
+    """Images of a list with their (height, width) in pixels, read ahead by several threads.
+
+    Raises:
+        DataError: an image that cannot be read, with file and line; see also `iter_annotations`.
+    """
+
+    def with_size(annotation: ImageAnnotation) -> tuple[ImageAnnotation, tuple[int, int]]:
+        try:
+            return annotation, read_size(images_dir / annotation.path)
+        except DataError as error:
+            raise DataError(f"{path}:{annotation.line}: {error}") from None
+
+    return map_ahead(with_size, iter_annotations(path), workers=4, ahead=64)
 
 
 def link_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,20 +6,23 @@ side that it is trained at, so sizes are pixels at that scale.
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import os
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 
-from data.annotations import ImageAnnotation, iter_annotations
-from data.config import CLASS_NAMES, ModelConfig
-from utils.cli import DataError
-from utils.images import read_sizes, write_figure
+from data.annotations import iter_annotations, list_arguments
+from data.config import CLASS_NAMES, NETWORKS, ModelConfig
+from data.lists import iter_sizes
+from utils.box_utils import xywh_to_cxcywh
+from utils.cli import OK, DataError, count, natural, option, pixels, print_rows
+from utils.files import write_text
+from utils.images import image_folder, write_figure
 
 #: IoU of the recall tables; training matches at 0.45.
 IOUS = (0.35, 0.45, 0.5)
@@ -35,6 +38,69 @@ _SMALLEST_GRID = (8.0, 11.0, 16.0, 23.0)
 _LARGEST_GRID = (256.0, 362.0, 512.0)
 
 
+def anchors_arguments(parser: argparse.ArgumentParser) -> None:
+    list_arguments(parser)
+    output = "plot to write; the numbers and the proposed configuration go to FILE.json"
+    option(parser, "--output --out", output, Path, required=True, metavar="FILE")
+    option(parser, "--network", "whose priors to judge", default="mobile0.25", choices=list(NETWORKS))
+    option(parser, "--image_size --imgsz", "training side (default: the network's)", pixels)
+    assumed = "take this size for every image, where the images are not at hand"
+    option(parser, "--assume_size", assumed, pixels, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    option(parser, "--clusters", "k-means for 1 to this many clusters", count, 12)
+    option(parser, "--seed", "of k-means", natural, 0)
+
+
+def anchors(args: argparse.Namespace) -> int:
+    """Box statistics, k-means of box shapes, and how well the priors cover the boxes. Sizes are pixels of
+    the square training image. A configuration that covers more is proposed, if there is one.
+
+    Example:
+      python3 prep_data.py anchors data/oi/val/wider_val_gt.txt --output anchors.png
+    """
+    cfg = NETWORKS[args.network]
+    side = args.image_size or cfg.image_size
+    images_dir = None if args.assume_size else image_folder(args.list, args.images)
+    shapes = read_shapes(args.list, side, images_dir, args.assume_size)
+    found = statistics(shapes)
+    print(f"{len(shapes)} boxes in a square of {side} px; percentiles {', '.join(map(str, PERCENTILES))}")
+    for name, columns in found.items():
+        print_rows((f"{name} {key}", "".join(f"{v:8.2f}" for v in values)) for key, values in columns.items())
+
+    sizes = shapes.sample(FIT_BOXES, args.seed).boxes_cxcywh[:, 2:]
+    clusters = [k_means(sizes, k, args.seed) for k in range(1, args.clusters + 1)]
+    print("\nk-means of the shapes: clusters, mean IoU, width x height")
+    for k, (centres, mean_iou) in enumerate(clusters, 1):
+        print(f"{k:3d}  {mean_iou:.3f}  {' '.join(f'{w:.0f}x{h:.0f}' for w, h in centres)}")
+
+    recall = prior_recall(shapes, cfg)
+    print(f"\nboxes with a prior of {cfg.name} at IoU {', '.join(map(str, IOUS))} or more")
+    for row in recall:
+        size = "all sizes" if row.bounds == ALL_SIZES else "{:g} to {:g} px".format(*row.bounds)
+        print(f"{row.name:7} {size:14} {row.boxes:8d}" + "".join(f"{share:8.1%}" for share in row.shares))
+    steps = ratio_steps(shapes, cfg)
+    print("\nheight / width of the priors, and the mean of the classes' recalls at IoU 0.45")
+    print_rows((", ".join(map(str, ratios)), f"{share:.1%}") for ratios, share in steps)
+
+    proposal, before, after = propose(shapes, cfg)
+    shown = {"min_sizes": proposal.min_sizes, "heights_over_widths": proposal.heights_over_widths}
+    better = f"proposal, {before:.1%} to {after:.1%}: {json.dumps(shown)}"
+    print(f"\n{better if after > before else 'no proposal'}")
+    numbers = {
+        "side": side,
+        "percentiles": PERCENTILES,
+        "statistics": found,
+        "k_means": [{"mean_iou": mean_iou, "sizes": centres.tolist()} for centres, mean_iou in clusters],
+        "recall": [asdict(row) | {"ious": IOUS} for row in recall],
+        "ratio_steps": steps,
+        "config": proposal.to_dict(),
+    }
+    plot(shapes, cfg, clusters, args.output)
+    json_file = args.output.with_suffix(".json")
+    write_text(json_file, json.dumps(numbers, indent=1).replace("Infinity", "null") + "\n")
+    print(f"{args.output}, {json_file}: written")
+    return OK
+
+
 @dataclass
 class BoxShapes:
     """Boxes at training scale: float64[N, 4] cx cy w h in pixels, int64[N] labels, the square's side."""
@@ -46,20 +112,19 @@ class BoxShapes:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def of_class(self, label: int) -> BoxShapes:
-        mask = self.labels == label
-        return BoxShapes(self.boxes_cxcywh[mask], self.labels[mask], self.side)
+    def __getitem__(self, index: np.ndarray) -> BoxShapes:
+        """Those that a mask or an index array picks."""
+        return BoxShapes(self.boxes_cxcywh[index], self.labels[index], self.side)
 
-    def sample(self, count: int, seed: int = 0) -> BoxShapes:
-        """At most ``count`` of the boxes, drawn by chance."""
-        if len(self) <= count:
+    def sample(self, most: int, seed: int = 0) -> BoxShapes:
+        """At most ``most`` of the boxes, drawn by chance."""
+        if len(self) <= most:
             return self
-        chosen = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
-        return BoxShapes(self.boxes_cxcywh[chosen], self.labels[chosen], self.side)
+        return self[np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))]
 
 
 def read_shapes(
-    path: str | os.PathLike, side: int, images_dir: Path | None, image_size: tuple[int, int] | None
+    path: Path, side: int, images_dir: Path | None, image_size: tuple[int, int] | None
 ) -> BoxShapes:
     """Boxes of a list at training scale; those without area are left out.
 
@@ -67,55 +132,33 @@ def read_shapes(
         path: annotation list.
         side: of the square training image, in pixels.
         images_dir: folder of the images, whose sizes are read.
-        image_size: (height, width) taken for every image, where there are none.
+        image_size: (height, width) taken for every image, where there is no ``images_dir``.
 
     Raises:
         DataError: an image that cannot be read, no box at all; see also `iter_annotations`.
     """
-    parts = [np.zeros((0, 5))]
-    annotations = iter_annotations(path)
-    while block := list(islice(annotations, 1024)):
-        sizes: Iterable = (
-            itertools.repeat(image_size, len(block))
-            if images_dir is None
-            else read_sizes(images_dir, (annotation.path for annotation in block))
-        )
-        for annotation, size in zip(block, sizes, strict=True):
-            if isinstance(size, DataError):
-                raise DataError(f"{path}:{annotation.line}: {size}")
-            parts.append(_at_scale(annotation, size, side))
-    table = np.concatenate(parts)
-    table = table[(table[:, 3:] > 0).all(1)]
-    if not len(table):
+    sized: Iterable = ((annotation, image_size) for annotation in iter_annotations(path))
+    labels, boxes = [np.zeros(0, np.int64)], [np.zeros((0, 4))]
+    for annotation, (height, width) in iter_sizes(path, images_dir) if images_dir else sized:
+        scale = np.array([width, height, width, height]) * (side / max(height, width))
+        labels.append(annotation.labels)
+        boxes.append(xywh_to_cxcywh(annotation.boxes_xywh_norm * scale))
+    shapes = BoxShapes(np.concatenate(boxes), np.concatenate(labels), side)
+    shapes = shapes[(shapes.boxes_cxcywh[:, 2:] > 0).all(1)]
+    if not len(shapes):
         raise DataError(f"{path}: no box with an area; nothing to measure")
-    return BoxShapes(table[:, 1:], table[:, 0].astype(np.int64), side)
-
-
-def _at_scale(annotation: ImageAnnotation, image_size: tuple[int, int], side: int) -> np.ndarray:
-    height, width = image_size
-    boxes = (
-        annotation.boxes_xywh_norm * np.array([width, height, width, height]) * (side / max(height, width))
-    )
-    boxes[:, :2] += boxes[:, 2:] / 2
-    return np.column_stack([annotation.labels, boxes])
+    return shapes
 
 
 def statistics(shapes: BoxShapes) -> dict[str, dict[str, list[float]]]:
-    """Percentiles of width, height, size and height over width by class name; keys as in the tables."""
+    """`PERCENTILES` of width, height, size and height over width, by class name."""
     found = {}
     for label, name in CLASS_NAMES.items():
-        boxes = shapes.of_class(label).boxes_cxcywh
-        if len(boxes):
-            width, height = boxes[:, 2], boxes[:, 3]
-            columns = {
-                "width": width,
-                "height": height,
-                "size": np.sqrt(width * height),
-                "height_over_width": height / width,
-            }
-            found[name] = {
-                key: np.percentile(values, PERCENTILES).tolist() for key, values in columns.items()
-            }
+        width, height = shapes[shapes.labels == label].boxes_cxcywh[:, 2:].T
+        if len(width):
+            size, ratio = np.sqrt(width * height), height / width
+            columns = {"width": width, "height": height, "size": size, "height_over_width": ratio}
+            found[name] = {key: np.percentile(v, PERCENTILES).tolist() for key, v in columns.items()}
     return found
 
 
@@ -145,9 +188,8 @@ def k_means(sizes: np.ndarray, k: int, seed: int = 0, starts: int = 3) -> tuple[
         centres = sizes[generator.integers(len(sizes))][None]
         while len(centres) < k:  # k-means++: far boxes are likelier to become centres
             distance = np.square(1 - shape_iou(sizes, centres).max(1)).clip(1e-12)
-            centres = np.concatenate(
-                [centres, sizes[[generator.choice(len(sizes), p=distance / distance.sum())]]]
-            )
+            next_one = generator.choice(len(sizes), p=distance / distance.sum())
+            centres = np.vstack([centres, sizes[next_one]])
         nearest = None
         for _ in range(100):
             assigned = shape_iou(sizes, centres).argmax(1)
@@ -163,18 +205,6 @@ def k_means(sizes: np.ndarray, k: int, seed: int = 0, starts: int = 3) -> tuple[
     return best[best.prod(1).argsort(kind="stable")], best_iou
 
 
-def prior_shapes(cfg: ModelConfig) -> np.ndarray:
-    """float64[K, 3]: width, height and stride in pixels of each prior of a cell of each level."""
-    return np.array(
-        [
-            (size / ratio**0.5, size * ratio**0.5, stride)
-            for stride, sizes in zip(cfg.strides, cfg.min_sizes, strict=True)
-            for size in sizes
-            for ratio in cfg.heights_over_widths
-        ]
-    )
-
-
 def best_prior_iou(shapes: BoxShapes, cfg: ModelConfig) -> np.ndarray:
     """float64[N, K]: IoU of each box with the nearest prior of each shape, on the grid of a square input.
 
@@ -182,9 +212,10 @@ def best_prior_iou(shapes: BoxShapes, cfg: ModelConfig) -> np.ndarray:
     best of its shape. Exact for the network's own priors, clipping included.
     """
     centre, size = shapes.boxes_cxcywh[:, :2], shapes.boxes_cxcywh[:, 2:]
-    found = np.empty((len(shapes), len(prior_shapes(cfg))))
-    for column, (width, height, stride) in enumerate(prior_shapes(cfg)):
-        prior = np.array([width, height])
+    levels = zip(cfg.prior_shapes(), cfg.strides, strict=True)
+    priors = [(np.array(prior), stride) for level, stride in levels for prior in level]
+    found = np.empty((len(shapes), len(priors)))
+    for column, (prior, stride) in enumerate(priors):
         cells = ceil(shapes.side / stride)
         nearest = (np.floor(centre / stride).clip(0, cells - 1) + 0.5) * stride
         if cfg.clip_priors:  # centre and size, each to the image's side
@@ -198,14 +229,7 @@ def best_prior_iou(shapes: BoxShapes, cfg: ModelConfig) -> np.ndarray:
 
 @dataclass
 class Recall:
-    """Share of the boxes of a class whose best prior reaches an IoU.
-
-    Attributes:
-        name: of the class.
-        bounds: object size from and below, in pixels.
-        boxes: how many.
-        shares: one for each of `IOUS`.
-    """
+    """Share of the boxes of a class and a range of sizes (pixels) whose best prior reaches each of `IOUS`."""
 
     name: str
     bounds: tuple[float, float]
@@ -229,19 +253,14 @@ def prior_recall(shapes: BoxShapes, cfg: ModelConfig) -> list[Recall]:
 
 def mean_recall(shapes: BoxShapes, cfg: ModelConfig, iou: float = 0.45) -> float:
     """Share of the boxes whose best prior reaches ``iou``, each class counting the same."""
-    best = best_prior_iou(shapes, cfg).max(1)
-    return float(
-        np.mean([(best[shapes.labels == label] >= iou).mean() for label in np.unique(shapes.labels)])
-    )
+    covered = best_prior_iou(shapes, cfg).max(1) >= iou
+    return float(np.mean([covered[shapes.labels == label].mean() for label in np.unique(shapes.labels)]))
 
 
 def ratio_steps(shapes: BoxShapes, cfg: ModelConfig) -> list[tuple[tuple[float, ...], float]]:
     """Mean recall at 0.45 with the first ratio of ``cfg`` alone, with the first two, and so on."""
-    steps = []
-    for count in range(1, len(cfg.heights_over_widths) + 1):
-        ratios = cfg.heights_over_widths[:count]
-        steps.append((ratios, mean_recall(shapes, replace(cfg, heights_over_widths=ratios))))
-    return steps
+    firsts = (cfg.heights_over_widths[: i + 1] for i in range(len(cfg.heights_over_widths)))
+    return [(ratios, mean_recall(shapes, replace(cfg, heights_over_widths=ratios))) for ratios in firsts]
 
 
 def propose(shapes: BoxShapes, cfg: ModelConfig) -> tuple[ModelConfig, float, float]:
@@ -273,58 +292,48 @@ def propose(shapes: BoxShapes, cfg: ModelConfig) -> tuple[ModelConfig, float, fl
 
 
 def plot(
-    shapes: BoxShapes,
-    cfg: ModelConfig,
-    clusters: Sequence[tuple[np.ndarray, float]],
-    output: str | os.PathLike,
+    shapes: BoxShapes, cfg: ModelConfig, clusters: Sequence[tuple[np.ndarray, float]], output: Path
 ) -> None:
     """Draws shapes with the priors over them, ratios, the k-means curve and the recall by object size."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
 
-    colours = {"face": "#e69f00", "person": "#0072b2"}
-    figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    scatter, ratio, curve, recall = axes.ravel()
-    shown = shapes.sample(6000)
-    priors = prior_shapes(cfg)
-    for label, name in CLASS_NAMES.items():
-        boxes = shown.of_class(label).boxes_cxcywh
-        if len(boxes):
-            scatter.loglog(boxes[:, 2], boxes[:, 3], ".", ms=2, alpha=0.35, color=colours[name], label=name)
-            every = shapes.of_class(label).boxes_cxcywh
-            logs = np.log2(every[:, 3] / every[:, 2]).clip(-2.99, 2.99)
-            ratio.hist(
-                logs, np.linspace(-3, 3, 61), density=True, color=colours[name], alpha=0.55, label=name
-            )
-    scatter.loglog(priors[:, 0], priors[:, 1], "k+", ms=9, mew=1.5, label="priors")
-    centres, _ = clusters[-1]
-    scatter.loglog(
-        centres[:, 0], centres[:, 1], "o", ms=6, mfc="none", mec="#cc3311", label=f"{len(centres)} clusters"
-    )
+    figure, ((scatter, ratio), (curve, recall)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    shown, rows = shapes.sample(6000), prior_recall(shapes, cfg)
+    for (label, name), colour in zip(CLASS_NAMES.items(), ("#e69f00", "#0072b2"), strict=True):
+        width, height = shown[shown.labels == label].boxes_cxcywh[:, 2:].T
+        if not len(width):
+            continue
+        style = {"color": colour, "label": name}
+        scatter.plot(width, height, ".", ms=2, alpha=0.35, **style)
+        width, height = shapes[shapes.labels == label].boxes_cxcywh[:, 2:].T
+        logs = np.log2(height / width).clip(-2.99, 2.99)
+        ratio.hist(logs, np.linspace(-3, 3, 61), density=True, alpha=0.55, **style)
+        sized = [row for row in rows if row.name == name and row.bounds != ALL_SIZES]
+        places = [SIZE_BOUNDS.index(row.bounds[0]) for row in sized]
+        recall.plot(places, [row.shares[1] for row in sized], "o-", **style)
+    priors = np.array([prior for level in cfg.prior_shapes() for prior in level])
+    scatter.plot(*priors.T, "k+", ms=9, mew=1.5, label="priors")
+    centres = clusters[-1][0]
+    style = {"ms": 6, "mfc": "none", "mec": "#cc3311", "label": f"{len(centres)} clusters"}
+    scatter.plot(*centres.T, "o", **style)
     scatter.set(xlabel="width, px", ylabel="height, px", title=f"box shapes in a {shapes.side} px square")
+    scatter.set(xscale="log", yscale="log")
+    for axis in (scatter.xaxis, scatter.yaxis):
+        axis.set_major_formatter("{x:g}")
     for value in cfg.heights_over_widths:
         ratio.axvline(np.log2(value), color="k", lw=1, ls="--")
-    ticks = [-3, -2, -1, 0, 1, 2, 3]
-    ratio.set_xticks(ticks, [f"{2.0**tick:g}" for tick in ticks])
+    ratio.set_xticks(range(-3, 4), [f"{2.0**tick:g}" for tick in range(-3, 4)])
     ratio.set(xlabel="height / width", ylabel="density", title="ratios; dashed: those of the priors")
     curve.plot(range(1, len(clusters) + 1), [mean for _, mean in clusters], "o-", color="#444444")
     curve.set(xlabel="clusters", ylabel="mean IoU with the nearest", title="k-means of the shapes, 1 - IoU")
-    curve.set_ylim(0, 1)
-    for name in colours:
-        rows = [r for r in prior_recall(shapes, cfg) if r.name == name and r.bounds != ALL_SIZES]
-        if rows:
-            places = [SIZE_BOUNDS.index(row.bounds[0]) for row in rows]
-            recall.plot(places, [row.shares[1] for row in rows], "o-", color=colours[name], label=name)
-    recall.set_xticks(
-        range(len(SIZE_BOUNDS) - 1), [f"{low:g}-{high:g}" for low, high in itertools.pairwise(SIZE_BOUNDS)]
-    )
+    sizes = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(SIZE_BOUNDS)]
+    recall.set_xticks(range(len(sizes)), sizes)
     recall.set(xlabel="object size, px", ylabel="share", title="boxes with a prior at IoU 0.45 or more")
+    curve.set_ylim(0, 1)
     recall.set_ylim(0, 1.02)
     for axis in (scatter, ratio, recall):
         axis.legend()
-    for axis in (scatter.xaxis, scatter.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
     write_figure(output, figure, 110)

@@ -69,12 +69,7 @@ def import_(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py import instances_val.json --format coco --output data/coco/val/wider_val_gt.txt
     """
-    classes = {}
-    for text in args.category:
-        name, _, class_name = text.rpartition("=")
-        if not name or class_name not in CLASS_LABELS:
-            raise UsageError(f"--category {text}: expected NAME=CLASS with one of {', '.join(CLASS_LABELS)}")
-        classes[name] = class_name
+    classes = parse_categories(args.category, CLASS_LABELS)
     if args.format == "coco":
         labelled, found = read_coco(args.source, classes)
     else:
@@ -88,6 +83,21 @@ def import_(args: argparse.Namespace) -> int:
     images = write_list(args.output, found, labelled)
     print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
     return OK
+
+
+def parse_categories(texts: Iterable[str], classes: Iterable[str]) -> dict[str, str]:
+    """Class name by category, of texts ``NAME=CLASS``.
+
+    Raises:
+        UsageError: a text of another form, or with a class that is none of ``classes``.
+    """
+    found = {}
+    for text in texts:
+        name, _, class_name = text.rpartition("=")
+        if not name or class_name not in classes:
+            raise UsageError(f"--category {text}: expected NAME=CLASS with one of {', '.join(classes)}")
+        found[name] = class_name
+    return found
 
 
 def write_coco(output: Path, list_path: Path, images_dir: Path) -> tuple[int, int]:
@@ -155,7 +165,7 @@ def read_coco(path: Path, categories: dict[str, str]) -> tuple[set[str], Iterato
                 raise ValueError
         except _MALFORMED:
             raise DataError(
-                f"{path}: annotation {index}: found {str(entry)[:120]!r}; expected category_id, the image_id "
+                f"{path}: annotation {index}: found {entry!r:.120}; expected category_id, the image_id "
                 f"of one of its images and a bbox of four finite numbers"
             ) from None
         if label:

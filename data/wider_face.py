@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from data.annotations import labelled_classes, read_annotations
 from data.config import CLASS_NAMES
 from data.data_augment import TrainTransform
+from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError
 from utils.images import read_image
 
@@ -75,8 +76,7 @@ class WiderFaceDetection(Dataset):
             raise DataError(f"{missing[0]}{more}; give the folder of the images with --images_dir")
         self.labelled = torch.tensor(labelled)
 
-        xywh = np.concatenate(boxes)
-        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).clip(0, 1).astype(np.float32)
+        corners = xywh_to_xyxy(np.concatenate(boxes)).clip(0, 1).astype(np.float32)
         kept = (corners[:, 2:] > corners[:, :2]).all(1)
         owner = np.repeat(np.arange(len(counts)), counts)[kept]
         self.dropped = int((~kept).sum())

@@ -1,37 +1,145 @@
-"""Boxes of a class from another model, added where no truth is; a side file tells them apart.
+"""Boxes of a class from another model, added where the list has none; a side file tells them apart.
 
-Every added box has a line in ``<list>.pseudo.jsonl``, with its source and score, so that it can be taken
-out again.
+Every added box has a line in ``<list>.pseudo.jsonl``, with its source and score.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.ops import box_iou, nms
+from tqdm import tqdm
 
-from data.annotations import ImageAnnotation
+from data.annotations import (
+    ImageAnnotation,
+    check_labelled_classes,
+    iter_annotations,
+    labelled_classes,
+    list_arguments,
+    write_list,
+)
 from data.config import CLASS_LABELS, CLASS_NAMES
+from data.convert import parse_categories
 from data.predictions import Detections
-from models.detector import Detector, batches, detect_batch, try_to_read
-from utils.cli import DataError, UsageError, report
-from utils.files import read_json, read_text, write_text
-from utils.images import read_size
+from models.arguments import pick_device
+from models.detector import Detector, InputSize, Thresholds, batches, detect_batch, try_to_read
+from models.onnx_network import is_onnx
+from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
+from utils.cli import (
+    OK,
+    DataError,
+    UsageError,
+    at_least_zero,
+    count,
+    option,
+    overlap,
+    pixels,
+    print_rows,
+    report,
+    score,
+    warn,
+)
+from utils.files import read_json, write_text
+from utils.images import image_folder, read_size
+from utils.processes import gather_from_processes, keep_freed_memory, processes, rank, world_size
 from utils.threads import map_ahead
 
-#: Boxes of a list and of its side file are equal up to the rounding of nine decimals.
-_ROUNDING = 2e-9
+Found = Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]
+
+
+def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
+    list_arguments(parser)
+    output = "list to write; FILE.pseudo.jsonl beside it says where each added box comes from"
+    option(parser, "--output --out", output, Path, required=True, metavar="FILE")
+    classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
+    option(parser, "--classes", "classes to add", default=["face"], **classes)
+    group = parser.add_argument_group("where the boxes come from")
+    weights = "checkpoint of one or two classes, or an ONNX file"
+    option(group, "--trained_model -m --weights", weights, Path, metavar="FILE")
+    option(group, "--detections", "detections in COCO's result format", Path, metavar="JSON")
+    categories = "COCO category ids, e.g. 0=person"
+    option(group, "--category", categories, default=[], nargs="+", metavar="ID=CLASS")
+    option(group, "--coco_images", "COCO file that names the image ids' files", Path, metavar="JSON")
+    group, default = parser.add_argument_group("which are added"), Selection()
+    option(group, "--confidence_threshold --conf", "least score", score, default.score)
+    option(group, "--min_size", "least width and height in pixels", at_least_zero, default.min_size)
+    option(group, "--max_iou", "overlap allowed with a box of the class", overlap, default.max_iou)
+    group = parser.add_argument_group("how")
+    option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest", str, "auto")
+    option(group, "--long_side --imgsz", "resize to this longer side", pixels)
+    option(group, "--batch_size --batch", "images a forward pass", count, 1)
+
+
+def pseudo_label(args: argparse.Namespace) -> int:
+    """Adds boxes of a class from another model where the list has none. The model is a checkpoint of this
+    project, a one-class RetinaFace, an ONNX file, or any other by its detections as COCO JSON.
+
+    Example:
+      python3 prep_data.py pseudo_label oi/val/gt.txt --classes face \\
+          --trained_model mobilenet0.25_Final.pth --output oi_faces/val/gt.txt
+      python3 prep_data.py pseudo_label wf/val/gt.txt --classes person --detections yolo.json \\
+          --category 0=person --output wf_persons/val/gt.txt
+      torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the images shared out
+    """
+    if (args.trained_model is None) == (args.detections is None):
+        raise UsageError("expected one of --trained_model and --detections")
+    selection = Selection(args.confidence_threshold, args.min_size, args.max_iou)
+    images_dir = image_folder(args.list, args.images)
+    labelled = {*labelled_classes(args.list), *args.classes}
+    check_labelled_classes(args.output, labelled)
+    source = (args.detections or args.trained_model).name
+    used: set[str] = set()
+    with ExitStack() as stack:
+        if args.detections:
+            categories = parse_categories(args.category, args.classes)
+            if not categories:
+                raise UsageError("give the detections' category ids, e.g. --category 0=person")
+            coco = read_coco_detections(args.detections, categories, args.coco_images)
+            found = detections_of(coco, iter_annotations(args.list), images_dir, used)
+        else:
+            on_cpu = is_onnx(args.trained_model) and args.device == "auto"
+            device = stack.enter_context(processes(pick_device(args.device, on_cpu)))
+            keep_freed_memory()
+            detector = Detector.from_checkpoint(
+                args.trained_model,
+                device=device,
+                thresholds=Thresholds(score=max(0.0, selection.score - 1e-6)),
+                classes=args.classes,
+                input_size=InputSize(args.long_side),
+            )
+            own = islice(iter_annotations(args.list), rank(), None, world_size())
+            found = detect_in(detector, own, images_dir, args.batch_size)
+        first = rank() == 0
+        total = sum(1 for _ in iter_annotations(args.list)) if first else None
+        added: dict[str, list[AddedBox]] = {}
+        for annotation, size, detections in tqdm(found, "images", total, disable=not first or None):
+            if boxes := boxes_to_add(annotation, detections, size, selection, source):
+                added[annotation.path] = boxes
+        added = gather_from_processes(added)
+    if not first:
+        return OK
+    images = write_with_boxes(args.list, args.output, added, labelled)
+    labels = Counter(CLASS_NAMES[box.label] for boxes in added.values() for box in boxes)
+    print_rows(
+        [(f"boxes of {name} added", labels[name]) for name in args.classes] + [("in images", len(added))]
+    )
+    if args.detections and (unused := [key for key in coco if key not in used]):
+        warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")
+    print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
+    return OK
 
 
 @dataclass(frozen=True)
-class Limits:
+class Selection:
     """Which detections are added.
 
     Attributes:
@@ -43,10 +151,6 @@ class Limits:
     score: float = 0.7
     min_size: float = 8.0
     max_iou: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.score <= 1 and 0 <= self.max_iou <= 1 and self.min_size >= 0):
-            raise UsageError(f"expected scores and overlaps from 0 to 1 and a size from 0, got {self}")
 
 
 @dataclass(frozen=True)
@@ -64,67 +168,45 @@ def boxes_to_add(
     annotation: ImageAnnotation,
     found: Detections,
     image_size: tuple[int, int],
-    limits: Limits,
+    selection: Selection,
     source: str,
 ) -> list[AddedBox]:
-    """The detections that pass ``limits``, cut to the image, best first within a class.
+    """The detections that pass ``selection``, cut to the image, best first within a class.
 
     Args:
         annotation: truth of the image; an earlier added box counts as truth.
         found: detections, in pixels of the image.
         image_size: (height, width).
-        limits: what is added.
+        selection: what is added.
         source: name of the model.
     """
     height, width = image_size
     scale = np.array([width, height, width, height], np.float64)
     boxes = found.boxes.astype(np.float64).clip(0, scale)
-    fits = ((boxes[:, 2:] - boxes[:, :2]) >= max(limits.min_size, 1e-3)).all(1) & (
-        found.scores >= limits.score
-    )
+    fits = ((boxes[:, 2:] - boxes[:, :2]) >= max(selection.min_size, 1e-3)).all(1)
+    fits &= found.scores >= selection.score
     boxes, scores, labels = boxes[fits], found.scores[fits], found.labels[fits]
-    truth = annotation.boxes_xywh_norm * scale
-    truth[:, 2:] += truth[:, :2]
+    truths = annotation.boxes(image_size)
     added = []
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         own = torch.from_numpy(boxes[of_class])
-        own_truth = torch.from_numpy(truth[annotation.labels == label])
-        free = (box_iou(own, own_truth) <= limits.max_iou).all(1)
+        free = (box_iou(own, torch.from_numpy(truths[annotation.labels == label])) <= selection.max_iou).all(
+            1
+        )
         own, of_class = own[free], of_class[free.numpy()]
-        best_first = nms(own, torch.from_numpy(scores[of_class]).double(), limits.max_iou).numpy()
+        best_first = nms(own, torch.from_numpy(scores[of_class]).double(), selection.max_iou).numpy()
         for i in of_class[best_first]:
-            x1, y1, x2, y2 = (boxes[i] / scale).round(9).tolist()
-            box = (x1, y1, round(x2 - x1, 9), round(y2 - y1, 9))
-            added.append(AddedBox(annotation.path, int(label), box, round(float(scores[i]), 6), source))
+            box = xyxy_to_xywh((boxes[i] / scale).round(9)).round(9)
+            added.append(
+                AddedBox(annotation.path, int(label), tuple(box.tolist()), round(float(scores[i]), 6), source)
+            )
     return added
-
-
-def with_boxes(annotation: ImageAnnotation, added: Iterable[AddedBox]) -> ImageAnnotation:
-    """The image with the boxes behind its own."""
-    added = list(added)
-    labels = np.concatenate([annotation.labels, [box.label for box in added]])
-    boxes = np.concatenate(
-        [annotation.boxes_xywh_norm, np.reshape([box.box_xywh_norm for box in added], (-1, 4))]
-    )
-    return ImageAnnotation(annotation.path, labels, boxes, annotation.line)
-
-
-def without_boxes(annotation: ImageAnnotation, added: Iterable[AddedBox]) -> tuple[ImageAnnotation, int]:
-    """The image without these boxes, and how many of them were found."""
-    keep = np.ones(len(annotation), bool)
-    for box in added:
-        near = (np.abs(annotation.boxes_xywh_norm - box.box_xywh_norm) <= _ROUNDING).all(1)
-        keep &= ~(near & (annotation.labels == box.label))
-    rest = ImageAnnotation(
-        annotation.path, annotation.labels[keep], annotation.boxes_xywh_norm[keep], annotation.line
-    )
-    return rest, int((~keep).sum())
 
 
 def detect_in(
     detector: Detector, annotations: Iterable[ImageAnnotation], images_dir: Path, batch_size: int
-) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
+) -> Found:
     """Runs the detector over a list's images; those that cannot be read are reported and left out."""
 
     def read(annotation: ImageAnnotation) -> tuple[ImageAnnotation, np.ndarray | DataError]:
@@ -139,141 +221,95 @@ def detect_in(
             yield annotation, image.shape[:2], found
 
 
-class CocoDetections:
-    """Detections of a COCO JSON file by image.
+def read_coco_detections(
+    path: Path, categories: dict[str, str], images: Path | None = None
+) -> dict[str, Detections]:
+    """Detections of a COCO result file, by image key (see `_key`), each image's by descending score.
 
     Args:
         path: a list of ``{"image_id", "category_id", "bbox", "score"}``, bbox x y w h in pixels.
         categories: class name by category id; others are passed over.
         images: COCO file whose ``images`` give the file name of each image id; None: an image id is the
-            image's path in the list, or that without its ending, leading zeros aside.
+            image's path in the list, or that without folders and ending.
 
     Raises:
         DataError: not such a file; with the entry.
     """
-
-    def __init__(self, path: Path, categories: dict[int, str], images: Path | None = None) -> None:
-        names = None
-        if images is not None:
-            try:
-                names = {
-                    entry["id"]: entry["file_name"] for entry in read_json(images, "COCO images")["images"]
-                }
-            except (KeyError, TypeError):
-                raise DataError(
-                    f"{images}: expected a COCO file with images, each with id and file_name"
-                ) from None
-        self.source = path.name
-        self._rows: dict[str, list[tuple[float, ...]]] = {}
-        entries = read_json(path, "detections in COCO's result format")
-        if not isinstance(entries, list):
-            raise DataError(f"{path}: expected a list of detections, found a {type(entries).__name__}")
-        for index, entry in enumerate(entries):
-            try:
-                label = CLASS_LABELS.get(categories.get(entry["category_id"], ""))
-                x, y, width, height = map(float, entry["bbox"])
-                row = (x, y, x + width, y + height, float(entry["score"]), label or 0)
-                image = entry["image_id"] if names is None else names[entry["image_id"]]
-            except (KeyError, TypeError, ValueError, OverflowError):
-                raise DataError(
-                    f"{path}: detection {index}: found {str(entry)[:120]}; expected image_id"
-                    f"{' of ' + str(images) if images else ''}, category_id, bbox of four numbers, score"
-                ) from None
-            if not np.isfinite(row).all() or width < 0 or height < 0 or not 0 <= row[4] <= 1:
-                raise DataError(
-                    f"{path}: detection {index}: bbox {entry['bbox']} or score {entry['score']} out of range"
-                )
-            if label:
-                self._rows.setdefault(_image_key(image), []).append(row)
-        self._used: set[str] = set()
-
-    def __call__(self, annotation: ImageAnnotation) -> Detections:
-        """Those of an image."""
-        for key in (_image_key(annotation.path), _image_key(Path(annotation.path).stem)):
-            if key in self._rows:
-                self._used.add(key)
-                table = np.array(self._rows[key])
-                order = table[:, 4].argsort(kind="stable")[::-1]
-                table = table[order]
-                return Detections(
-                    table[:, :4].astype(np.float32),
-                    table[:, 4].astype(np.float32),
-                    table[:, 5].astype(np.int64),
-                )
-        return Detections.empty()
-
-    def unused(self) -> list[str]:
-        """Images with detections that were not asked for."""
-        return [key for key in self._rows if key not in self._used]
+    names = _file_names(images) if images else None
+    rows: dict[str, list[list[float]]] = {}
+    entries = read_json(path, "detections in COCO's result format")
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a list of detections, found a {type(entries).__name__}")
+    for index, entry in enumerate(entries):
+        try:
+            label = CLASS_LABELS.get(categories.get(str(entry["category_id"])), 0)
+            image = entry["image_id"] if names is None else names[entry["image_id"]]
+            width, height = entry["bbox"][2:]
+            row = [*map(float, entry["bbox"]), float(entry["score"]), label]
+            if not np.isfinite(row).all() or min(width, height) < 0 or not 0 <= row[4] <= 1:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise DataError(
+                f"{path}: detection {index}: found {entry!r:.120}; expected image_id"
+                f"{f' of {images}' if images else ''}, category_id, bbox x y w h, score from 0 to 1"
+            ) from None
+        if label:
+            rows.setdefault(_key(image), []).append(row)
+    found = {}
+    for key, of_image in rows.items():
+        table = np.array(of_image)
+        table = table[table[:, 4].argsort(kind="stable")[::-1]]
+        boxes, scores = xywh_to_xyxy(table[:, :4]).astype(np.float32), table[:, 4].astype(np.float32)
+        found[key] = Detections(boxes, scores, table[:, 5].astype(np.int64))
+    return found
 
 
-def _image_key(image: object) -> str:
+def _file_names(path: Path) -> dict[object, str]:
+    """File names by image id of a COCO file."""
+    try:
+        return {entry["id"]: entry["file_name"] for entry in read_json(path, "COCO images")["images"]}
+    except (KeyError, TypeError):
+        raise DataError(f"{path}: expected a COCO file with images, each with id and file_name") from None
+
+
+def _key(image: object) -> str:
+    """An image id or name as text; a number without the zeros in front."""
     text = str(image)
     return text.lstrip("0") if text.isdecimal() else text
 
 
 def detections_of(
-    coco: CocoDetections, annotations: Iterable[ImageAnnotation], images_dir: Path
-) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
-    """As `detect_in`, from a file; only images with detections need to be there."""
+    coco: dict[str, Detections], annotations: Iterable[ImageAnnotation], images_dir: Path, used: set[str]
+) -> Found:
+    """As `detect_in`, from a file, and only images with detections; their keys are added to ``used``."""
     for annotation in annotations:
-        if len(found := coco(annotation)):
+        keys = _key(annotation.path), _key(Path(annotation.path).stem)
+        if key := next((key for key in keys if key in coco), None):
+            used.add(key)
             try:
-                yield annotation, read_size(images_dir / annotation.path), found
+                yield annotation, read_size(images_dir / annotation.path), coco[key]
             except DataError as error:
                 report(error)
 
 
-def side_file(list_path: Path) -> Path:
-    """Where the added boxes of a list are noted."""
-    return list_path.with_name(f"{list_path.stem}.pseudo.jsonl")
+def write_with_boxes(
+    source: Path, output: Path, added: dict[str, list[AddedBox]], labelled: Iterable[str]
+) -> int:
+    """Writes the list ``source`` with the boxes added, by image, and the side file; returns the image count.
 
-
-def read_side_file(path: str | os.PathLike) -> list[AddedBox]:
-    """The boxes noted; none where there is no file.
-
-    Raises:
-        DataError: a line of another form, with file and line.
+    What an earlier run added to ``source`` is in the side file of ``source`` alone.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    added = []
-    for number, line in enumerate(read_text(path, "boxes that pseudo_label added").splitlines(), 1):
-        try:
-            values = json.loads(line)
-            values["box_xywh_norm"] = x, y, w, h = tuple(map(float, values["box_xywh_norm"]))
-            box = AddedBox(**values)
-            named = isinstance(box.image, str) and isinstance(box.source, str)
-            if not (named and box.label in CLASS_NAMES and np.isfinite([x, y, w, h, box.score]).all()):
-                raise ValueError
-            added.append(box)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise DataError(
-                f"{path}:{number}: found {line[:80]!r}; expected a box that pseudo_label added"
-            ) from None
-    return added
+    noted: list[AddedBox] = []
 
+    def annotations() -> Iterator[ImageAnnotation]:
+        for annotation in iter_annotations(source):
+            boxes = added.get(annotation.path, [])
+            noted.extend(boxes)
+            labels = np.concatenate([annotation.labels, [box.label for box in boxes]])
+            more = np.reshape([box.box_xywh_norm for box in boxes], (-1, 4))
+            yield ImageAnnotation(annotation.path, labels, np.vstack([annotation.boxes_xywh_norm, more]))
 
-def write_side_file(path: str | os.PathLike, added: Iterable[AddedBox]) -> None:
-    """Writes the side file, atomically."""
-    write_text(path, "".join(json.dumps(asdict(box)) + "\n" for box in added))
-
-
-def by_image(added: Iterable[AddedBox]) -> dict[str, list[AddedBox]]:
-    """Boxes by image path."""
-    images: dict[str, list[AddedBox]] = {}
-    for box in added:
-        images.setdefault(box.image, []).append(box)
+    images = write_list(output, annotations(), labelled)
+    side_file = output.with_name(f"{output.stem}.pseudo.jsonl")
+    write_text(side_file, "".join(json.dumps(asdict(box)) + "\n" for box in noted))
     return images
-
-
-def taken_out(
-    annotations: Iterable[ImageAnnotation], added: Iterable[AddedBox], counts: Counter[str]
-) -> Iterator[ImageAnnotation]:
-    """The images without these boxes."""
-    images = by_image(added)
-    for annotation in annotations:
-        rest, found = without_boxes(annotation, images.get(annotation.path, ()))
-        counts["boxes taken out"] += found
-        yield rest

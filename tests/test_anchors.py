@@ -98,16 +98,16 @@ def test_command_writes_plot_and_numbers(tmp_path, capsys):
     arguments = ["anchors", str(path), "--output", str(output), "--clusters", "3"]
     with pytest.raises(DataError, match="images: no such folder"):
         main(arguments)
-    assert main([*arguments, "--image_size", "480", "640"]) == 0
+    assert main([*arguments, "--assume_size", "480", "640"]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
     numbers = json.loads(output.with_suffix(".json").read_text())
     assert len(numbers["k_means"]) == 3
     assert "40 boxes in a square of 640 px" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
-        main([*arguments, "--image_size", "0", "640"])
+        main([*arguments, "--assume_size", "0", "640"])
     arguments[arguments.index(str(output))] = str(tmp_path / "anchors.odd")
     with pytest.raises(UsageError, match="ends with .png"):
-        main([*arguments, "--image_size", "480", "640"])
+        main([*arguments, "--assume_size", "480", "640"])
 
 
 def test_published_list(reference, tmp_path):

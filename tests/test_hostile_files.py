@@ -37,7 +37,7 @@ from data.open_images import Choices, Source, convert, image_ids, label_ids
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.journal import Journal
-from models.pseudo_label import CocoDetections, read_side_file
+from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
 from utils.cli import DataError
 from utils.image_names import read_image_list
@@ -253,7 +253,6 @@ def zip_file(_: Path) -> bytes:
 
 
 LIST = "# 0--A/a b.jpg\n1 0.1 0.1 0.2 0.2\n# c.png\n# d.jpg\n2 0 0 1 1\n1 0 0 .5 5e-1\n"
-SIDE = {"image": "a.jpg", "label": 1, "box_xywh_norm": [0.1, 0.2, 0.3, 0.4], "score": 0.9, "source": "x"}
 
 #: By kind: the file's ending, a good one (text, or what makes it), and its reader.
 READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], object]]] = {
@@ -292,9 +291,8 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
     "COCO detections": (
         ".json",
         json.dumps(DETECTIONS),
-        lambda path: CocoDetections(path, {0: "person"}),
+        lambda path: read_coco_detections(path, {"0": "person"}),
     ),
-    "side file": (".jsonl", (json.dumps(SIDE) + "\n") * 3, read_side_file),
     "YOLO": (".txt", "0 0.5 0.5 0.2 0.2\n1 0.1 0.2 0.3 0.4\n", at("a.txt", read_labels_of_yolo)),
     "manifest": (
         ".csv",

@@ -1,4 +1,4 @@
-"""Boxes from another model: which are added, that they can be taken out again, every source."""
+"""Boxes from another model: which are added, what the side file says, every source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import cfg_mnet, one_class
 from data.predictions import Detections
 from models.checkpoint import save_checkpoint
-from models.pseudo_label import Limits, boxes_to_add, read_side_file, with_boxes, without_boxes
+from models.pseudo_label import Selection, boxes_to_add
 from models.retinaface import RetinaFace
 from prep_data import main
 from utils.cli import DataError, UsageError
@@ -31,17 +31,16 @@ def found(*rows: tuple[float, ...]) -> Detections:
     )
 
 
-def added(*rows: tuple[float, ...], **limits: float) -> list[tuple]:
-    boxes = boxes_to_add(TRUTH, found(*rows), SIZE, Limits(**limits), "model")
+def added(*rows: tuple[float, ...], **selection: float) -> list[tuple]:
+    boxes = boxes_to_add(TRUTH, found(*rows), SIZE, Selection(**selection), "model")
     return [(box.label, *np.round(box.box_xywh_norm, 6), box.score) for box in boxes]
 
 
 def test_nothing_found_nothing_added():
     assert added() == []
     empty = ImageAnnotation("a.jpg")
-    (box,) = boxes_to_add(empty, found((0, 0, 50, 50, 0.9, 1)), SIZE, Limits(), "model")
+    (box,) = boxes_to_add(empty, found((0, 0, 50, 50, 0.9, 1)), SIZE, Selection(), "model")
     assert (box.image, box.source, box.box_xywh_norm) == ("a.jpg", "model", (0, 0, 0.25, 0.5))
-    assert without_boxes(with_boxes(empty, [box]), [box])[1] == 1
 
 
 def test_which_boxes_are_added():
@@ -59,6 +58,10 @@ def test_which_boxes_are_added():
     # Cut to the image; outside of it nothing is left.
     assert added((-20, -20, 20, 20, 0.8, 1)) == [(1, 0, 0, 0.1, 0.2, 0.8)]
     assert added((-50, 0, -10, 40, 0.8, 1)) == []
+
+
+def read_side_file(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def coco(path: Path, *rows: tuple[object, int, list[float], float]) -> Path:
     return path
 
 
-def test_coco_detections_added_and_taken_out(tmp_path, listed, capsys):
+def test_coco_detections_are_added_once(tmp_path, listed, capsys):
     detections = coco(
         tmp_path / "found.json",
         ("001.png", 5, [10, 10, 20, 20], 0.95),
@@ -106,7 +109,7 @@ def test_coco_detections_added_and_taken_out(tmp_path, listed, capsys):
     assert labelled_classes(output) == ("face", "person")
     assert labelled_classes(listed) == ("person",)
     side = read_side_file(output.with_name("list.pseudo.jsonl"))
-    assert [(b.image, b.score, b.source) for b in side] == [
+    assert [(b["image"], b["score"], b["source"]) for b in side] == [
         ("001.png", 0.95, "found.json"),
         ("002.png", 0.8, "found.json"),
         ("003.png", 0.9, "found.json"),
@@ -116,15 +119,9 @@ def test_coco_detections_added_and_taken_out(tmp_path, listed, capsys):
     images = ["--images", str(listed.parent / "images")]
     assert main(["pseudo_label", str(output), "--output", str(again), *images, *from_coco[6:]]) == 0
     assert again.read_bytes() == output.read_bytes()
-    assert read_side_file(again.with_name("list.pseudo.jsonl")) == side
-    # Out again: those below a score, then all.
-    assert main(["pseudo_label", str(output), "--take_out", "--score", "0.9", "--output", str(output)]) == 0
-    assert [len(a) for a in read_annotations(output)] == [2, 1, 2]
-    assert len(read_side_file(output.with_name("list.pseudo.jsonl"))) == 2
-    assert main(["pseudo_label", str(output), "--take_out", "--score", "1", "--output", str(output)]) == 0
-    assert output.read_bytes() == listed.read_bytes()
-    with pytest.raises(DataError, match="nothing to take out"):
-        main(["pseudo_label", str(output), "--take_out", "--output", str(output)])
+    assert read_side_file(again.with_name("list.pseudo.jsonl")) == []
+    for box, annotation in zip(side, read_annotations(output), strict=True):
+        np.testing.assert_allclose(box["box_xywh_norm"], annotation.boxes_xywh_norm[1], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +131,8 @@ def test_coco_detections_added_and_taken_out(tmp_path, listed, capsys):
         ("{}", "expected a list of detections, found a dict"),
         ("[1]", "detection 0: found 1"),
         ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3], "score": 1}]', "detection 0: found"),
-        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 2}]', "out of range"),
-        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, -4], "score": 1}]', "out of range"),
+        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 2}]', "score from 0 to 1"),
+        ('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, -4], "score": 1}]', "detection 0: found"),
     ],
 )
 def test_broken_detections(tmp_path, listed, content, message):
@@ -156,20 +153,17 @@ def test_broken_detections(tmp_path, listed, content, message):
 
 def test_usage(tmp_path, listed):
     arguments = ["pseudo_label", str(listed), "--output", str(tmp_path / "o" / "list.txt")]
-    with pytest.raises(UsageError, match="one of --trained_model, --detections and --take_out"):
+    with pytest.raises(UsageError, match="one of --trained_model and --detections"):
         main(arguments)
     with pytest.raises(UsageError, match="category ids"):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json"))])
-    with pytest.raises(UsageError, match="5=cat: expected ID=CLASS with one of face"):
+    with pytest.raises(UsageError, match="5=cat: expected NAME=CLASS with one of face"):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=cat"])
     with pytest.raises(SystemExit, match="2"):
-        main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--score", "70"])
+        main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--confidence_threshold", "70"])
     same_folder = [*arguments[:3], str(listed.with_name("other.txt"))]
     with pytest.raises(DataError, match="write it to another folder"):
         main([*same_folder, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=face"])
-    listed.with_name("list.pseudo.jsonl").write_text('{"image": "001.png"}\n')
-    with pytest.raises(DataError, match=r"list\.pseudo\.jsonl:1: found"):
-        main([*arguments, "--take_out"])
 
 
 def test_checkpoint_alone_and_shared_out_add_the_same(tmp_path, listed, two_processes):
@@ -182,7 +176,7 @@ def test_checkpoint_alone_and_shared_out_add_the_same(tmp_path, listed, two_proc
         str(listed.parent / "images"),
         "--device",
         "cpu",
-        "--score",
+        "--conf",
         "0.3",
         "--min_size",
         "20",
@@ -193,7 +187,7 @@ def test_checkpoint_alone_and_shared_out_add_the_same(tmp_path, listed, two_proc
     found_ = read_annotations(tmp_path / "one" / "list.txt")
     assert len(found_[0]) > 1
     assert len(found_[1]) == 1
-    assert {b.source for b in read_side_file(tmp_path / "one" / "list.pseudo.jsonl")} == {"faces.pth"}
+    assert {b["source"] for b in read_side_file(tmp_path / "one" / "list.pseudo.jsonl")} == {"faces.pth"}
     both = two_processes("prep_data", *command, tmp_path / "two" / "list.txt")
     assert [one.code for one in both] == [0, 0], both
     for name in ("list.txt", "list.pseudo.jsonl"):

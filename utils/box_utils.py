@@ -14,29 +14,29 @@ if TYPE_CHECKING:  # torch takes seconds to import; who only converts does witho
 
 
 def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """[..., 4] xyxy of xywh, of the same type: a new array, row after row in memory."""
-    converted = np.array(boxes, order="C")
+    """float64[..., 4] xyxy of xywh: a new array, row after row in memory."""
+    converted = np.array(boxes, np.float64, order="C")
     converted[..., 2:] += converted[..., :2]
     return converted
 
 
 def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """[..., 4] xywh of xyxy, of the same type: a new array, row after row in memory."""
-    converted = np.array(boxes, order="C")
+    """float64[..., 4] xywh of xyxy: a new array, row after row in memory."""
+    converted = np.array(boxes, np.float64, order="C")
     converted[..., 2:] -= converted[..., :2]
     return converted
 
 
 def xywh_to_cxcywh(boxes: np.ndarray) -> np.ndarray:
-    """[..., 4] cxcywh of xywh, floats of the same type: a new array, row after row in memory."""
-    converted = np.array(boxes, order="C")
+    """float64[..., 4] cxcywh of xywh: a new array, row after row in memory."""
+    converted = np.array(boxes, np.float64, order="C")
     converted[..., :2] += converted[..., 2:] / 2
     return converted
 
 
 def cxcywh_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """[..., 4] xywh of cxcywh, floats of the same type: a new array, row after row in memory."""
-    converted = np.array(boxes, order="C")
+    """float64[..., 4] xywh of cxcywh: a new array, row after row in memory."""
+    converted = np.array(boxes, np.float64, order="C")
     converted[..., :2] -= converted[..., 2:] / 2
     return converted
 

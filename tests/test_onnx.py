@@ -15,6 +15,7 @@ import convert_to_onnx
 import detect
 from data.config import cfg_mnet, cfg_re50, one_class
 from layers.functions.prior_box import PriorBox, feature_sizes
+from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network, save_checkpoint
 from models.detector import Detector, InputSize, Thresholds
 from models.onnx_export import (
@@ -27,7 +28,6 @@ from models.onnx_export import (
 )
 from models.onnx_network import OnnxNetwork, open_session
 from models.retinaface import RetinaFace
-from utils.arguments import DEFAULT_WEIGHTS
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
 from utils.images import read_image, write_image

@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EVALUATORS := widerface_evaluate wider_openimagespersonface_evaluate
 
-.PHONY: help demo test build lint bench clean
+.PHONY: help demo test test-reference build lint bench clean
 
 help:
 	@echo "make demo    find faces and persons in the sample photos, images in demo/"
 	@echo "make test    run the tests"
+	@echo "make test-reference    run the tests that need the folder RETINAFACE_REFERENCE"
 	@echo "make build   compile the evaluators' Cython extensions"
 	@echo "make lint    check style"
 	@echo "make bench   measure speed; tables in benchmarks/results/"
@@ -27,7 +28,10 @@ demo: $(INSTALLED)
 	$(BIN)/python detect.py --save_folder demo
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
+
+test-reference: build
+	$(BIN)/python -m pytest -rs -m reference
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

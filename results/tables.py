@@ -36,6 +36,9 @@ METRICS = {
     "hard": "hard",
     "ap_face": "faces, AP",
     "ap_person": "persons, AP",
+    "person_coco": "persons, COCO",
+    "person_open_images": "persons, Open Images",
+    "person_street": "persons, football and streets",
 }
 COLUMNS = ("table", "network", "data", "protocol", *METRICS, "command", "source", "commit", "date")
 
@@ -111,8 +114,8 @@ def accuracy_table(rows: Sequence[dict[str, str]]) -> str:
 def _origin(row: dict[str, str]) -> str:
     """Where a row comes from, in a line."""
     stamp = f"({row['commit']}, {row['date']})" if row["commit"] else ""
-    command = f"`{row['command']}` {stamp}".strip() if row["command"] else ""
-    return "; ".join(part for part in (command, row["source"]) if part)
+    command = f"`{row['command']}`" if row["command"] else ""
+    return " ".join(part for part in (command, row["source"], stamp) if part)
 
 
 def first_table(path: Path) -> str:

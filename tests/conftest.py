@@ -31,6 +31,13 @@ def json_of(main: Callable[[list[str]], int], *arguments: object) -> dict:
     return json.loads(path.read_text())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks for the reference folder gets the mark ``reference``, so that ``-m reference`` finds it."""
+    for item in items:
+        if "reference" in item.fixturenames:
+            item.add_marker("reference")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The project's root."""

@@ -112,9 +112,12 @@ def test_a_list_for_detect_may_say_anything(tmp_path, weights):
         "http:",
         "\u2028",
     ]
-    (tmp_path / "list.txt").write_text("\n".join(lines))
-    out = ["--save_folder", str(tmp_path / "out"), "--cpu", "-m", weights]
-    code, said = run(detect.main, [str(tmp_path / "list.txt"), *out])
+    listed = tmp_path / "lists" / "list.txt"  # its ".." is this test's folder, not that of all tests
+    listed.parent.mkdir()
+    listed.write_text("\n".join(lines))
+    code, said = run(
+        detect.main, [str(listed), "--save_folder", str(tmp_path / "out"), "--cpu", "-m", weights]
+    )
     assert code == BAD_DATA and len(said) >= 4 and all(line.startswith("error: ") for line in said)
     assert (tmp_path / "out" / "a.png").exists()
 

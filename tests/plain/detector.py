@@ -18,14 +18,14 @@ def plain_priors(cfg: ModelConfig, image_size: tuple[int, int]) -> torch.Tensor:
     height, width = image_size
     numbers: list[float] = []
     for stride, sizes in zip(cfg.strides, cfg.min_sizes, strict=True):
+        shapes = [
+            (size / sqrt(ratio) / width, size * sqrt(ratio) / height)
+            for size, ratio in product(sizes, cfg.heights_over_widths)
+        ]
         for row, column in product(range(ceil(height / stride)), range(ceil(width / stride))):
-            for size, ratio in product(sizes, cfg.heights_over_widths):
-                numbers += [
-                    (column + 0.5) * stride / width,
-                    (row + 0.5) * stride / height,
-                    size / sqrt(ratio) / width,
-                    size * sqrt(ratio) / height,
-                ]
+            x, y = (column + 0.5) * stride / width, (row + 0.5) * stride / height
+            for shape in shapes:
+                numbers += [x, y, *shape]
     priors = torch.tensor(numbers).view(-1, 4)
     return priors.clamp(0, 1) if cfg.clip_priors else priors
 
@@ -50,12 +50,13 @@ def plain_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[i
 def plain_detect(network: RetinaFace, image: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     """Detections of one image as float32[N, 6]: x1 y1 x2 y2 score label, by class, then by score.
 
-    The network runs as trained: batch norm apart, planes one after the other in memory.
+    The network runs as trained, batch norm apart.
     """
     cfg = network.cfg
     height, width = image.shape[:2]
-    pixels = np.float32(image) - np.array(PIXEL_MEAN_BGR, np.float32)
-    loc, logits = network(torch.from_numpy(pixels.transpose(2, 0, 1).copy()).unsqueeze(0))
+    pixels = np.float32(image)
+    pixels -= PIXEL_MEAN_BGR
+    loc, logits = network(torch.from_numpy(pixels.transpose(2, 0, 1)).unsqueeze(0))
     priors = plain_priors(cfg, (height, width))
     centre = priors[:, :2] + loc[0, :, :2] * cfg.variances[0] * priors[:, 2:]
     size = priors[:, 2:] * torch.exp(loc[0, :, 2:] * cfg.variances[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,11 @@ import torch
 from hypothesis import settings
 
 from data.config import cfg_mnet
+from data.predictions import BoxTable
 from models.checkpoint import save_checkpoint
 from models.retinaface import RetinaFace
 from tests.two_processes import TwoProcesses
+from utils.box_utils import to_xyxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,6 +31,13 @@ def json_of(main: Callable[[list[str]], int], *arguments: object) -> dict:
     path = Path(arguments[arguments.index("-p") + 1]).with_suffix(".numbers.json")
     assert main([*arguments, "--json", str(path)]) == 0
     return json.loads(path.read_text())
+
+
+def table_of(images: Iterable[tuple]) -> BoxTable:
+    """Detections of images "0", "1" and so on, each given as (boxes_xywh [n, 4], scores [n], labels [n])."""
+    images = list(images)
+    boxes, scores, labels = ([image[column] for image in images] for column in range(3))
+    return BoxTable.from_images([str(i) for i in range(len(images))], map(to_xyxy, boxes), labels, scores)
 
 
 @pytest.fixture(scope="session")

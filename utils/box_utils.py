@@ -1,9 +1,50 @@
-"""Box geometry: coding of boxes as offsets from priors, and which prior learns which truth."""
+"""Box geometry: corners and sizes, overlaps in NumPy, coding of boxes as offsets from priors."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_xyxy(boxes_xywh: np.ndarray) -> np.ndarray:
+    """float64[N, 4], x1 y1 x2 y2, of boxes x y w h with x y the top left corner."""
+    boxes = np.array(boxes_xywh, np.float64, order="C").reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """float64[N, 4], x y w h, of boxes x1 y1 x2 y2."""
+    boxes_xywh = np.array(boxes, np.float64, order="C").reshape(-1, 4)
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    return boxes_xywh
+
+
+def areas(boxes: np.ndarray, plus: float = 0) -> np.ndarray:
+    """float64[N] of boxes x1 y1 x2 y2, ``plus`` added to width and height (1: the pixel convention)."""
+    return (boxes[:, 2] - boxes[:, 0] + plus) * (boxes[:, 3] - boxes[:, 1] + plus)
+
+
+def intersections(boxes: np.ndarray, others: np.ndarray, plus: float = 0) -> np.ndarray:
+    """float64[n, g]: area shared by each pair of boxes, ``plus`` as in `areas`."""
+    sides = np.minimum(boxes[:, None, 2:], others[:, 2:]) - np.maximum(boxes[:, None, :2], others[:, :2])
+    sides = (sides + plus).clip(0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def ious(boxes: np.ndarray, others: np.ndarray, plus: float = 0) -> np.ndarray:
+    """float64[n, g]: intersection over union of each pair, 0 where nothing is shared; twin of `iou.pxd`."""
+    shared = intersections(boxes, others, plus)
+    return divide(shared, areas(boxes, plus)[:, None] + areas(others, plus) - shared)
+
+
+def divide(shared: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``shared / whole``, 0 where nothing is shared (also between boxes without area)."""
+    return np.divide(shared, whole, out=np.zeros_like(shared), where=shared > 0)
 
 
 def encode(boxes_norm: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tensor:
@@ -17,6 +58,8 @@ def encode(boxes_norm: Tensor, priors: Tensor, variances: tuple[float, float]) -
     Returns:
         Tensor[..., 4]: dx dy dw dh.
     """
+    import torch  # here, because evaluators start without it
+
     top_left, bottom_right = boxes_norm[..., :2], boxes_norm[..., 2:]
     centre = ((top_left + bottom_right) / 2 - priors[..., :2]) / (variances[0] * priors[..., 2:])
     size = torch.log((bottom_right - top_left) / priors[..., 2:]) / variances[1]
@@ -34,6 +77,8 @@ def decode(loc: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tenso
     Returns:
         Tensor[..., 4]: x1 y1 x2 y2, normalised, not clipped.
     """
+    import torch
+
     centre = priors[..., :2] + loc[..., :2] * variances[0] * priors[..., 2:]
     size = priors[..., 2:] * torch.exp(loc[..., 2:] * variances[1])
     top_left = centre - size / 2

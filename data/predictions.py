@@ -1,4 +1,4 @@
-"""Prediction files: the only reader and writer of the text that the evaluators score.
+"""Detections in memory, and prediction files: the only reader and writer of what the evaluators score.
 
 One file an image, `<folder>/<image path without suffix>.txt`:
 
@@ -15,25 +15,26 @@ class (1 face, 2 person). Detectors of one class leave the last column out; that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES
+from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import DataError
 from utils.draw import draw_boxes
 from utils.files import write_text
+from utils.image_names import image_key
 
-try:
-    from data.prediction_parser import parse_texts
-except ImportError:
-    parse_texts = None
+if TYPE_CHECKING:
+    from data.annotations import ImageAnnotation
 
-_FILES_A_TASK = 64
+#: Label of a line that has five columns, before it becomes a face.
+NO_CLASS = 0
 
 
 def prediction_path(folder: str | os.PathLike, key: str) -> Path:
@@ -81,9 +82,7 @@ class Detections:
     @property
     def boxes_xywh(self) -> np.ndarray:
         """float64[N, 4]: x and y of the top left corner, width and height, in pixels."""
-        boxes = self.boxes.astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        return boxes
+        return xyxy_to_xywh(self.boxes)
 
     def above(self, score: float) -> Detections:
         """Those that score at least ``score``."""
@@ -91,105 +90,151 @@ class Detections:
 
 
 @dataclass
-class Predictions:
-    """Detections of many images, those of image i in rows ``offsets[i]:offsets[i + 1]``.
+class BoxTable:
+    """Boxes of many images, found or true: those of image i are the rows ``offsets[i]:offsets[i + 1]``.
 
     Attributes:
+        images: key of each image (see `utils.image_names.image_key`).
         offsets: int64[I + 1], ascending from 0 to N.
-        boxes_xywh: float64[N, 4], x y of the top left corner, width, height, in the unit of the source.
-        scores: float64[N].
+        boxes: float64[N, 4], xyxy, in pixels or divided by the image's width and height.
         labels: int64[N], 1 face, 2 person.
+        scores: float64[N] of detections; None for truths.
+        group_of: bool[N], truths that enclose a group; None: not one does.
+        counted: by subset of WIDER FACE, bool[N]: truths to be found there; the others are ignored.
+        verified: by label, bool[I]: images of which it is known whether they show the class; a label that
+            is not in it is known everywhere.
     """
 
+    images: list[str]
     offsets: np.ndarray
-    boxes_xywh: np.ndarray
-    scores: np.ndarray
+    boxes: np.ndarray
     labels: np.ndarray
+    scores: np.ndarray | None = None
+    group_of: np.ndarray | None = None
+    counted: dict[str, np.ndarray] = field(default_factory=dict)
+    verified: dict[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def from_images(cls, images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Predictions:
-        """Detections held in memory: (boxes_xywh [n, 4], scores [n], labels [n]) of each image, in order."""
-        images = list(images)
-        counts = [len(scores) for _, scores, _ in images]
+    def from_images(
+        cls,
+        images: Sequence[str],
+        boxes: Iterable[np.ndarray],
+        labels: Iterable[np.ndarray],
+        scores: Iterable[np.ndarray] | None = None,
+        **more: object,
+    ) -> BoxTable:
+        """A table of the arrays of each image, in the order of ``images``; ``more`` as in the attributes."""
+        boxes = [np.reshape(one, (-1, 4)) for one in boxes]
         return cls(
-            offsets_of(counts),
-            np.concatenate([np.zeros((0, 4)), *(np.reshape(boxes, (-1, 4)) for boxes, _, _ in images)]),
-            np.concatenate([np.zeros(0), *(scores for _, scores, _ in images)]),
-            np.concatenate([np.zeros(0, np.int64), *(labels for _, _, labels in images)]).astype(np.int64),
+            list(images),
+            offsets_of(map(len, boxes)),
+            np.concatenate([np.zeros((0, 4)), *boxes]),
+            np.concatenate([np.zeros(0, np.int64), *labels]).astype(np.int64),
+            None if scores is None else np.concatenate([np.zeros(0), *scores]),
+            **more,
+        )
+
+    @classmethod
+    def from_annotations(cls, annotations: Sequence[ImageAnnotation]) -> BoxTable:
+        """Normalised boxes of an annotation list."""
+        return cls.from_images(
+            [image_key(annotation.path) for annotation in annotations],
+            [xywh_to_xyxy(annotation.boxes_xywh_norm) for annotation in annotations],
+            [annotation.labels for annotation in annotations],
         )
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self.labels)
 
     @cached_property
     def image_index(self) -> np.ndarray:
-        """int64[N]: the image of each detection."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        """int64[N]: the image of each box."""
+        return np.repeat(np.arange(len(self.images)), np.diff(self.offsets))
 
-    @property
-    def boxes(self) -> np.ndarray:
-        """float64[N, 4]: x1 y1 x2 y2."""
-        return corners(self.boxes_xywh)
-
-    def select(self, keep: np.ndarray) -> Predictions:
-        """The detections where ``keep`` (bool[N]) is true; images stay as they are, in number and order."""
-        if keep.all():
-            return self
+    def select(self, keep: np.ndarray) -> BoxTable:
+        """The boxes where ``keep`` (bool[N]) is true; images stay as they are, in number and order."""
         ends = np.concatenate([[0], np.cumsum(keep)])
-        # compress is several times faster than indexing with a mask
-        boxes, scores, labels = (np.compress(keep, a, 0) for a in (self.boxes_xywh, self.scores, self.labels))
-        return Predictions(ends[self.offsets], boxes, scores, labels)
+        return self if keep.all() else self._rows(np.flatnonzero(keep), offsets=ends[self.offsets])
 
-    def by_score(self) -> Predictions:
+    def of_class(self, label: int) -> BoxTable:
+        """The boxes of one class."""
+        return self.select(self.labels == label)
+
+    def by_score(self) -> BoxTable:
         """Each image's detections by descending score; equal scores keep their order."""
         drops = self.scores[1:] <= self.scores[:-1]
-        firsts = self.offsets[1:-1]
-        drops[firsts[(firsts > 0) & (firsts < len(self))] - 1] = True
-        if drops.all():
+        if (drops | (np.diff(self.image_index) > 0)).all():
             return self
-        order = np.lexsort((-self.scores, self.image_index))
-        return Predictions(self.offsets, self.boxes_xywh[order], self.scores[order], self.labels[order])
+        return self._rows(np.lexsort((-self.scores, self.image_index)))
+
+    def take(self, images: Sequence[int]) -> BoxTable:
+        """The images at some indices, in that order; an index may come twice."""
+        images = np.asarray(images, np.int64)
+        rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in images]
+        return self._rows(
+            np.concatenate([np.zeros(0, np.int64), *rows]),
+            images=[self.images[i] for i in images],
+            offsets=offsets_of(map(len, rows)),
+            verified={label: known[images] for label, known in self.verified.items()},
+        )
+
+    def _rows(self, rows: np.ndarray, **changes: object) -> BoxTable:
+        columns = {name: getattr(self, name) for name in ("boxes", "labels", "scores", "group_of")}
+        return replace(
+            self,
+            **{name: column if column is None else column.take(rows, 0) for name, column in columns.items()},
+            counted={name: column.take(rows) for name, column in self.counted.items()},
+            **changes,
+        )
+
+
+def offsets_of(counts: Iterable[int]) -> np.ndarray:
+    """int64[I + 1]: where the rows of each image begin, for ``counts`` rows an image."""
+    return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64))])
 
 
 @dataclass
 class ReadReport:
-    """What a reader has to tell beside the detections.
+    """What a reader has to tell beside the detections; images by their keys, in the order asked for.
 
     Attributes:
-        missing: files that are not there, in the order asked for.
-        miscounted: files whose count line is not the number of lines that follow (or is absent).
-        classless: number of files with lines of five columns, read as faces.
+        missing: images without a file.
+        miscounted: those whose count line is absent or not the number of lines that follow.
+        classless: those that have lines of five columns, read as faces.
     """
 
-    missing: list[Path]
-    miscounted: list[Path]
-    classless: int
+    missing: list[str]
+    miscounted: list[str]
+    classless: list[str]
 
 
-def read_predictions(paths: Sequence[Path]) -> tuple[Predictions, ReadReport]:
-    """Reads prediction files; a file that is missing gives an image without detections.
+def read_predictions(folder: Path, images: Sequence[str]) -> tuple[BoxTable, ReadReport]:
+    """Reads the files of ``images`` in ``folder``; a missing one gives an image without detections.
 
     Raises:
         DataError: a line that is not `x y w h score [class]`, a number that is not finite, a negative
             width or height, an unknown class; with file and line.
     """
-    tasks = [paths[start : start + _FILES_A_TASK] for start in range(0, len(paths), _FILES_A_TASK)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(_read_some, tasks))
-    empty = np.zeros((0, 4)), np.zeros(0), *[np.zeros(0, np.int64)] * 3
-    boxes, scores, labels, counts, declared = map(np.concatenate, zip(empty, *parts, strict=True))
-    offsets = offsets_of(np.maximum(counts, 0))
-    classless = labels == 0
-    files = 0
-    if classless.any():
-        files = len(np.unique(np.searchsorted(offsets, np.flatnonzero(classless), "right")))
-        labels[classless] = CLASS_LABELS["face"]
-    report = ReadReport(
-        missing=[paths[i] for i in np.flatnonzero(counts < 0)],
-        miscounted=[paths[i] for i in np.flatnonzero((counts >= 0) & (counts != declared))],
-        classless=files,
+    paths = [prediction_path(folder, image) for image in images]
+    contents = [_read_bytes(path) for path in paths]
+    texts = [content or b"" for content in contents]
+    rows, counts, declared = parse_together(texts) or parse_line_by_line(paths, texts)
+    table = BoxTable(
+        list(images),
+        offsets_of(counts),
+        xywh_to_xyxy(rows[:, :4]),
+        rows[:, 5].astype(np.int64),
+        rows[:, 4].copy(),
     )
-    return Predictions(offsets, boxes, scores, labels), report
+    classless = np.unique(table.image_index[table.labels == NO_CLASS])
+    table.labels[table.labels == NO_CLASS] = CLASS_LABELS["face"]
+    missing = [content is None for content in contents]
+    states = list(zip(images, missing, counts, declared, strict=True))
+    return table, ReadReport(
+        missing=[image for image, gone, _, _ in states if gone],
+        miscounted=[image for image, gone, count, said in states if not gone and count != said],
+        classless=[images[i] for i in classless],
+    )
 
 
 def write_prediction(
@@ -214,74 +259,85 @@ def write_prediction(
 def is_whole(path: Path) -> bool:
     """Whether a prediction file is there with as many valid lines as it says."""
     try:
-        _, report = read_predictions([path])
+        _, report = read_predictions(path.parent, [path.name.removesuffix(".txt")])
     except DataError:
         return False
     return not report.missing and not report.miscounted
 
 
-def parse_text(path: Path, text: bytes) -> tuple[np.ndarray, int]:
-    """Rows float64[N, 6] (label 0: none given) and count line (-1: none) of a file's text, line by line.
+def parse_together(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int], list[int]] | None:
+    """Parses the texts of many files as one CSV.
 
-    This is what says where a faulty line is, and what reads where the Cython parser is not built.
+    Returns:
+        float64[N, 6] rows `x y w h score class` (0: none given), rows of each file and count line of each
+        file (-1: none), or None where a line needs a closer look: see `parse_line_by_line`.
     """
-    rows, declared = [], -1
-    for number, line in enumerate(text.split(b"\n")[1:], 2):
-        fields = line.split()
-        if not fields:
-            continue
-        try:
-            values = [float(field) for field in fields]
-        except ValueError:
-            values = []
-        if declared < 0:
-            if len(values) != 1 or values[0] < 0 or values[0] % 1:
-                raise DataError(
-                    f"{path}:{number}: found {_show(line)}; expected the number of lines that follow"
-                )
-            declared = int(values[0])
-            continue
-        if len(values) not in (5, 6) or not np.isfinite(values).all():
-            raise DataError(f"{path}:{number}: found {_show(line)}; expected numbers 'x y w h score [class]'")
-        if values[2] < 0 or values[3] < 0:
-            raise DataError(f"{path}:{number}: found {_show(line)}; width and height must not be negative")
-        if len(values) == 6 and values[5] not in CLASS_NAMES:
-            known = ", ".join(f"{label} {name}" for label, name in CLASS_NAMES.items())
-            raise DataError(f"{path}:{number}: found class {values[5]:g}; expected one of: {known}")
-        rows.append(values if len(values) == 6 else [*values, 0])
-    return np.array(rows, np.float64).reshape(-1, 6), declared
+    import polars as pl
+
+    parts = [[*text.split(b"\n", 2), b"", b""][:3] for text in texts]
+    heads = [head.strip() for _, head, _ in parts]
+    bodies = [body.rstrip() + b"\n" if body.strip() else b"" for _, _, body in parts]
+    if not all(head.isdigit() and len(head) < 16 for head in heads if head) or any(
+        body and not head for head, body in zip(heads, bodies, strict=True)
+    ):
+        return None
+    names = ("x", "y", "w", "h", "score", "label")
+    content = b"".join([" ".join(names).encode(), b"\n", *bodies])
+    for end in (b" \r\n", b"\r\n", b" \n"):
+        content = content.replace(end, b"\n")
+    schema = dict.fromkeys(names, pl.Float64)
+    try:
+        table = pl.read_csv(content, separator=" ", quote_char=None, schema=schema)
+    except pl.exceptions.PolarsError:
+        return None
+    unknown = ~table["label"].is_in([float(label) for label in CLASS_NAMES])  # null where no class is given
+    rows = table.with_columns(pl.col("label").fill_null(NO_CLASS)).to_numpy()
+    counts = [body.count(b"\n") for body in bodies]
+    if len(rows) != sum(counts) or unknown.any() or not np.isfinite(rows).all() or (rows[:, 2:4] < 0).any():
+        return None
+    return rows, counts, [int(head or -1) for head in heads]
 
 
-def corners(boxes_xywh: np.ndarray) -> np.ndarray:
-    """float64[N, 4], x1 y1 x2 y2, row after row in memory as the kernels want it."""
-    boxes = np.array(boxes_xywh, np.float64, order="C")
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
+def parse_line_by_line(
+    paths: Sequence[Path], texts: Sequence[bytes]
+) -> tuple[np.ndarray, list[int], list[int]]:
+    """What `parse_together` returns, of any text in the format; errors as in `read_predictions`."""
+    rows, counts, declared = [], [], []
+    for path, text in zip(paths, texts, strict=True):
+        lines = [(n, line) for n, line in enumerate(text.split(b"\n"), 1) if n > 1 and line.strip()]
+        head, lines = lines[:1], lines[1:]
+        counts.append(len(lines))
+        declared += [int(_numbers(path, *line, _COUNT, _is_count)[0]) for line in head] or [-1]
+        rows += [[*_numbers(path, *line, _ROW, _is_row), NO_CLASS][:6] for line in lines]
+    return np.array(rows, np.float64).reshape(-1, 6), counts, declared
 
 
-def offsets_of(counts: Iterable[int]) -> np.ndarray:
-    """int64[I + 1]: where the rows of each image begin, for ``counts`` rows an image."""
-    return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64))])
+_COUNT = "the number of lines that follow"
+_ROW = "numbers 'x y w h score [class]', width and height not negative, class one of " + ", ".join(
+    f"{label} {name}" for label, name in CLASS_NAMES.items()
+)
 
 
-def _show(line: bytes) -> str:
-    return repr(line.decode("utf-8", "replace").strip()[:80])
+def _is_count(values: list[float]) -> bool:
+    return len(values) == 1 and values[0] >= 0 and values[0] % 1 == 0
 
 
-def _read_some(paths: Sequence[Path]) -> tuple[np.ndarray, ...]:
-    """Boxes, scores, labels (0: none), counts (-1: missing) and count lines (-1: none) of some files."""
-    texts = [_read_bytes(path) for path in paths]
-    contents = [text or b"" for text in texts]
-    if parse_texts:
-        boxes, scores, labels, counts, declared = parse_texts(contents)
-    if not parse_texts or (counts < 0).any() or (labels > max(CLASS_NAMES)).any():
-        parsed = [parse_text(path, content) for path, content in zip(paths, contents, strict=True)]
-        rows = np.concatenate([rows for rows, _ in parsed])
-        boxes, scores, labels = rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)
-        counts = np.array([len(rows) for rows, _ in parsed])
-        declared = np.array([count for _, count in parsed])
-    counts[[text is None for text in texts]] = -1
-    return boxes, scores, labels, counts, declared
+def _is_row(values: list[float]) -> bool:
+    known = len(values) == 5 or (len(values) == 6 and values[5] in CLASS_NAMES)
+    return known and min(values[2:4]) >= 0
+
+
+def _numbers(
+    path: Path, number: int, line: bytes, expected: str, valid: Callable[[list[float]], bool]
+) -> list[float]:
+    try:
+        values = [float(field) for field in line.split()]
+    except ValueError:
+        values = []
+    if np.isfinite(values).all() and valid(values):
+        return values
+    shown = line.decode("utf-8", "replace").strip()[:80]
+    raise DataError(f"{path}:{number}: found {shown!r}; expected {expected}")
 
 
 def _read_bytes(path: Path) -> bytes | None:

@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
+from utils.box_utils import ious
 from utils.cli import run
-from utils.evaluation.overlaps import divide, intersections
 from utils.files import atomic_path
 from widerface_evaluate.command import load_predictions
 from widerface_evaluate.evaluation import faces_of, score
@@ -80,7 +80,7 @@ def draw_pixel() -> plt.Figure:
     box = np.float64([[0.1, 0.4, 0.1 + side, 0.4 + side]])
     distances = np.linspace(0, 0.5, 201)
     others = box + distances[:, None] * [1, 0, 1, 0]
-    overlaps = {plus: _iou(box, others, plus) for plus in (0, 1)}
+    overlaps = {plus: ious(box, others, plus)[0] for plus in (0, 1)}
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
     apart = int(np.argmin(abs(distances - 0.25)))
@@ -105,13 +105,6 @@ def draw_pixel() -> plt.Figure:
     for axes in (left, right):
         axes.title.set_fontsize(10)
     return figure
-
-
-def _iou(box: np.ndarray, others: np.ndarray, plus: float) -> np.ndarray:
-    """float64[n]: overlap of one box with others of its size, ``plus`` added to every width and height."""
-    shared = intersections(box, others, plus)
-    area = np.prod(box[0, 2:] - box[0, :2] + plus)
-    return divide(shared, np.full_like(shared, 2 * area) - shared)[0]
 
 
 def save(figure: plt.Figure, path: Path) -> None:

@@ -16,8 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from data.config import PIXEL_MEAN_BGR
-from data.predictions import Predictions, offsets_of
-from data.truths import Truths
+from data.predictions import BoxTable
 from data.wider_face import WiderFaceDetection
 from layers.modules.distillation import DistillationLoss, who_decides
 from layers.modules.multibox_loss import MultiBoxLoss
@@ -215,7 +214,7 @@ def validate(
     network: RetinaFace,
     dataset: WiderFaceDetection,
     device: torch.device,
-    evaluate: Callable[[Predictions, Truths], dict[str, dict]],
+    evaluate: Callable[[BoxTable, BoxTable], dict[str, dict]],
 ) -> dict[str, float]:
     """Average precision of a network, by `Detector` at the images' own size and the evaluators' rule.
 
@@ -236,20 +235,14 @@ def validate(
     for index, image in zip(mine, map_ahead(dataset.read, mine), strict=True):
         detections = detector(image)
         shape = np.tile(image.shape[1::-1], 2)
-        found[index] = (detections.boxes_xywh / shape, detections.scores, detections.labels)
+        found[index] = (detections.boxes / shape, detections.labels, detections.scores)
     found = gather_from_processes(found)
     everyone = range(len(dataset))
     boxes, labels = zip(*map(dataset.annotation, everyone), strict=True)
-    boxes_xywh = np.concatenate(boxes).astype(np.float64)
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    truths = Truths(
-        dataset.paths,
-        offsets_of(map(len, boxes)),
-        boxes_xywh,
-        np.concatenate(labels),
-        verified={label: known.numpy() for label, known in enumerate(dataset.labelled.T, 1)},
-    )
-    results = evaluate(Predictions.from_images(found[i] for i in everyone), truths)
+    verified = {label: known.numpy() for label, known in enumerate(dataset.labelled.T, 1)}
+    truths = BoxTable.from_images(dataset.paths, boxes, labels, verified=verified)
+    found = zip(*(found[index] for index in everyone), strict=True)
+    results = evaluate(BoxTable.from_images(dataset.paths, *found), truths)
     scores = {f"ap_{name}": result["ap"] for name, result in results.items() if result["boxes"]}
     return scores | {"ap": sum(scores.values()) / max(len(scores), 1)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,11 @@ import torch
 from hypothesis import settings
 
 from data.config import cfg_mnet
+from data.predictions import BoxTable
 from models.checkpoint import save_checkpoint
 from models.retinaface import RetinaFace
 from tests.two_processes import TwoProcesses
+from utils.box_utils import xywh_to_xyxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -36,6 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "reference" in item.fixturenames:
             item.add_marker("reference")
+
+
+def table_of(images: Iterable[tuple]) -> BoxTable:
+    """Detections of images "0", "1" and so on, each given as (boxes_xywh [n, 4], scores [n], labels [n])."""
+    images = list(images)
+    boxes, scores, labels = ([image[column] for image in images] for column in range(3))
+    return BoxTable.from_images(
+        [str(i) for i in range(len(images))], map(xywh_to_xyxy, boxes), labels, scores
+    )
 
 
 @pytest.fixture(scope="session")

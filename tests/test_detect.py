@@ -15,6 +15,7 @@ import pytest
 
 import detect
 from data.predictions import read_predictions
+from utils.box_utils import xyxy_to_xywh
 from utils.cli import UsageError, exit_code
 from utils.images import read_image, write_image
 
@@ -57,10 +58,10 @@ def test_every_kind_of_output_of_a_image(photo, tmp_path, weights):
     options = ["--save_txt", "--save_crops", "--save_json", out / "a.json", "--vis_thres", 0.3]
     assert run(photo, "--save_folder", out, *options, weights=weights) == 0
     found = json.loads((out / "a.json").read_text())
-    predictions, report = read_predictions([out / "labels" / "photo.txt"])
+    predictions, report = read_predictions(out / "labels", ["photo"])
     assert not report.missing
     assert len(predictions) == len(found["annotations"]) > 5
-    assert np.allclose(predictions.boxes_xywh, [a["bbox"] for a in found["annotations"]], atol=1e-3)
+    assert np.allclose(xyxy_to_xywh(predictions.boxes), [a["bbox"] for a in found["annotations"]], atol=1e-3)
     assert predictions.labels.tolist() == [a["category_id"] for a in found["annotations"]]
     visible = [a for a in found["annotations"] if a["score"] >= 0.3]
     assert 0 < len(list((out / "crops").rglob("*.jpg"))) <= len(visible)

@@ -127,12 +127,12 @@ def at(name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 def read_prediction(path: Path) -> None:
-    for parse_texts in (predictions.parse_texts, None):
+    for parse_together in (predictions.parse_together, lambda texts: None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(predictions, "parse_texts", parse_texts)
-            found, _ = predictions.read_predictions([path, path])
-        assert np.isfinite(found.boxes_xywh).all() and np.isfinite(found.scores).all()
-        assert (found.boxes_xywh[:, 2:] >= 0).all() and set(found.labels.tolist()) <= {1, 2}
+            patch.setattr(predictions, "parse_together", parse_together)
+            found, _ = predictions.read_predictions(path.parent, [path.stem, path.stem])
+        assert np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all() and set(found.labels.tolist()) <= {1, 2}
 
 
 LABELS = {"/m/0dzct": 1, "/m/04yx4": 2, "/m/01g317": 2}

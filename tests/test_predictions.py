@@ -11,24 +11,22 @@ from hypothesis import strategies as st
 
 from data import predictions as module
 from data.predictions import (
-    Predictions,
+    BoxTable,
     is_whole,
-    parse_text,
+    parse_line_by_line,
+    parse_together,
     read_predictions,
     write_prediction,
 )
+from tests.conftest import table_of
 from utils.cli import DataError
 
-compiled = pytest.mark.skipif(module.parse_texts is None, reason="kernels are not built (make build)")
 
-
-@pytest.fixture(params=["compiled", "plain"])
+@pytest.fixture(params=["together", "line by line"])
 def parser(request, monkeypatch):
-    """Every test that uses it runs with the compiled parser and without."""
-    if request.param == "plain":
-        monkeypatch.setattr(module, "parse_texts", None)
-    elif module.parse_texts is None:
-        pytest.skip("kernels are not built (make build)")
+    """Every test that uses it runs with both parsers."""
+    if request.param == "line by line":
+        monkeypatch.setattr(module, "parse_together", lambda texts: None)
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -38,9 +36,9 @@ def write(folder: Path, name: str, text: str | bytes) -> Path:
 
 
 def test_no_files(parser):
-    found, report = read_predictions([])
+    found, report = read_predictions(Path(), [])
     assert len(found) == 0 and found.offsets.tolist() == [0] and found.boxes.shape == (0, 4)
-    assert not report.missing and not report.miscounted and report.classless == 0
+    assert not report.missing and not report.miscounted and not report.classless
 
 
 @pytest.mark.parametrize(
@@ -48,25 +46,21 @@ def test_no_files(parser):
 )
 def test_no_detections(parser, tmp_path, text, whole):
     path = write(tmp_path, "a", text)
-    found, report = read_predictions([path])
+    found, report = read_predictions(tmp_path, ["a"])
     assert found.offsets.tolist() == [0, 0] and not report.missing
-    assert report.miscounted == ([] if whole else [path])
+    assert report.miscounted == ([] if whole else ["a"])
     assert is_whole(path) is whole
 
 
 def test_values(parser, tmp_path):
-    paths = [
-        write(tmp_path, "a b.c", "a b.c\n2\n1.5 -2 3e1 .25 0.5 1\n 1 2\t3 4 0.25 2 \r\n\n"),
-        tmp_path / "absent.txt",
-        write(tmp_path, "five", "five\n7\n0 0 0 0 1"),
-    ]
-    found, report = read_predictions(paths)
+    write(tmp_path, "a b.c", "a b.c\n2\n1.5 -2 3e1 .25 0.5 1\n 1 2\t3 4 0.25 2 \r\n\n")
+    write(tmp_path, "five", "five\n7\n0 0 0 0 1")
+    found, report = read_predictions(tmp_path, ["a b.c", "absent", "five"])
     assert found.offsets.tolist() == [0, 2, 2, 3]
-    assert found.boxes_xywh.tolist() == [[1.5, -2, 30, 0.25], [1, 2, 3, 4], [0, 0, 0, 0]]
     assert found.boxes.tolist() == [[1.5, -2, 31.5, -1.75], [1, 2, 4, 6], [0, 0, 0, 0]]
     assert found.scores.tolist() == [0.5, 0.25, 1] and found.labels.tolist() == [1, 2, 1]
     assert found.image_index.tolist() == [0, 0, 2]
-    assert report.missing == [paths[1]] and report.miscounted == [paths[2]] and report.classless == 1
+    assert report.missing == ["absent"] and report.miscounted == report.classless == ["five"]
 
 
 @pytest.mark.parametrize(
@@ -79,27 +73,27 @@ def test_values(parser, tmp_path):
         ("1\n\n1 2 3 4 0.5 1 7", 4, "x y w h score"),
         ("1\n1,2,3,4,0.5", 3, "x y w h score"),
         ("1\n1 2 -3 4 0.5 1", 3, "negative"),
-        ("1\n1 2 3 4 0.5 3", 3, "class 3"),
-        ("1\n1 2 3 4 0.5 0", 3, "class 0"),
-        ("1\n1 2 3 4 0.5 1.5", 3, "class 1.5"),
+        ("1\n1 2 3 4 0.5 3", 3, "0.5 3'; .* class one of 1 face"),
+        ("1\n1 2 3 4 0.5 0", 3, "0.5 0'; .* class one of 1 face"),
+        ("1\n1 2 3 4 0.5 1.5", 3, "0.5 1.5'; .* class one of 1 face"),
         ("1 2 3 4 0.5 1", 2, "number of lines"),
         ("-1\n", 2, "number of lines"),
         ("1.5\n", 2, "number of lines"),
     ],
 )
 def test_faulty_line(parser, tmp_path, lines, line, said):
-    good = write(tmp_path, "good", "good\n1\n1 2 3 4 0.5 1\n")
+    write(tmp_path, "good", "good\n1\n1 2 3 4 0.5 1\n")
     bad = write(tmp_path, "bad", f"bad\n{lines}\n")
     with pytest.raises(DataError, match=said) as caught:
-        read_predictions([good, bad])
+        read_predictions(tmp_path, ["good", "bad"])
     assert f"{bad}:{line}:" in str(caught.value)
     assert not is_whole(bad)
 
 
 def test_not_text(parser, tmp_path):
-    path = write(tmp_path, "a", b"\xff\xd8\n\0\0\xff\n\0")
+    write(tmp_path, "a", b"\xff\xd8\n\0\0\xff\n\0")
     with pytest.raises(DataError, match=r"a\.txt:2"):
-        read_predictions([path])
+        read_predictions(tmp_path, ["a"])
 
 
 numbers = st.one_of(
@@ -111,26 +105,24 @@ numbers = st.one_of(
 )
 
 
-@compiled
 @given(
     rows=st.lists(st.tuples(numbers, numbers, numbers, numbers, numbers, st.sampled_from(["", "1", "2.0"]))),
     gap=st.sampled_from([" ", "\t", "  "]),
-    end=st.sampled_from(["\n", "\r\n", " \n", "\n\n"]),
+    end=st.sampled_from(["\n", "\r\n", " \n", " \r\n", "\n\n"]),
 )
-def test_compiled_parser_reads_what_python_reads(rows, gap, end):
+def test_both_parsers_read_the_same(rows, gap, end):
     lines = [
-        gap.join([str(x), str(y), str(abs(w)), str(abs(h)), str(s), label]) for x, y, w, h, s, label in rows
+        gap.join([str(x), str(y), str(abs(w)), str(abs(h)), str(s), label]).rstrip()
+        for x, y, w, h, s, label in rows
     ]
     text = end.join(["name", str(len(rows)), *lines]).encode()
-    expected, declared = parse_text(Path("a"), text)
-    boxes, scores, labels, counts, found_declared = module.parse_texts([text, b"", text])
-    assert counts.tolist() == [len(rows), 0, len(rows)] and found_declared.tolist() == [
-        declared,
-        -1,
-        declared,
-    ]
-    found = np.concatenate([boxes, scores[:, None], labels[:, None]], 1)
-    np.testing.assert_array_equal(found, np.concatenate([expected, expected]))
+    expected, counts, declared = parse_line_by_line([Path("a")] * 3, [text, b"", text])
+    assert counts == [len(rows), 0, len(rows)] and declared == [len(rows), -1, len(rows)]
+    found = parse_together([text, b"", text])
+    assert (found is None) == (end == "\n\n" or (gap != " " and len(rows) > 0))
+    if found:
+        np.testing.assert_array_equal(found[0], expected)
+        assert found[1:] == (counts, declared)
 
 
 @given(
@@ -143,17 +135,17 @@ def test_written_float32_are_read_back(tmp_path_factory, boxes, label):
     scores, labels = np.linspace(0, 1, len(boxes), dtype=np.float32), np.full(len(boxes), label)
     write_prediction(path, "a.b", boxes, scores, labels)
     assert path.read_text().splitlines()[:2] == ["a.b", str(len(boxes))] and is_whole(path)
-    found, _ = read_predictions([path])
-    np.testing.assert_array_equal(found.boxes_xywh.astype(np.float32), boxes)
-    np.testing.assert_array_equal(found.scores.astype(np.float32), scores)
-    assert (found.labels == label).all()
+    rows, *_ = parse_together([path.read_bytes()])
+    np.testing.assert_array_equal(rows[:, :4].astype(np.float32), boxes)
+    np.testing.assert_array_equal(rows[:, 4].astype(np.float32), scores)
+    assert (rows[:, 5] == label).all()
     if len(boxes):
         path.write_text(path.read_text().rsplit("\n", 2)[0])
         assert not is_whole(path)
 
 
 def test_order_and_selection():
-    found = Predictions.from_images(
+    found = table_of(
         [
             (np.zeros((0, 4)), [], []),
             (np.arange(16).reshape(4, 4), [0.5, 0.9, 0.5, 1.0], [1, 2, 1, 1]),
@@ -162,8 +154,29 @@ def test_order_and_selection():
     )
     ordered = found.by_score()
     assert ordered.scores.tolist() == [1.0, 0.9, 0.5, 0.5, 0.7]
-    assert ordered.boxes_xywh[:, 0].tolist() == [12, 4, 0, 8, 1]  # equal scores keep their order
+    assert ordered.boxes[:, 0].tolist() == [12, 4, 0, 8, 1]  # equal scores keep their order
     assert ordered.by_score() is ordered
-    persons = ordered.select(ordered.labels == 2)
+    persons = ordered.of_class(2)
     assert persons.offsets.tolist() == [0, 0, 1, 2] and persons.scores.tolist() == [0.9, 0.7]
-    assert len(Predictions.from_images([]).by_score()) == 0
+    assert len(table_of([]).by_score()) == 0
+
+
+def test_images_are_taken_with_all_their_columns():
+    boxes = [np.zeros((0, 4)), np.arange(8).reshape(2, 4), np.full((1, 4), 9)]
+    table = BoxTable.from_images(
+        ["none", "two", "one"],
+        boxes,
+        [[], [1, 2], [1]],
+        group_of=np.array([True, False, True]),
+        counted={"hard": np.array([False, True, True])},
+        verified={1: np.array([True, False, True])},
+    )
+    taken = table.take([2, 1, 2, 0])
+    assert taken.images == ["one", "two", "one", "none"] and taken.offsets.tolist() == [0, 1, 3, 4, 4]
+    assert taken.boxes[:, 0].tolist() == [9, 0, 4, 9] and taken.labels.tolist() == [1, 1, 2, 1]
+    assert taken.group_of.tolist() == [True, True, False, True] and taken.scores is None
+    assert taken.counted["hard"].tolist() == [True, False, True, True]
+    assert taken.verified[1].tolist() == [True, False, True, True]
+    persons = table.of_class(2)
+    assert persons.offsets.tolist() == [0, 0, 1, 1] and persons.group_of.tolist() == [False]
+    assert len(table.take([])) == 0

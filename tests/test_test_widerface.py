@@ -11,9 +11,9 @@ import pytest
 
 import test_widerface_personface as script
 from data.annotations import ImageAnnotation, write_annotations
-from data.predictions import Predictions, read_predictions
-from data.truths import Truths
+from data.predictions import BoxTable, read_predictions
 from models.arguments import build_detector
+from tests.conftest import table_of
 from utils.cli import DataError
 from utils.images import read_image, write_image
 from wider_openimagespersonface_evaluate import evaluation as openimages
@@ -48,7 +48,7 @@ def test_writes_what_the_detector_finds(photos, tmp_path, weights, capsys):
     image = read_image(photos / "1--B" / "c d.jpg")
     found = build_detector(script.parse_args(["-m", weights, "--cpu"]))(image)
     path = tmp_path / "out" / "1--B" / "c d.txt"
-    written, report = read_predictions([path])
+    written, report = read_predictions(path.parent, ["c d"])
     assert path.read_text().splitlines()[:2] == ["c d", str(len(found))] and not report.miscounted
     assert set(written.labels) == {1, 2} and written.scores.min() < 0.5
     np.testing.assert_array_equal(written.labels, found.labels)
@@ -60,7 +60,7 @@ def test_writes_what_the_detector_finds(photos, tmp_path, weights, capsys):
         run("--dataset_folder", photos, "--dataset", "openimages", "--save_folder", save, weights=weights)
         == 0
     )
-    normalised, _ = read_predictions([save / "1--B" / "c d.txt"])
+    normalised, _ = read_predictions(save, ["1--B/c d"])
     height, width = image.shape[:2]
     assert normalised.boxes * [width, height, width, height] == pytest.approx(found.boxes, abs=1e-4)
 
@@ -172,7 +172,7 @@ def test_files_score_as_the_detections_do(photos, tmp_path, weights):
         for name, (boxes, _, labels) in zip(names, parts, strict=True)
     ]
     write_annotations(tmp_path / "truth.txt", truths)
-    expected = openimages.evaluate(Predictions.from_images(parts), Truths.from_annotations(truths))
+    expected = openimages.evaluate(table_of(parts), BoxTable.from_annotations(truths))
 
     save = tmp_path / "out"
     run("--dataset_folder", photos, "--dataset", "openimages", "--save_folder", save, weights=weights)

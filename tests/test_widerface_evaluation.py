@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,23 +18,16 @@ from hypothesis import strategies as st
 
 from benchmarks.bench_evaluation import make_set, write_mat_files
 from data.annotations import ImageAnnotation
-from data.predictions import (
-    Predictions,
-    corners,
-    offsets_of,
-    prediction_path,
-    read_predictions,
-    write_prediction,
-)
-from tests.conftest import json_of
+from data.predictions import BoxTable, prediction_path, read_predictions, write_prediction
+from tests.conftest import json_of, table_of
 from tests.plain.evaluation import curve_area, image_curve, match_image, widerface
+from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import DataError, UsageError
-from utils.evaluation import overlaps
 from widerface_evaluate import matching
 from widerface_evaluate.evaluation import evaluate, faces_of, main, score
-from widerface_evaluate.ground_truth import WiderTruths, read_ground_truth
+from widerface_evaluate.ground_truth import read_ground_truth
 
-compiled = pytest.mark.skipif(matching.match_compiled is None, reason="kernels are not built (make build)")
+compiled = pytest.mark.skipif(matching.kernel is None, reason="kernels are not built (make build)")
 
 
 @pytest.fixture(scope="session")
@@ -74,22 +68,26 @@ def test_reference_numbers(published, reference, protocol):
 )
 def test_published_table_comes_from_cut_scores_and_corners(published, reference, iou, expected):
     truths = read_ground_truth(reference / "widerface_ground_truth")
-    found, _ = read_predictions([prediction_path(published, image) for image in truths.images])
+    found, _ = read_predictions(published, truths.images)
     found = found.select(found.scores >= 0.5)
-    whole = np.trunc(found.boxes)
-    found = Predictions(
-        found.offsets, whole - whole[:, [0, 1, 0, 1]] * [0, 0, 1, 1], found.scores, found.labels
-    )
-    numbers = evaluate(found, truths, iou)
+    numbers = evaluate(replace(found, boxes=np.trunc(found.boxes)), truths, iou)
     assert [subset["ap"] for subset in numbers.values()] == pytest.approx(expected, abs=5e-4)
 
 
-def to_truths(images) -> WiderTruths:
-    counts = [len(truths) for _, _, truths in images]
-    flat = np.array([row for _, _, truths in images for row in truths], float).reshape(-1, 6)
-    names = [f"event/{i}" for i in range(len(images))]
-    subsets = {"one": flat[:, 4].astype(np.uint8), "other": flat[:, 5].astype(np.uint8)}
-    return WiderTruths(names, offsets_of(counts), flat[:, :4], subsets)
+def truths_of(images: list, **counted: list) -> BoxTable:
+    """Faces of images, each given as boxes x y w h."""
+    boxes = [xywh_to_xyxy(np.array(rows, float).reshape(-1, 4)) for rows in images]
+    truths = BoxTable.from_images(
+        [f"event/{i}" for i in range(len(images))], boxes, [[1] * len(b) for b in boxes]
+    )
+    truths.counted = {name: np.array(values, bool) for name, values in counted.items()}
+    return truths
+
+
+def to_truths(images) -> BoxTable:
+    flat = [row for _, _, rows in images for row in rows]
+    boxes = [[row[:4] for row in rows] for _, _, rows in images]
+    return truths_of(boxes, one=[row[4] for row in flat], other=[row[5] for row in flat])
 
 
 # Few different corners, so that boxes coincide, scores are equal and overlaps lie on the threshold.
@@ -111,18 +109,18 @@ image = st.tuples(
 def test_plain_loops_give_the_same(images, iou, protocol):
     parts = [([d[0] for d in rows], [d[1] for d in rows], [1] * len(rows)) for rows, _, _ in images]
     parts = [(np.array(b, float).reshape(-1, 4), np.array(s, float), labels) for b, s, labels in parts]
-    found, truths = Predictions.from_images(parts), to_truths(images)
+    found, truths = table_of(parts), to_truths(images)
     numbers = evaluate(found, truths, iou, protocol)
     flat = found.scores
     least, greatest = min([1.0, *flat]), max([0.0, *flat])
-    for name, counted in truths.subsets.items():
+    for name, counted in truths.counted.items():
         curve = np.zeros((1000, 2))
         for i, (boxes, scores, _) in enumerate(parts):
             here = slice(*truths.offsets[i : i + 2])
             if not len(boxes) or here.start == here.stop:
                 continue
             order = np.argsort(-scores, kind="stable") if protocol == "standard" else np.arange(len(scores))
-            hits, proposals = match_image(boxes[order], truths.boxes_xywh[here], counted[here], iou)
+            hits, proposals = match_image(boxes[order], xyxy_to_xywh(truths.boxes[here]), counted[here], iou)
             stretched = (scores - least) / (greatest - least) if greatest > least else np.ones(len(scores))
             curve += image_curve(stretched[order], proposals, hits)
         if counted.any():
@@ -132,43 +130,38 @@ def test_plain_loops_give_the_same(images, iou, protocol):
 
 
 @compiled
-@given(st.lists(image, max_size=4), st.sampled_from([0.3, 0.5]), st.sampled_from([1, 7, 1 << 18]))
-def test_numpy_and_the_kernel_give_the_same(images, iou, piece):
+@given(st.lists(image, max_size=4), st.booleans(), st.booleans(), st.sampled_from([1, 7, 1 << 18]))
+def test_numpy_and_the_kernel_give_the_same(images, plus, inside, piece):
     parts = [(np.array([d[0] for d in r], float), [d[1] for d in r], [1] * len(r)) for r, _, _ in images]
-    found, truths = faces_of(Predictions.from_images(parts)), to_truths(images)
-    counted = np.stack(list(truths.subsets.values()))
-    arguments = found.boxes, found.offsets, corners(truths.boxes_xywh), truths.offsets, counted, iou
-    whole, overlaps.PIECE = overlaps.PIECE, piece
-    try:
-        slow = matching.match_numpy(*arguments)
-    finally:
-        overlaps.PIECE = whole
-    np.testing.assert_array_equal(matching.match_compiled(*arguments), slow)
+    found, truths = faces_of(table_of(parts)), to_truths(images)
+    arguments = found.boxes, found.offsets, truths.boxes, truths.offsets, plus, inside
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "PIECE", piece)
+        slow = matching.best_overlaps_numpy(*arguments)
+    for fast_column, slow_column in zip(matching.kernel.best_overlaps(*arguments), slow, strict=True):
+        np.testing.assert_array_equal(fast_column, slow_column)
 
 
-@pytest.mark.parametrize("rule", [matching.match_compiled, None])
-def test_rule_by_hand(rule, monkeypatch):
-    monkeypatch.setattr(matching, "match_compiled", rule)
+@pytest.mark.parametrize("kernel", [matching.kernel, None])
+def test_rule_by_hand(kernel, monkeypatch):
+    monkeypatch.setattr(matching, "kernel", kernel)
     # A counted face, an ignored one, and: a hit, a second hit, one on the ignored face, one on nothing.
-    faces, counted = np.array([[0, 0, 9, 9], [50, 50, 9, 9.0]]), np.array([1, 0], np.uint8)
-    truths = WiderTruths(["e/a"], np.array([0, 2]), faces, {"all": counted})
+    truths = truths_of([[[0, 0, 9, 9], [50, 50, 9, 9]]], all=[True, False])
     boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 8], [50, 50, 9, 9], [20, 20, 9, 9.0]])
-    found = Predictions.from_images([(boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1])])
+    found = table_of([(boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1])])
     assert score(found, truths)["all"].outcome.tolist() == [1, 0, -1, 0]
     # The pixel convention: 10 x 10 pixels against 10 x 5 is exactly one half.
-    half = Predictions.from_images([(np.array([[0, 0, 9, 4.0]]), [0.9], [1])])
+    half = table_of([([[0, 0, 9, 4]], [0.9], [1])])
     assert score(half, truths, 0.5)["all"].outcome.tolist() == [1]
     assert score(half, truths, 0.51)["all"].outcome.tolist() == [0]
 
 
 def test_perfect_detections(made):
     truths = read_ground_truth(made[1])
-    parts = np.split(truths.boxes_xywh, truths.offsets[1:-1])
-    found = Predictions.from_images(
-        [(boxes, np.linspace(1, 0.5, len(boxes)), [1] * len(boxes)) for boxes in parts]
-    )
+    scores = np.concatenate([np.linspace(1, 0.5, count) for count in np.diff(truths.offsets)])
+    found = replace(truths, scores=scores)
     assert evaluate(found, truths)["hard"]["ap"] == pytest.approx(1.0, abs=1e-12)
-    persons = Predictions(found.offsets, found.boxes_xywh, found.scores, found.labels + 1)
+    persons = replace(found, labels=found.labels + 1)
     assert evaluate(persons, truths)["hard"]["ap"] == 0.0
 
 
@@ -268,7 +261,7 @@ def test_five_columns_equal_scores_and_no_detections(made, capsys):
 
 def test_min_score(made):
     folder, mat = made
-    cut = scores_of("-p", folder, "-g", mat, "--min_score", "0.3")
+    cut = scores_of("-p", folder, "-g", mat, "--confidence_threshold", "0.3")
     for path in folder.rglob("*.txt"):
         head, _, *rows = path.read_text().splitlines()
         path.write_text("\n".join([head, "0", *(row for row in rows if float(row.split()[4]) >= 0.3)]))
@@ -279,7 +272,7 @@ def test_image_list(made, tmp_path, capsys):
     folder, mat = made
     truths = read_ground_truth(mat)
     some = truths.take([0, 7, 8])
-    found, _ = read_predictions([prediction_path(folder, image) for image in some.images])
+    found, _ = read_predictions(folder, some.images)
     expected = [subset["ap"] for subset in evaluate(found, some).values()]
     lines = [f"/{image}.jpg" for image in some.images]
     path = tmp_path / "held out.txt"
@@ -302,8 +295,8 @@ def test_text_annotation(tmp_path, capsys):
     )
     truths = read_ground_truth(path)
     assert truths.images == ["e/a.b c", "e/none"] and truths.offsets.tolist() == [0, 2, 2]
-    assert truths.boxes_xywh.tolist() == [[0, 0, 9, 9], [50, 50, 9, 9]]
-    assert truths.subsets["all"].tolist() == [1, 0]  # marked invalid: ignored
+    assert truths.boxes.tolist() == [[0, 0, 9, 9], [50, 50, 59, 59]]
+    assert truths.counted["all"].tolist() == [True, False]  # marked invalid: ignored
     shown = capsys.readouterr().err
     assert "1 faces without width or height" in shown and "come again" in shown and "a.b c.jpg" in shown
     folder = tmp_path / "predictions"
@@ -385,6 +378,4 @@ def test_builds_from_any_folder(repository, folder):
         [sys.executable, setup, "--quiet", "build_ext", "--inplace"], cwd="/", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert list((repository / folder).glob("kernel.*.so")) and list(
-        (repository / "utils").glob("prediction_parser.*.so")
-    )
+    assert list((repository / folder).glob("kernel.*.so"))

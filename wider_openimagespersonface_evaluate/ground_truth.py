@@ -13,8 +13,7 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.predictions import offsets_of
-from data.truths import Truths
+from data.predictions import BoxTable, offsets_of
 from utils.cli import DataError, UsageError, warn
 from utils.image_names import image_key, is_odd
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 def read_ground_truth(
     path: Path, image_labels: Path | None = None, descriptions: Path | None = None, legacy: bool = False
-) -> Truths:
+) -> BoxTable:
     """Reads an annotation list (``.txt``), a box CSV (``.csv``, ``.csv.gz``), or a folder with one of them.
 
     Args:
@@ -63,7 +62,7 @@ def _the_file(path: Path) -> Path:
     return files[0]
 
 
-def read_list(path: Path, legacy: bool = False) -> Truths:
+def read_list(path: Path, legacy: bool = False) -> BoxTable:
     """Reads an annotation list; of an image that is listed twice the first entry is taken."""
     annotations = read_annotations(path)
     odd = [annotation.path for annotation in annotations if is_odd(annotation.path)]
@@ -81,7 +80,7 @@ def read_list(path: Path, legacy: bool = False) -> Truths:
             f"{'each entry counts, with the last boxes' if legacy else 'the first entry counts'}"
         )
         annotations = list(_as_original(annotations) if legacy else _firsts(annotations))
-    truths = Truths.from_annotations(annotations)
+    truths = BoxTable.from_annotations(annotations)
     labelled = labelled_classes(path)
     truths.verified = {
         label: np.zeros(len(truths.images), bool)
@@ -103,7 +102,7 @@ def _as_original(annotations: list[ImageAnnotation]) -> Iterable[ImageAnnotation
     return (last.get(image_key(annotation.path), annotation) for annotation in annotations)
 
 
-def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | None = None) -> Truths:
+def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | None = None) -> BoxTable:
     """Reads a box CSV: person is Person, Man, Woman, Boy and Girl; group-of boxes keep their mark.
 
     With ``image_labels``, images are those of either file, and a class is known on an image where a label
@@ -114,10 +113,10 @@ def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | 
 
     from data.open_images import DISPLAY_NAMES, label_ids
 
-    ids = {name: label_ids(names, descriptions) for name, names in DISPLAY_NAMES.items()}
-    labels = {mid: CLASS_LABELS[name] for name, mids in ids.items() for mid in mids.values()}
-    table = _read_columns(path, "ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
-    images = table["ImageID"].unique(maintain_order=True).to_list()
+    ids = {name: list(label_ids(names, descriptions).values()) for name, names in DISPLAY_NAMES.items()}
+    labels = {mid: CLASS_LABELS[name] for name, mids in ids.items() for mid in mids}
+    table = _read_columns(path, "ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
+    images = table["ImageID"]
     chosen = table.filter(pl.col("LabelName").is_in(list(labels)))
     boxes = chosen.unique(maintain_order=True)
     if len(boxes) < len(chosen):
@@ -125,33 +124,29 @@ def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | 
     verified = {}
     if image_labels:
         known = _read_columns(image_labels, "ImageID", "LabelName", "Confidence")
-        images = list(dict.fromkeys(images + known["ImageID"].unique(maintain_order=True).to_list()))
-        for label, name in CLASS_NAMES.items():
-            whole = next(iter(ids[name].values()))  # Person before its parts; Human face alone
-            there = known.filter(
-                pl.col("LabelName").is_in(list(ids[name].values())), pl.col("Confidence") > 0
-            )
-            absent = known.filter(pl.col("LabelName") == whole, pl.col("Confidence") == 0)
-            boxed = boxes.filter(pl.col("LabelName").is_in(list(ids[name].values())))
-            sure = {key for part in (there, absent, boxed) for key in part["ImageID"].to_list()}
-            verified[label] = np.array([key in sure for key in images], bool)
-    index = {key: i for i, key in enumerate(images)}
-    at = np.array([index[key] for key in boxes["ImageID"].to_list()], np.int64)
-    order = np.argsort(at, kind="stable")
-    x1, x2, y1, y2 = boxes.select("XMin", "XMax", "YMin", "YMax").to_numpy()[order].T
-    if not (
-        np.isfinite([x1, x2, y1, y2]).all() and (x1 <= x2).all() and (y1 <= y2).all() and (x2 <= 2).all()
-    ):
+        images = images.append(known["ImageID"])
+    images = images.unique(maintain_order=True)
+    for label, name in CLASS_NAMES.items() if image_labels else ():
+        of_class = pl.col("LabelName").is_in(ids[name])
+        whole = pl.col("LabelName") == ids[name][0]  # Person before its parts; Human face alone
+        sure = known.filter((of_class & (pl.col("Confidence") > 0)) | (whole & (pl.col("Confidence") == 0)))
+        sure = {*sure["ImageID"], *boxes.filter(of_class)["ImageID"]}
+        verified[label] = np.array([image in sure for image in images], bool)
+    order = {image: i for i, image in enumerate(images)}
+    at = np.array([order[image] for image in boxes["ImageID"]], np.int64)
+    boxes = boxes[np.argsort(at, kind="stable")]
+    corners = boxes.select("XMin", "YMin", "XMax", "YMax").to_numpy(order="c")
+    if not (np.isfinite(corners).all() and (corners[:, :2] <= corners[:, 2:]).all() and (corners <= 2).all()):
         raise DataError(
             f"{path}: boxes with XMin > XMax, YMin > YMax or coordinates that are not normalised to 0..1"
         )
-    return Truths(
-        images,
+    return BoxTable(
+        images.to_list(),
         offsets_of(np.bincount(at, minlength=len(images))),
-        np.stack([x1, y1, x2 - x1, y2 - y1], 1),
-        np.array([labels[mid] for mid in boxes["LabelName"].to_list()], np.int64)[order],
-        boxes["IsGroupOf"].to_numpy()[order] == 1,
-        verified,
+        corners,
+        np.array([labels[mid] for mid in boxes["LabelName"]], np.int64),
+        group_of=boxes["IsGroupOf"].to_numpy() == 1,
+        verified=verified,
     )
 
 
@@ -165,17 +160,16 @@ def _read_columns(path: Path, *names: str) -> polars.DataFrame:
 
     types = dict(zip(names, [pl.String] * 2 + [pl.Float64] * (len(names) - 2), strict=True))
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        header = content.split(b"\n", 1)[0].decode().strip().split(",")
-        missing = [name for name in names if name not in header]
-        if missing:
-            raise DataError(
-                f"{path}:1: no column {', '.join(missing)}; expected a CSV of Open Images with its header"
-            )
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
         return pl.read_csv(content, columns=list(names), schema_overrides=types).select(names)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; expected a CSV of Open Images") from None
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (pl.exceptions.ColumnNotFoundError, pl.exceptions.NoDataError):
+        raise DataError(
+            f"{path}:1: expected a CSV of Open Images with a header and the columns {', '.join(names)}"
+        ) from None
+    except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a CSV of Open Images ({str(error).splitlines()[0]})") from None

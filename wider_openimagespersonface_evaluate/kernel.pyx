@@ -1,70 +1,26 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Matching by the rules of Open Images and of COCO; `matching.py` beside it says what they are."""
+"""Matching by the rule of COCO; `matching.py` beside it says what it is and has it in NumPy."""
 
 import numpy as np
 
 from libc.stdint cimport int8_t, int64_t, uint8_t
 
-from utils.evaluation.iou cimport intersection, iou
-
-
-def match_open_images(
-    const double[:, ::1] boxes,
-    const double[::1] areas,
-    const int64_t[::1] offsets,
-    const double[:, ::1] truths,
-    const double[::1] truth_areas,
-    const int64_t[::1] truth_offsets,
-    const uint8_t[::1] group_of,
-    const double[::1] thresholds,
-):
-    cdef int64_t levels = thresholds.shape[0], image, row, truth, level, best, best_group
-    cdef double overlap, best_overlap, inside, best_inside
-    result = np.zeros((levels, boxes.shape[0]), np.int8)
-    cdef int8_t[:, ::1] outcome = result
-    cdef uint8_t[:, ::1] found = np.zeros((levels, truths.shape[0]), np.uint8)
-    if boxes.shape[0] == 0:
-        return result
-    with nogil:
-        for image in range(offsets.shape[0] - 1):
-            for row in range(offsets[image], offsets[image + 1]):
-                best_overlap = best_inside = 0
-                best = best_group = -1
-                for truth in range(truth_offsets[image], truth_offsets[image + 1]):
-                    if group_of[truth]:
-                        if areas[row] > 0:
-                            inside = intersection(&boxes[row, 0], &truths[truth, 0], 0) / areas[row]
-                            if inside > best_inside:
-                                best_inside = inside
-                                best_group = truth
-                    else:
-                        overlap = iou(&boxes[row, 0], areas[row], &truths[truth, 0], truth_areas[truth], 0)
-                        if overlap > best_overlap:
-                            best_overlap = overlap
-                            best = truth
-                for level in range(levels):
-                    if best >= 0 and best_overlap > thresholds[level] and not found[level, best]:
-                        found[level, best] = 1
-                        outcome[level, row] = 1
-                    elif best_group >= 0 and best_inside > thresholds[level]:
-                        outcome[level, row] = -1 if found[level, best_group] else 1
-                        found[level, best_group] = 1
-    return result
+from utils.evaluation.iou cimport area, intersection
 
 
 def match_coco(
     const double[:, ::1] boxes,
-    const double[::1] areas,
     const int64_t[::1] offsets,
     const double[:, ::1] truths,
-    const double[::1] truth_areas,
     const int64_t[::1] truth_offsets,
     const uint8_t[::1] crowd,
+    const uint8_t[::1] ignored,
     const double[::1] thresholds,
     int64_t most,
 ):
     cdef int64_t levels = thresholds.shape[0], image, row, truth, level, first, last, best
-    cdef double overlap, least
+    cdef double shared, least, box_area
+    cdef uint8_t second
     result = np.zeros((levels, boxes.shape[0]), np.int8)
     cdef int8_t[:, ::1] outcome = result
     cdef uint8_t[:, ::1] found = np.zeros((levels, truths.shape[0]), np.uint8)
@@ -79,25 +35,20 @@ def match_coco(
                     for level in range(levels):
                         outcome[level, row] = -1
                     continue
+                box_area = area(&boxes[row, 0], 0)
                 for truth in range(first, last):
-                    if crowd[truth]:
-                        overlap = intersection(&boxes[row, 0], &truths[truth, 0], 0)
-                        overlaps[truth] = overlap / areas[row] if overlap > 0 else 0
-                    else:
-                        overlaps[truth] = iou(&boxes[row, 0], areas[row], &truths[truth, 0], truth_areas[truth], 0)
+                    shared = intersection(&boxes[row, 0], &truths[truth, 0], 0)
+                    if shared > 0:
+                        shared /= box_area if crowd[truth] else box_area + area(&truths[truth, 0], 0) - shared
+                    overlaps[truth] = shared
                 for level in range(levels):
-                    least = thresholds[level]
-                    best = -1
-                    for truth in range(first, last):
-                        if not crowd[truth] and not found[level, truth] and overlaps[truth] >= least:
-                            least = overlaps[truth]
-                            best = truth
-                    if best >= 0:
-                        found[level, best] = 1
-                        outcome[level, row] = 1
-                        continue
-                    for truth in range(first, last):
-                        if crowd[truth] and overlaps[truth] >= least:
-                            outcome[level, row] = -1
+                    for second in range(2):  # truths that are ignored only get what the others leave
+                        least, best = thresholds[level], -1
+                        for truth in range(first, last):
+                            if ignored[truth] == second and not found[level, truth] and overlaps[truth] >= least:
+                                least, best = overlaps[truth], truth
+                        if best >= 0:
+                            found[level, best] = not crowd[best]
+                            outcome[level, row] = -1 if second else 1
                             break
     return result

@@ -1,19 +1,18 @@
-"""Matching rules of Open Images and of COCO: compiled where `setup.py` has been run, else in NumPy.
+"""Matching rules of Open Images and of COCO.
 
 Both return int8[T, N], the outcome of each detection at each threshold: 1 hit, 0 false positive, -1 ignored.
+Detections and truths are of one class and of the same images, the detections of an image best first.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
-from data.predictions import Predictions
-from data.truths import Truths
-from utils.cli import warn
-from utils.evaluation.overlaps import divide, intersections, pieces
+from data.predictions import BoxTable
+from utils.box_utils import ious
+from widerface_evaluate.matching import best_overlaps, firsts, insides
 
 try:
     from wider_openimagespersonface_evaluate import kernel
@@ -25,145 +24,85 @@ COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_MOST = 100
 
 
-def say_if_slow() -> None:
-    """One line on how to build the kernels, where they are not built."""
-    if kernel is None:
-        warn("the compiled kernels are not built; using NumPy. To build them: make build")
-
-
-class Boxes(NamedTuple):
-    """Detections and truths of one class: those of image i are the rows ``offsets[i]:offsets[i + 1]``.
-
-    Attributes:
-        boxes, truths: float64[N or G, 4], x1 y1 x2 y2 in any unit; detections of an image best first.
-        areas, truth_areas: float64[N or G].
-        offsets, truth_offsets: int64[I + 1].
-        group_of: uint8[G], whether a truth encloses a group (for COCO: a crowd).
-    """
-
-    boxes: np.ndarray
-    areas: np.ndarray
-    offsets: np.ndarray
-    truths: np.ndarray
-    truth_areas: np.ndarray
-    truth_offsets: np.ndarray
-    group_of: np.ndarray
-
-    @classmethod
-    def of(cls, detections: Predictions, truths: Truths) -> Boxes:
-        """Those of one class, the detections of each image best first."""
-        areas, truth_areas = (
-            np.ascontiguousarray(boxes[:, 2] * boxes[:, 3], np.float64)
-            for boxes in (detections.boxes_xywh, truths.boxes_xywh)
-        )
-        return cls(
-            detections.boxes,
-            areas,
-            detections.offsets,
-            truths.boxes,
-            truth_areas,
-            truths.offsets,
-            truths.group_of.astype(np.uint8),
-        )
-
-    def truths_of(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of an image's single truths, and of those that enclose a group."""
-        here = np.arange(self.truth_offsets[image], self.truth_offsets[image + 1])
-        return here[self.group_of[here] == 0], here[self.group_of[here] != 0]
-
-    def overlaps(
-        self, start: int, end: int, single: np.ndarray, group: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of detections ``start:end``: IoU with single truths, and share of their area inside of groups."""
-        boxes, areas = self.boxes[start:end], self.areas[start:end, None]
-        shared = intersections(boxes, self.truths[single], 0)
-        inside = intersections(boxes, self.truths[group], 0)
-        return (
-            divide(shared, areas + self.truth_areas[single] - shared),
-            divide(inside, np.broadcast_to(areas, inside.shape)),
-        )
-
-
-def match_open_images(boxes: Boxes, thresholds: np.ndarray) -> np.ndarray:
+def match_open_images(detections: BoxTable, truths: BoxTable, thresholds: np.ndarray) -> np.ndarray:
     """The rule of the Open Images challenge, at ``thresholds`` float64[T].
 
-    A detection looks at the single box it overlaps most: a hit above the threshold if it is the first
-    there. If that fails, it looks at the group-of box that holds most of its own area: above the threshold
-    the first is a hit and the others are ignored. A group-of box counts as one box to be found.
+    A detection looks at the single truth it overlaps most: a hit above the threshold if it is the first
+    there. If that fails, it looks at the group-of truth that holds most of its own area: above the threshold
+    the first is a hit and the others are ignored. A group-of truth counts as one to be found.
     """
-    if kernel:
-        return kernel.match_open_images(*boxes, thresholds)
-    return match_open_images_numpy(boxes, thresholds)
+    group_of = groups(truths)
+    single, group = truths.select(~group_of), truths.select(group_of)
+    best, overlap = best_overlaps(detections, single)
+    best_group, inside = best_overlaps(detections, group, inside=True)
+    outcome = np.zeros((len(thresholds), len(detections)), np.int8)
+    for result, threshold in zip(outcome, thresholds, strict=True):
+        result[firsts(np.flatnonzero(overlap > threshold), best, len(single))] = 1
+        rest = np.flatnonzero((result == 0) & (inside > threshold))
+        result[rest] = -1
+        result[firsts(rest, best_group, len(group))] = 1
+    return outcome
 
 
-def match_coco(boxes: Boxes, thresholds: np.ndarray = COCO_THRESHOLDS, most: int = COCO_MOST) -> np.ndarray:
-    """COCO's rule: each detection takes the box it overlaps most of those still free (the last of equals).
+def groups(truths: BoxTable) -> np.ndarray:
+    """bool[G]: truths that enclose a group."""
+    return np.zeros(len(truths), bool) if truths.group_of is None else truths.group_of
 
-    Where none is free, overlap with a crowd box, as a share of the detection's area, makes it ignored.
-    Crowd boxes are not to be found. Detections after the first ``most`` of an image are ignored.
+
+def match_coco(
+    detections: BoxTable,
+    truths: BoxTable,
+    thresholds: np.ndarray = COCO_THRESHOLDS,
+    most: int = COCO_MOST,
+    ignored: np.ndarray | None = None,
+) -> np.ndarray:
+    """COCO's rule: each detection takes the truth it overlaps most of those still free (the last of equals).
+
+    Where none is free, one that is ignored makes the detection ignored. Group-of truths are COCO's crowds:
+    ignored, never used up, and overlap with them is a share of the detection's area. Detections after the
+    first ``most`` of an image are ignored.
 
     Args:
         thresholds: float64[T], reached by a hit.
         most: detections looked at in an image.
+        ignored: bool[G], further truths that are not to be found.
     """
-    if kernel:
-        return kernel.match_coco(*boxes, thresholds, most)
-    return match_coco_numpy(boxes, thresholds, most)
-
-
-def match_open_images_numpy(boxes: Boxes, thresholds: np.ndarray) -> np.ndarray:
-    """`match_open_images` in NumPy; memory does not grow with the detections of an image."""
-    outcome = np.zeros((len(thresholds), len(boxes.boxes)), np.int8)
-    for image in range(len(boxes.offsets) - 1):
-        single, group = boxes.truths_of(image)
-        found = np.zeros((len(thresholds), len(boxes.truths)), bool)
-        for start, end in pieces(*boxes.offsets[image : image + 2], len(single) + len(group)):
-            overlaps, inside = boxes.overlaps(start, end, single, group)
-            for level, threshold in enumerate(thresholds):
-                result = outcome[level, start:end]
-                _first_hits(result, overlaps, single, threshold, found[level])
-                rest = np.flatnonzero(result == 0)
-                late = np.zeros(len(rest), np.int8)
-                near = _first_hits(late, inside[rest], group, threshold, found[level])
-                late[near & (late == 0)] = -1
-                result[rest] = late
-    return outcome
-
-
-def _first_hits(
-    outcome: np.ndarray, overlaps: np.ndarray, truths: np.ndarray, threshold: float, found: np.ndarray
-) -> np.ndarray:
-    """Sets ``outcome`` to 1 where a detection is the first on its best box; returns who reaches any box."""
-    if not overlaps.size:
-        return np.zeros(len(overlaps), bool)
-    best = truths[overlaps.argmax(1)]
-    near = overlaps.max(1) > threshold
-    rows = np.flatnonzero(near)
-    boxes_hit, earliest = np.unique(best[rows], return_index=True)
-    new = ~found[boxes_hit]
-    outcome[rows[earliest[new]]] = 1
-    found[boxes_hit] = True
-    return near
+    crowd = groups(truths)
+    ignored = crowd if ignored is None else crowd | ignored
+    match = kernel.match_coco if kernel else match_coco_numpy
+    return match(
+        *(detections.boxes, detections.offsets, truths.boxes, truths.offsets),
+        *(crowd.astype(np.uint8), ignored.astype(np.uint8), thresholds, most),
+    )
 
 
 def match_coco_numpy(
-    boxes: Boxes, thresholds: np.ndarray = COCO_THRESHOLDS, most: int = COCO_MOST
+    boxes: np.ndarray,
+    offsets: np.ndarray,
+    truths: np.ndarray,
+    truth_offsets: np.ndarray,
+    crowd: np.ndarray,
+    ignored: np.ndarray,
+    thresholds: np.ndarray,
+    most: int,
 ) -> np.ndarray:
-    """`match_coco` in NumPy."""
-    outcome = np.zeros((len(thresholds), len(boxes.boxes)), np.int8)
-    for image, (start, after) in enumerate(pairwise(boxes.offsets)):
-        single, group = boxes.truths_of(image)
+    """`match_coco` where the kernel is not built."""
+    outcome = np.zeros((len(thresholds), len(boxes)), np.int8)
+    images = zip(pairwise(offsets), pairwise(truth_offsets), strict=True)
+    for (start, after), (first, last) in images:
         end = min(after, start + most)
         outcome[:, end:after] = -1
-        overlaps, inside = boxes.overlaps(start, end, single, group)
+        near, here = boxes[start:end], slice(first, last)
+        overlaps = np.where(crowd[here], insides(near, truths[here]), ious(near, truths[here]))
         for level, threshold in enumerate(thresholds):
-            free = np.ones(len(single), bool)
-            for row in range(end - start):
-                overlap = np.where(free, overlaps[row], -1)
-                if len(single) and overlap.max() >= threshold:
-                    best = len(single) - 1 - overlap[::-1].argmax()
-                    free[best] = False
-                    outcome[level, start + row] = 1
-                elif (inside[row] >= threshold).any():
-                    outcome[level, start + row] = -1
+            free = np.ones(last - first, bool)
+            for row, overlap in enumerate(overlaps, start):
+                able = free & (overlap >= threshold)
+                for second, result in ((0, 1), (1, -1)):
+                    some = np.where(able & (ignored[here] == second), overlap, -1)
+                    if some.max(initial=-1) >= 0:
+                        best = len(some) - 1 - some[::-1].argmax()
+                        free[best] = crowd[first + best]
+                        outcome[level, row] = result
+                        break
     return outcome

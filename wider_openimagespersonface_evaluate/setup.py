@@ -1,4 +1,4 @@
-"""Compiles the kernels of this evaluator.
+"""Compiles the kernels of this evaluator: COCO's rule, and the overlaps that both evaluators share.
 
 Example:
     python3 setup.py build_ext --inplace
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.evaluation.build import build_kernels
+from widerface_evaluate.setup import build_kernels
 
 if __name__ == "__main__":
-    build_kernels("data.prediction_parser", "wider_openimagespersonface_evaluate.kernel")
+    build_kernels("widerface_evaluate.kernel", "wider_openimagespersonface_evaluate.kernel")

@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from data.predictions import Predictions, prediction_path, read_predictions
-from utils.cli import DataError, UsageError, number, warn
+from data.predictions import BoxTable, read_predictions
+from utils.cli import DataError, Number, UsageError, natural, option, overlap, warn
+from utils.evaluation.average_precision import Curve
 from utils.files import write_text
 from utils.image_names import image_key, read_image_list
 
@@ -26,55 +27,56 @@ NORMALISED, PIXELS = 2.0, 4.0
 MOST_NAMED = 20
 
 
+@dataclass
+class Score:
+    """Result of one class or subset.
+
+    Attributes:
+        detections: of the class, in the order in which they were matched.
+        outcome: int8[N], of each of them: 1 hit, 0 false positive, -1 ignored.
+        truths: those to be found, of the same images.
+        curve: precision and recall down to each score.
+        columns: further numbers by name.
+    """
+
+    detections: BoxTable
+    outcome: np.ndarray
+    truths: BoxTable
+    curve: Curve
+    columns: dict[str, float] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """``ap``, the further columns, and the operating point of best F1: score, precision, recall, f1.
+
+        NaN where there is nothing to find.
+        """
+        return {"ap": self.curve.area, **self.columns, **self.curve.best_f1()}
+
+
 def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Path) -> None:
     """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g."""
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "-p",
-        "--pred",
-        type=Path,
-        default=predictions,
-        metavar="DIR",
-        help=f"predictions (default: {predictions.name}/)",
-    )
-    data.add_argument(
-        "-g",
-        "--gt",
-        type=Path,
-        default=truths,
-        metavar="PATH",
-        help=f"ground truth (default: {truths.name}/)",
-    )
-    data.add_argument(
-        "--image_list", type=Path, metavar="FILE", help="score only the images named there, one a line"
-    )
-    data.add_argument(
-        "--allow_missing", action="store_true", help="a missing prediction file means no detection"
-    )
+    pred = f"folder of predictions (default: {predictions.name}/)"
+    option(data, "--pred -p", pred, Path, predictions, metavar="DIR")
+    option(data, "--gt -g", f"ground truth (default: {truths.name}/)", Path, truths, metavar="PATH")
+    option(data, "--image_list", "score only the images named there, one a line", Path, metavar="FILE")
+    option(data, "--allow_missing", "a missing prediction file means no detection")
     rule = parser.add_argument_group("rule")
-    rule.add_argument("--protocol", choices=(STANDARD, LEGACY), default=STANDARD, help="default: standard")
-    rule.add_argument(
-        "--iou", type=number(float, 0, 1), default=0.5, metavar="T", help="overlap of a hit (default: 0.5)"
-    )
-    rule.add_argument(
-        "--min_score", type=number(float, -(2**31)), metavar="S", help="leave out detections that score less"
-    )
+    option(rule, "--protocol", "how detections are matched", default=STANDARD, choices=(STANDARD, LEGACY))
+    option(rule, "--iou", "overlap of a hit", overlap, 0.5)
+    least = Number(float, -(2**31), metavar="SCORE")
+    option(rule, "--confidence_threshold --conf --min_score", "leave out detections that score less", least)
     output = parser.add_argument_group("output")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
-    output.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw precision-recall curves (png, svg, pdf)"
-    )
-    output.add_argument(
-        "--worst", type=number(int, 0), default=0, metavar="N", help="draw the N images that cost most AP"
-    )
-    output.add_argument("--images", type=Path, metavar="DIR", help="where the images are, for --worst")
-    output.add_argument(
-        "--worst_folder", type=Path, metavar="DIR", help="where --worst draws (default: <predictions>_worst/)"
-    )
+    option(output, "--output --json --out", "write the numbers there, as JSON", Path, metavar="FILE")
+    option(output, "--plot", "draw precision-recall curves (png, svg, pdf)", Path, metavar="FILE")
+    option(output, "--worst", "draw the N images that cost most AP", natural, 0)
+    option(output, "--images --images_dir", "folder of the images, for --worst", Path, metavar="DIR")
+    folder = "where --worst draws (default: <predictions>_worst/)"
+    option(output, "--save_folder --name", folder, Path, metavar="DIR")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UsageError for values that make no sense; fills in what depends on others."""
+    """Raises UsageError for values that make no sense, DataError where there are no predictions."""
     if not 0 < args.iou < 1:
         raise UsageError(f"--iou {args.iou:g}: expected a number between 0 and 1")
     if args.worst and args.images is None:
@@ -86,8 +88,14 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{args.pred}: no such folder of predictions; write them with test_widerface_personface.py, "
             f"or give -p DIR"
         )
-    if args.worst_folder is None:
-        args.worst_folder = args.pred.resolve().with_name(f"{args.pred.resolve().name}_worst")
+
+
+def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable, list[str]]:
+    """Truths of the images that are to be scored, their detections, and the names of missing files."""
+    if args.image_list:
+        truths = truths.take(listed_images(args.image_list, truths.images))
+    least = args.confidence_threshold
+    return truths, *load_predictions(args.pred, truths.images, least, args.allow_missing)
 
 
 def listed_images(path: Path, known: Sequence[str]) -> list[int]:
@@ -119,28 +127,27 @@ def listed_images(path: Path, known: Sequence[str]) -> list[int]:
 
 
 def load_predictions(
-    folder: Path, images: Sequence[str], min_score: float | None, allow_missing: bool
-) -> tuple[Predictions, list[str]]:
+    folder: Path, images: Sequence[str], least_score: float | None, allow_missing: bool
+) -> tuple[BoxTable, list[str]]:
     """Detections of ``images``, and the missing files; a warning names missing and doubtful ones.
 
     Raises:
         DataError: a faulty file, or missing ones without ``allow_missing``.
     """
-    predictions, report = read_predictions([prediction_path(folder, image) for image in images])
-    missing = [str(path.relative_to(folder)) for path in report.missing]
+    predictions, report = read_predictions(folder, images)
+    missing = [f"{image}.txt" for image in report.missing]
     if missing:
         _complain_missing(folder, images, missing, allow_missing)
     if report.miscounted:
-        named = ", ".join(str(path.relative_to(folder)) for path in report.miscounted[:3])
         warn(
             f"{len(report.miscounted)} prediction files do not have as many lines as they say (cut off, or "
-            f"written by the original); what is there is scored: "
-            f"{named}{', ...' if len(report.miscounted) > 3 else ''}"
+            f"written by the original); what is there is scored: {', '.join(report.miscounted[:3])}"
+            f"{', ...' if len(report.miscounted) > 3 else ''}"
         )
     if report.classless:
-        warn(f"{report.classless} prediction files have lines without a class; those count as faces")
-    if min_score is not None:
-        predictions = predictions.select(predictions.scores >= min_score)
+        warn(f"{len(report.classless)} prediction files have lines without a class; those count as faces")
+    if least_score is not None:
+        predictions = predictions.select(predictions.scores >= least_score)
     return predictions, missing
 
 
@@ -148,7 +155,9 @@ def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], a
     for name in missing[:MOST_NAMED]:
         warn(f"missing: {name}")
     if len(missing) > MOST_NAMED:
-        warn(f"missing: {len(missing) - MOST_NAMED} more files (with --allow_missing, --json names them all)")
+        warn(
+            f"missing: {len(missing) - MOST_NAMED} more files (with --allow_missing, --output names them all)"
+        )
     parents = sorted({path.rpartition("/")[0] for path in missing} - {""})
     gone = [name for name in parents if not (folder / name).is_dir()]
     if gone:
@@ -160,7 +169,13 @@ def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], a
         )
 
 
-def in_order(detections: Predictions, protocol: str) -> Predictions:
+def warn_without(kernel: object) -> None:
+    """One line on how to build a kernel, where it is not built."""
+    if kernel is None:
+        warn("the compiled kernels are not built; using NumPy. To build them: make build")
+
+
+def in_order(detections: BoxTable, protocol: str) -> BoxTable:
     """Detections of one class in the order in which they are matched: best first.
 
     Legacy keeps the order of the file. The original then counted, at each score, all detections up to the
@@ -174,12 +189,53 @@ def in_order(detections: Predictions, protocol: str) -> Predictions:
     return replace(detections, scores=scores)
 
 
-def typical_extent(predictions: Predictions) -> float:
+def typical_extent(predictions: BoxTable) -> float:
     """Median of the greater coordinate of some lower right corners: at most about 1 for normalised boxes."""
     if not len(predictions):
         return math.nan
-    some = predictions.boxes_xywh[:: max(1, len(predictions) // 10000)]
-    return float(np.median((some[:, :2] + some[:, 2:]).max(1)))
+    return float(np.median(predictions.boxes[:: max(1, len(predictions) // 10000), 2:].max(1)))
+
+
+def report(
+    args: argparse.Namespace,
+    found: dict[str, Score],
+    counts: dict[str, int],
+    table: str,
+    values: dict[str, object],
+    unit: str,
+) -> None:
+    """Prints scores, and writes and draws what the arguments ask for.
+
+    Args:
+        args: those of `add_arguments`.
+        found: scores by name of the class or subset.
+        counts: of images and detections, for the last line and the JSON.
+        table: printed below the scores; may be empty.
+        values: for the JSON, beside settings and counts.
+        unit: of the boxes, ``pixels`` or ``normalised``.
+    """
+    settings = {"protocol": args.protocol, "iou": args.iou, "min_score": args.confidence_threshold}
+    print("==================== Results ====================")
+    for name, one in found.items():
+        print(f"{name.capitalize():<6} Val AP: {one.curve.area}")
+    print("=================================================")
+    if table:
+        print(table)
+    title = f"{counts['images']} images, IoU {args.iou:g}, protocol {args.protocol}"
+    if args.confidence_threshold is not None:
+        title += f", scores from {args.confidence_threshold:g}"
+    print(f"{title}, {counts['detections']} detections")
+    if args.output:
+        write_json(args.output, {**settings, **counts, **values})
+    if args.plot:
+        from widerface_evaluate.plots import draw_curves
+
+        draw_curves(args.plot, {name: one.curve for name, one in found.items()}, title)
+    if args.worst:
+        from widerface_evaluate.plots import draw_worst_images
+
+        folder = args.save_folder or args.pred.resolve().with_name(f"{args.pred.resolve().name}_worst")
+        print(f"{draw_worst_images(folder, args.images, args.worst, found, unit)} images in {folder}")
 
 
 def write_json(path: Path, values: dict) -> None:

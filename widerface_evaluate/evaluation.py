@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,119 +23,73 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from data.config import CLASS_LABELS
-from data.predictions import Predictions
-from utils.cli import DataError, parser_of, run, warn
-from utils.evaluation.average_precision import (
-    Curve,
-    image_costs,
-    normalised,
-    score_range,
-    wider_bins,
-    wider_curve,
-)
+from data.predictions import BoxTable
+from utils.cli import DataError, option, parser_of, run, warn
+from utils.evaluation.average_precision import normalised, score_range, wider_bins, wider_curve
 from widerface_evaluate import command, matching
-from widerface_evaluate.ground_truth import WiderTruths, read_ground_truth
+from widerface_evaluate.command import Score
+from widerface_evaluate.ground_truth import read_ground_truth
 
 HERE = Path(__file__).resolve().parent
 
 
-@dataclass
-class SubsetScore:
-    """Result of one subset.
-
-    Attributes:
-        curve: at the benchmark's 1,000 scores, on the scale of the detections.
-        outcome: int8[N], of each detection: 1 hit, 0 false positive, -1 ignored.
-    """
-
-    curve: Curve
-    outcome: np.ndarray
-
-    def numbers(self) -> dict[str, float | int | None]:
-        """``ap``, number of ``faces``, and the operating point of best F1: score, precision, recall, f1."""
-        return {"ap": self.curve.area, "faces": self.curve.truths, **self.curve.best_f1()}
-
-
-def faces_of(predictions: Predictions, protocol: str = command.STANDARD) -> Predictions:
+def faces_of(predictions: BoxTable, protocol: str = command.STANDARD) -> BoxTable:
     """The faces, in the order in which they are matched."""
-    return command.in_order(predictions.select(predictions.labels == CLASS_LABELS["face"]), protocol)
+    return command.in_order(predictions.of_class(CLASS_LABELS["face"]), protocol)
 
 
-def score(faces: Predictions, truths: WiderTruths, iou: float = 0.5) -> dict[str, SubsetScore]:
-    """Scores what `faces_of` gives in every subset of ``truths``: the same images, boxes in pixels."""
-    counted = np.stack(list(truths.subsets.values()))
-    outcomes = matching.match(faces.boxes, faces.offsets, truths.boxes, truths.offsets, counted, iou)
+def score(faces: BoxTable, truths: BoxTable, iou: float = 0.5) -> dict[str, Score]:
+    """Scores what `faces_of` gives in every subset of ``truths``: the same images, boxes in pixels.
+
+    Curves are at the benchmark's 1,000 scores, on the scale of the detections.
+    """
+    outcomes = matching.match(faces, truths, np.stack(list(truths.counted.values())), iou)
     bins = wider_bins(normalised(faces.scores))
     least, greatest = score_range(faces.scores)
     result = {}
-    for name, outcome in zip(truths.subsets, outcomes, strict=True):
-        curve = wider_curve(bins, outcome, int(truths.subsets[name].sum()))
+    for (name, counted), outcome in zip(truths.counted.items(), outcomes, strict=True):
+        to_find = truths.select(counted)
+        curve = wider_curve(bins, outcome, len(to_find))
         curve = replace(curve, scores=least + curve.scores * (greatest - least))
-        result[name] = SubsetScore(curve, outcome)
+        result[name] = Score(faces, outcome, to_find, curve, {"faces": len(to_find)})
     return result
 
 
 def evaluate(
-    predictions: Predictions, truths: WiderTruths, iou: float = 0.5, protocol: str = command.STANDARD
+    predictions: BoxTable, truths: BoxTable, iou: float = 0.5, protocol: str = command.STANDARD
 ) -> dict[str, dict]:
-    """Numbers by subset (see `SubsetScore.numbers`) of detections in memory."""
+    """Numbers by subset (see `command.Score.numbers`) of detections in memory."""
     found = score(faces_of(predictions, protocol), truths, iou)
     return {name: subset.numbers() for name, subset in found.items()}
 
 
-def average_precision_by_event(
-    faces: Predictions, truths: WiderTruths, found: dict[str, SubsetScore]
-) -> dict[str, dict[str, float]]:
+def average_precision_by_event(faces: BoxTable, found: dict[str, Score]) -> dict[str, dict[str, float]]:
     """Average precision of every event and subset, with the scores stretched as for the whole set."""
     bins = wider_bins(normalised(faces.scores))
-    events = [image.rpartition("/")[0] for image in truths.images]
+    events = np.array([image.rpartition("/")[0] for image in faces.images])
     table = {}
-    for event in dict.fromkeys(events):
-        images = np.array([name == event for name in events])
+    for event in dict.fromkeys(events.tolist()):
+        images = events == event
         rows = images[faces.image_index]
-        boxes = np.repeat(images, np.diff(truths.offsets))
         table[event] = {
-            name: wider_curve(bins[rows], subset.outcome[rows], int(truths.subsets[name][boxes].sum())).area
-            for name, subset in found.items()
+            name: wider_curve(bins[rows], one.outcome[rows], int(images[one.truths.image_index].sum())).area
+            for name, one in found.items()
         }
     return table
-
-
-def draw_worst(
-    args: argparse.Namespace, faces: Predictions, truths: WiderTruths, found: dict[str, SubsetScore]
-) -> int:
-    """Draws the images that cost most in the last subset, which holds the others; returns how many."""
-    from widerface_evaluate.plots import Layer, draw_worst_images
-
-    name, subset = list(found.items())[-1]
-    counted = truths.subsets[name].astype(bool)
-    per_image = np.diff(np.concatenate([[0], np.cumsum(counted)])[truths.offsets])
-    costs = image_costs(wider_bins(normalised(faces.scores)), subset.outcome, faces.image_index, per_image)
-    threshold = subset.curve.best_f1()["score"]
-    groups = np.zeros_like(counted)
-    layer = Layer(
-        "face", faces, subset.outcome, truths.offsets, truths.boxes, counted, groups, threshold, False
-    )
-    return draw_worst_images(args.worst_folder, args.images, truths.images, costs, args.worst, [layer])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     command.add_arguments(parser, HERE / "results_widerface_150_1803txt", HERE / "ground_truth")
-    parser.add_argument("--by_event", action="store_true", help="print the table by event as well")
+    option(parser, "--by_event", "print the table by event as well")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     command.check_arguments(args)
-    matching.say_if_slow()
-    truths = read_ground_truth(args.gt)
-    if args.image_list:
-        truths = truths.take(command.listed_images(args.image_list, truths.images))
-    predictions, missing = command.load_predictions(
-        args.pred, truths.images, args.min_score, args.allow_missing
-    )
+    command.warn_without(matching.kernel)
+    truths, predictions, missing = command.load(args, read_ground_truth(args.gt))
     faces = faces_of(predictions, args.protocol)
     if len(predictions) and not len(faces):
         raise DataError(
@@ -148,33 +102,20 @@ def main(argv: list[str] | None = None) -> int:
     if not len(faces):
         warn(f"{args.pred}: no detections at all")
     found = score(faces, truths, args.iou)
-    numbers = {name: subset.numbers() for name, subset in found.items()}
-    events = average_precision_by_event(faces, truths, found) if args.by_event or args.json else {}
-
-    print("==================== Results ====================")
-    for name, values in numbers.items():
-        print(f"{name.capitalize():<6} Val AP: {values['ap']}")
-    print("=================================================")
-    print(
-        f"{len(truths.images)} images, {len(faces)} detections, IoU {args.iou:g}, protocol {args.protocol}"
-        + (f", scores from {args.min_score:g}" if args.min_score is not None else "")
+    events = average_precision_by_event(faces, found) if args.by_event or args.output else {}
+    rows = [(event, *aps.values()) for event, aps in events.items()]
+    command.report(
+        args,
+        found,
+        {"images": len(truths.images), "detections": len(faces)},
+        command.format_table(("event", *found), rows) if args.by_event else "",
+        {
+            "subsets": {name: one.numbers() for name, one in found.items()},
+            "missing": missing,
+            "by_event": events,
+        },
+        "pixels",
     )
-    if args.by_event:
-        rows = [(event, *aps.values()) for event, aps in events.items()]
-        print(command.format_table(("event", *numbers), rows))
-    if args.json:
-        settings = {"protocol": args.protocol, "iou": args.iou, "min_score": args.min_score}
-        counts = {"images": len(truths.images), "detections": len(faces)}
-        lists = {"missing": missing, "by_event": events}
-        command.write_json(args.json, {**settings, **counts, "subsets": numbers, **lists})
-    if args.plot:
-        from widerface_evaluate.plots import draw_curves
-
-        draw_curves(
-            args.plot, {name: subset.curve for name, subset in found.items()}, f"WIDER FACE, IoU {args.iou:g}"
-        )
-    if args.worst:
-        print(f"{draw_worst(args, faces, truths, found)} images in {args.worst_folder}")
     return 0
 
 

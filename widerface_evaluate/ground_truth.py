@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.predictions import corners, offsets_of
+from data.config import CLASS_LABELS
+from data.predictions import BoxTable
+from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, warn
 from utils.image_names import image_key
 
@@ -19,41 +20,7 @@ if TYPE_CHECKING:
 SUBSETS = ("easy", "medium", "hard")
 
 
-@dataclass
-class WiderTruths:
-    """Faces of many images, those of image i in rows ``offsets[i]:offsets[i + 1]``.
-
-    Attributes:
-        images: ``event/name`` of each image.
-        offsets: int64[I + 1], ascending from 0 to G.
-        boxes_xywh: float64[G, 4], pixels.
-        subsets: by name, uint8[G]: whether a face counts in the subset; else it is ignored there.
-    """
-
-    images: list[str]
-    offsets: np.ndarray
-    boxes_xywh: np.ndarray
-    subsets: dict[str, np.ndarray]
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """float64[G, 4]: x1 y1 x2 y2."""
-        return corners(self.boxes_xywh)
-
-    def take(self, images: list[int]) -> WiderTruths:
-        """The images at some indices, in that order."""
-        rows = np.concatenate(
-            [np.zeros(0, np.int64), *(np.arange(self.offsets[i], self.offsets[i + 1]) for i in images)]
-        )
-        return WiderTruths(
-            [self.images[i] for i in images],
-            offsets_of(np.diff(self.offsets)[images]),
-            self.boxes_xywh[rows],
-            {name: counted[rows] for name, counted in self.subsets.items()},
-        )
-
-
-def read_ground_truth(path: Path) -> WiderTruths:
+def read_ground_truth(path: Path) -> BoxTable:
     """Reads a folder with the four .mat files, or a ``wider_face_*_bbx_gt.txt``.
 
     Raises:
@@ -69,10 +36,9 @@ def read_ground_truth(path: Path) -> WiderTruths:
     )
 
 
-def _read_mat_files(folder: Path) -> WiderTruths:
+def _read_mat_files(folder: Path) -> BoxTable:
     images, boxes = _load(folder / "wider_face_val.mat", _images_and_boxes)
-    offsets = offsets_of(map(len, boxes))
-    subsets = {}
+    truths = _faces(images, boxes)
     for name in SUBSETS:
         path = folder / f"wider_{name}_val.mat"
         indices = _load(path, _indices)
@@ -80,12 +46,17 @@ def _read_mat_files(folder: Path) -> WiderTruths:
             raise DataError(
                 f"{path}: found {len(indices)} images; expected {len(boxes)} as in wider_face_val.mat"
             )
-        subsets[name] = np.zeros(offsets[-1], np.uint8)
-        for image, start, index, box in zip(images, offsets[:-1], indices, boxes, strict=True):
+        truths.counted[name] = np.zeros(len(truths), bool)
+        for image, start, index, box in zip(images, truths.offsets[:-1], indices, boxes, strict=True):
             if ((index < 1) | (index > len(box))).any():
                 raise DataError(f"{path}: found face {index.max()} of {image}, which has {len(box)}")
-            subsets[name][start + index - 1] = 1
-    return WiderTruths(images, offsets, np.concatenate(boxes), subsets)
+            truths.counted[name][start + index - 1] = True
+    return truths
+
+
+def _faces(images: list[str], boxes_xywh: list[np.ndarray]) -> BoxTable:
+    labels = [np.full(len(box), CLASS_LABELS["face"]) for box in boxes_xywh]
+    return BoxTable.from_images(images, map(xywh_to_xyxy, boxes_xywh), labels)
 
 
 def _images_and_boxes(content: dict[str, np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
@@ -124,7 +95,7 @@ def _load(path: Path, read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
         ) from None
 
 
-def _read_text(path: Path) -> WiderTruths:
+def _read_text(path: Path) -> BoxTable:
     """One subset, "all": every face but those marked invalid, which are ignored."""
     from data.wider_text import read_wider_text
 
@@ -150,9 +121,6 @@ def _read_text(path: Path) -> WiderTruths:
     if flat:
         warn(f"{path}: {flat} faces without width or height are left out")
     pairs = list(zip(images.values(), kept, strict=True))
-    return WiderTruths(
-        list(images),
-        offsets_of(int(keep.sum()) for keep in kept),
-        np.concatenate([image.boxes_xywh[keep] for image, keep in pairs]),
-        {"all": np.concatenate([~image.invalid[keep] for image, keep in pairs]).astype(np.uint8)},
-    )
+    truths = _faces(list(images), [image.boxes_xywh[keep] for image, keep in pairs])
+    truths.counted["all"] = np.concatenate([~image.invalid[keep] for image, keep in pairs])
+    return truths

@@ -1,56 +1,41 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Matching by WIDER FACE's rule; `widerface_evaluate.matching` says what it is and has it in NumPy."""
+"""The truth that each detection overlaps most; `widerface_evaluate.matching` has the same in NumPy."""
 
 import numpy as np
 
-from libc.stdint cimport int8_t, int64_t, uint8_t
+from libc.stdint cimport int64_t
 
-from utils.evaluation.iou cimport iou
-
-
-cdef inline double area(const double* box) noexcept nogil:
-    return (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
+from utils.evaluation.iou cimport area, intersection
 
 
-def match(
+def best_overlaps(
     const double[:, ::1] boxes,
     const int64_t[::1] offsets,
     const double[:, ::1] truths,
     const int64_t[::1] truth_offsets,
-    const uint8_t[:, ::1] counted,
-    double iou_threshold,
+    double plus,
+    bint inside,
 ):
-    cdef int64_t subsets = counted.shape[0], image, row, truth, best, subset
-    cdef double overlap, best_overlap, box_area
-    result = np.zeros((subsets, boxes.shape[0]), np.int8)
-    cdef int8_t[:, ::1] outcome = result
-    cdef uint8_t[:, ::1] found = np.zeros((subsets, truths.shape[0]), np.uint8)
+    cdef int64_t image, row, truth
+    cdef double shared, overlap, box_area
+    result = np.full(boxes.shape[0], -1, np.int64), np.zeros(boxes.shape[0])
+    cdef int64_t[::1] best = result[0]
+    cdef double[::1] best_overlap = result[1]
     cdef double[::1] areas = np.empty(truths.shape[0])
-    if boxes.shape[0] == 0:
+    if boxes.shape[0] == 0 or truths.shape[0] == 0:
         return result
     with nogil:
         for truth in range(truths.shape[0]):
-            areas[truth] = area(&truths[truth, 0])
+            areas[truth] = area(&truths[truth, 0], plus)
         for image in range(offsets.shape[0] - 1):
             for row in range(offsets[image], offsets[image + 1]):
-                if truth_offsets[image] == truth_offsets[image + 1]:
-                    for subset in range(subsets):
-                        outcome[subset, row] = -1
-                    continue
-                best_overlap = -1
-                best = 0
-                box_area = area(&boxes[row, 0])
+                box_area = area(&boxes[row, 0], plus)
                 for truth in range(truth_offsets[image], truth_offsets[image + 1]):
-                    overlap = iou(&boxes[row, 0], box_area, &truths[truth, 0], areas[truth], 1)
-                    if overlap > best_overlap:
-                        best_overlap = overlap
-                        best = truth
-                if best_overlap < iou_threshold:
-                    continue
-                for subset in range(subsets):
-                    if not counted[subset, best]:
-                        outcome[subset, row] = -1
-                    elif not found[subset, best]:
-                        found[subset, best] = 1
-                        outcome[subset, row] = 1
+                    overlap = 0
+                    shared = intersection(&boxes[row, 0], &truths[truth, 0], plus)
+                    if shared > 0:
+                        overlap = shared / (box_area if inside else box_area + areas[truth] - shared)
+                    if best[row] < 0 or overlap > best_overlap[row]:
+                        best_overlap[row] = overlap
+                        best[row] = truth
     return result

@@ -1,82 +1,98 @@
-"""WIDER FACE's matching rule: compiled where `setup.py` has been run, else in NumPy.
-
-Each detection, best score first, looks only at the box it overlaps most (the first of equals), with the
-pixel convention: widths and heights are one more than the difference of the corners. At or above the
-threshold it is ignored if the box does not count in the subset; a hit if it is the first to find the box;
-else a false positive, as are second hits and those that overlap nothing. Images without a box are left out.
-"""
+"""WIDER FACE's matching rule, over the truth that each detection overlaps most."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from utils.cli import warn
-from utils.evaluation.overlaps import intersections, pieces
+from data.predictions import BoxTable
+from utils.box_utils import areas, divide, intersections, ious
 
 try:
-    from widerface_evaluate.kernel import match as match_compiled
+    from widerface_evaluate import kernel
 except ImportError:
-    match_compiled = None
+    kernel = None
 
-
-def say_if_slow() -> None:
-    """One line on how to build the kernels, where they are not built."""
-    if match_compiled is None:
-        warn("the compiled kernels are not built; using NumPy. To build them: make build")
+#: Pairs of boxes that NumPy looks at together: it bounds memory whatever an image holds.
+PIECE = 1 << 18
 
 
 def match(
-    boxes: np.ndarray,
-    offsets: np.ndarray,
-    truths: np.ndarray,
-    truth_offsets: np.ndarray,
-    counted: np.ndarray,
-    iou_threshold: float,
+    detections: BoxTable, truths: BoxTable, counted: np.ndarray, iou: float, plus: float = 1
 ) -> np.ndarray:
-    """Outcome of every detection in every subset.
+    """Outcome of every detection by WIDER FACE's rule.
+
+    Each detection, best score first, looks only at the truth it overlaps most (the first of equals), with
+    the pixel convention. At or above the threshold it is ignored if that truth does not count; a hit if it
+    is the first to find it; else a false positive, as are second hits and those that overlap nothing. In
+    images without a truth all are ignored.
 
     Args:
-        boxes: float64[N, 4], detections of all images, x1 y1 x2 y2, within an image by descending score.
-        offsets: int64[I + 1], where the detections of each image begin.
-        truths: float64[G, 4], x1 y1 x2 y2.
-        truth_offsets: int64[I + 1].
-        counted: uint8[S, G], whether a box counts in a subset.
-        iou_threshold: least overlap of a hit.
+        detections: within an image in the order in which they are matched.
+        truths: of the same images.
+        counted: bool[S, G], whether a truth counts in a subset.
+        iou: least overlap of a hit.
+        plus: added to widths and heights: 1 is the pixel convention.
 
     Returns:
         int8[S, N]: 1 hit, 0 false positive, -1 ignored.
     """
-    rule = match_compiled or match_numpy
-    return rule(boxes, offsets, truths, truth_offsets, counted, iou_threshold)
+    best, overlap = best_overlaps(detections, truths, plus)
+    outcome = np.zeros((len(counted), len(detections)), np.int8)
+    outcome[:, best < 0] = -1
+    near = np.flatnonzero((best >= 0) & (overlap >= iou))
+    for subset, counts in zip(outcome, counted, strict=True):
+        to_find = counts[best[near]].astype(bool)
+        subset[near[~to_find]] = -1
+        subset[firsts(near[to_find], best, len(truths))] = 1
+    return outcome
 
 
-def match_numpy(
+def firsts(rows: np.ndarray, best: np.ndarray, truths: int) -> np.ndarray:
+    """Those of ``rows``, ascending, that are the first with their truth ``best[row]`` of so many truths."""
+    first = np.full(truths, -1)
+    first[best[rows[::-1]]] = rows[::-1]  # of equal indices the last assignment stays
+    return first[first >= 0]
+
+
+def best_overlaps(
+    detections: BoxTable, truths: BoxTable, plus: float = 0, inside: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The truth of its image that each detection overlaps most, the first of equals.
+
+    Args:
+        detections, truths: of the same images.
+        plus: added to widths and heights.
+        inside: overlap is the share of the detection's own area, not intersection over union.
+
+    Returns:
+        int64[N], rows of ``truths``, -1 where the image has none, and float64[N], the overlap.
+    """
+    find = kernel.best_overlaps if kernel else best_overlaps_numpy
+    return find(detections.boxes, detections.offsets, truths.boxes, truths.offsets, plus, inside)
+
+
+def best_overlaps_numpy(
     boxes: np.ndarray,
     offsets: np.ndarray,
     truths: np.ndarray,
     truth_offsets: np.ndarray,
-    counted: np.ndarray,
-    iou_threshold: float,
-) -> np.ndarray:
-    """`match` in NumPy; memory does not grow with the detections of an image."""
-    outcome = np.zeros((len(counted), len(boxes)), np.int8)
-    areas, truth_areas = ((b[:, 2] - b[:, 0] + 1) * (b[:, 3] - b[:, 1] + 1) for b in (boxes, truths))
-    for image in range(len(offsets) - 1):
+    plus: float,
+    inside: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`best_overlaps` where the kernel is not built."""
+    best, best_overlap = np.full(len(boxes), -1), np.zeros(len(boxes))
+    for image in np.flatnonzero(np.diff(truth_offsets)):
         first, last = truth_offsets[image : image + 2]
-        if first == last:
-            outcome[:, offsets[image] : offsets[image + 1]] = -1
-            continue
-        found = np.zeros((len(counted), last - first), bool)
-        for start, end in pieces(offsets[image], offsets[image + 1], last - first):
-            shared = intersections(boxes[start:end], truths[first:last], 1)
-            overlaps = shared / (areas[start:end, None] + truth_areas[first:last] - shared)
-            best = overlaps.argmax(1)
-            near = np.flatnonzero(overlaps.max(1) >= iou_threshold)
-            for subset in range(len(counted)):
-                counts = counted[subset, first + best[near]].astype(bool)
-                outcome[subset, start + near[~counts]] = -1
-                boxes_hit, earliest = np.unique(best[near[counts]], return_index=True)
-                new = ~found[subset, boxes_hit]
-                outcome[subset, start + near[counts][earliest[new]]] = 1
-                found[subset, boxes_hit] = True
-    return outcome
+        step = max(1, PIECE // (last - first))
+        for start in range(offsets[image], offsets[image + 1], step):
+            rows = slice(start, min(start + step, offsets[image + 1]))
+            overlaps = (insides if inside else ious)(boxes[rows], truths[first:last], plus)
+            best[rows] = first + overlaps.argmax(1)
+            best_overlap[rows] = overlaps.max(1)
+    return best, best_overlap
+
+
+def insides(boxes: np.ndarray, others: np.ndarray, plus: float = 0) -> np.ndarray:
+    """float64[n, g]: share of the area of each of ``boxes`` that lies in each of ``others``."""
+    shared = intersections(boxes, others, plus)
+    return divide(shared, np.broadcast_to(areas(boxes, plus)[:, None], shared.shape))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from data.predictions import Predictions
+from utils.box_utils import intersections, ious
 from utils.cli import DataError, warn
 from utils.draw import draw_boxes
-from utils.evaluation.average_precision import Curve
-from utils.evaluation.overlaps import divide, intersections
+from utils.evaluation.average_precision import Curve, image_costs, normalised, wider_bins
 from utils.image_names import IMAGE_SUFFIXES
 from utils.images import read_image, write_figure, write_image
+from widerface_evaluate.command import Score
 
 #: BGR; told apart by colour-blind eyes too (Okabe and Ito).
 FOUND, HIT, MISSED, FALSE = (233, 180, 86), (115, 158, 0), (0, 94, 213), (66, 228, 240)
@@ -47,47 +45,23 @@ def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
     write_figure(path, figure, 150)
 
 
-@dataclass
-class Layer:
-    """Boxes of one class for `draw_worst_images`.
-
-    Attributes:
-        name: of the class.
-        detections: of all images, best first.
-        outcome: int8[N], of each: 1 hit, 0 false positive, -1 ignored.
-        truth_offsets: int64[I + 1].
-        truths: float64[G, 4], x1 y1 x2 y2, in the unit of the detections.
-        counted: bool[G], boxes to be found; others are not drawn.
-        group_of: bool[G], boxes that enclose a group.
-        threshold: detections that score less are not drawn; None draws none.
-        normalised: whether coordinates are divided by the image's width and height.
-    """
-
-    name: str
-    detections: Predictions
-    outcome: np.ndarray
-    truth_offsets: np.ndarray
-    truths: np.ndarray
-    counted: np.ndarray
-    group_of: np.ndarray
-    threshold: float | None
-    normalised: bool
-
-
-def draw_worst_images(
-    folder: Path, images: Path, names: Sequence[str], costs: np.ndarray, most: int, layers: Sequence[Layer]
-) -> int:
-    """Draws the ``most`` images of greatest cost, numbered from the worst; returns how many were drawn.
+def draw_worst_images(folder: Path, images: Path, most: int, found: dict[str, Score], unit: str) -> int:
+    """Draws the ``most`` images that cost most average precision, summed over the classes, from the worst.
 
     Args:
         folder: where to write ``001_<image>.jpg`` and so on.
         images: folder of the images.
-        names: key of each image.
-        costs: float64[I], average precision that each image costs.
-        layers: one a class.
+        most: images that cost nothing, and those that cannot be read, are not drawn.
+        found: scores by name of the class; those of subsets of one class: the last holds the others.
+        unit: of the boxes, ``pixels`` or ``normalised``.
 
-    Images that cannot be read are named and passed over; those that cost nothing are not drawn.
+    Returns:
+        How many were drawn.
     """
+    if unit == "pixels":
+        found = {"face": list(found.values())[-1]}
+    names = next(iter(found.values())).detections.images
+    costs = sum(image_costs_of(one) for one in found.values())
     drawn = 0
     order = np.argsort(-costs, kind="stable")[:most]
     for rank, image in enumerate(order[costs[order] > 0], 1):
@@ -97,11 +71,16 @@ def draw_worst_images(
             warn(str(error))
             continue
         text = f"#{rank}  {names[image]}  costs {costs[image]:.5f} AP"
-        write_image(
-            folder / f"{rank:03d}_{names[image].replace('/', '_')}.jpg", _draw(canvas, image, layers, text)
-        )
+        path = folder / f"{rank:03d}_{names[image].replace('/', '_')}.jpg"
+        write_image(path, _draw(canvas, image, found, text, unit))
         drawn += 1
     return drawn
+
+
+def image_costs_of(one: Score) -> np.ndarray:
+    """float64[I]: average precision that each image costs."""
+    bins = wider_bins(normalised(one.detections.scores))
+    return image_costs(bins, one.outcome, one.detections.image_index, np.diff(one.truths.offsets))
 
 
 def _find(images: Path, name: str) -> Path:
@@ -113,28 +92,28 @@ def _find(images: Path, name: str) -> Path:
     return images / f"{name}.jpg"
 
 
-def _draw(canvas: np.ndarray, image: int, layers: Sequence[Layer], text: str) -> np.ndarray:
+def _draw(canvas: np.ndarray, image: int, found: dict[str, Score], text: str, unit: str) -> np.ndarray:
     """The image with its boxes, over a strip that explains the colours."""
-    boxes, texts, colours = [np.zeros((0, 4))], [], []
-    height, width = canvas.shape[:2]
-    for layer in layers:
-        scale = (width, height, width, height) if layer.normalised else (1, 1, 1, 1)
-        at = slice(*layer.detections.offsets[image : image + 2])
-        here = slice(*layer.truth_offsets[image : image + 2])
-        shown = np.zeros(at.stop - at.start, bool)
-        if layer.threshold is not None:
-            shown = (layer.detections.scores[at] >= layer.threshold) & (layer.outcome[at] >= 0)
-        detections, truths = layer.detections.boxes[at][shown], layer.truths[here]
-        hit = layer.outcome[at][shown] == 1
-        counted = layer.counted[here]
-        found = found_boxes(detections[hit], truths, layer.group_of[here])
-        boxes += [truths[counted] * scale, detections * scale]
-        texts += ["" if one else layer.name for one in found[counted]]
-        texts += [f"{layer.name} {score:.2f}" for score in layer.detections.scores[at][shown]]
-        colours += [FOUND if one else MISSED for one in found[counted]]
-        colours += [HIT if one else FALSE for one in hit]
-    cuts = ", ".join(f"{one.name} from {one.threshold:.3f}" for one in layers if one.threshold is not None)
-    strip = _strip(width, [text, f"score of best F1: {cuts}"] if cuts else [text])
+    boxes, texts, colours, cuts = [np.zeros((0, 4))], [], [], []
+    scale = np.tile(canvas.shape[1::-1], 2) if unit == "normalised" else 1
+    for name, one in found.items():
+        threshold = one.curve.best_f1()["score"]
+        rows, here = (slice(*table.offsets[image : image + 2]) for table in (one.detections, one.truths))
+        scores, outcome = one.detections.scores[rows], one.outcome[rows]
+        shown = np.zeros(len(scores), bool)
+        if threshold is not None:
+            shown = (scores >= threshold) & (outcome >= 0)
+            cuts.append(f"{name} from {threshold:.3f}")
+        detections, hit = one.detections.boxes[rows][shown], outcome[shown] == 1
+        truths = one.truths.boxes[here]
+        group_of = np.zeros(len(truths), bool) if one.truths.group_of is None else one.truths.group_of[here]
+        reached = found_boxes(detections[hit], truths, group_of)
+        boxes += [truths * scale, detections * scale]
+        texts += ["" if yes else name for yes in reached]
+        texts += [f"{name} {score:.2f}" for score in scores[shown]]
+        colours += [FOUND if yes else MISSED for yes in reached]
+        colours += [HIT if yes else FALSE for yes in hit]
+    strip = _strip(canvas.shape[1], [text, f"score of best F1: {', '.join(cuts)}"] if cuts else [text])
     corners = np.concatenate(boxes)
     small = (corners[:, 2:] - corners[:, :2]).min(1) < LEAST_CAPTIONED
     texts = ["" if hidden else caption for hidden, caption in zip(small, texts, strict=True)]
@@ -142,17 +121,16 @@ def _draw(canvas: np.ndarray, image: int, layers: Sequence[Layer], text: str) ->
 
 
 def found_boxes(hits: np.ndarray, truths: np.ndarray, group_of: np.ndarray) -> np.ndarray:
-    """bool[G]: which boxes of an image the hits, best first, have found: the one they overlap most.
+    """bool[G]: which truths of an image the hits, best first, have found: the one they overlap most.
 
     Where that one is taken, the hit was on the group-of box that holds most of it.
     """
     found = np.zeros(len(truths), bool)
     if not len(truths):
         return found
-    shared = intersections(hits, truths, 0)
-    areas, truth_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (hits, truths))
-    overlaps = divide(shared, areas[:, None] + truth_areas - shared)
-    for overlap, inside in zip(np.where(group_of, -1, overlaps), np.where(group_of, shared, -1), strict=True):
+    overlaps = np.where(group_of, -1, ious(hits, truths))
+    shared = np.where(group_of, intersections(hits, truths), -1)
+    for overlap, inside in zip(overlaps, shared, strict=True):
         single = overlap.argmax()
         if group_of.any() and (overlap[single] <= 0 or found[single]):
             single = inside.argmax()

@@ -20,7 +20,7 @@ import pytest
 from convert_to_onnx import LIMITS
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import CLASS_LABELS
-from data.predictions import Predictions, prediction_path, read_predictions
+from data.predictions import BoxTable, read_predictions
 from models.arguments import DEFAULT_WEIGHTS
 from tests.conftest import REPOSITORY
 from tests.e2e.scenes import HEIGHT, WIDTH, make_scenes, serve, write_open_images, write_wider
@@ -233,18 +233,18 @@ def test_training_learns(runs):
     assert all(0.5 < last[name] <= 1 for name in ("ap_face", "ap_person"))
 
 
-def read_dump(folder: Path) -> dict[str, Predictions]:
+def read_dump(folder: Path) -> dict[str, BoxTable]:
     """Detections by image, of the text files below a folder."""
     keys = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.txt"))]
     found = {}
     for key in keys:
-        found[key], report = read_predictions([prediction_path(folder, key)])
+        found[key], report = read_predictions(folder, [key])
         assert not report.miscounted and not report.classless
     return found
 
 
 def scores(evaluator: str, predictions: Path, truth: Path) -> dict:
-    """``--json`` of an evaluator that is started in its own folder."""
+    """``--output`` of an evaluator that is started in its own folder."""
     numbers = predictions.with_suffix(".json")
     command = "evaluation.py", "-p", predictions, "-g", truth, "--json", numbers
     (printed,) = together(command, folder=REPOSITORY / evaluator)

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from data.predictions import Detections
-from models.arguments import add_weights_arguments, parser_of, weights_path
+from models.arguments import add_weights_arguments, weights_path
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize, Thresholds
 from models.onnx_export import INPUT, Suppression, export
 from models.onnx_network import is_onnx, open_session
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
-from utils.cli import OK, DataError, UsageError, number, run
+from utils.cli import OK, DataError, UsageError, number, parser_of, run
 from utils.files import atomic_path
 from utils.image_names import images_below
 from utils.images import read_image

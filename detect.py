@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
-from itertools import count
+from collections.abc import Callable
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -27,14 +27,27 @@ from tqdm import tqdm
 
 from data.config import CLASS_LABELS, CLASS_NAMES
 from data.predictions import Detections, draw_detections, write_prediction
-from models.arguments import add_detection_arguments, add_network_arguments, build_detector, parser_of
-from models.detector import Detector, InputSize, batches, detect_batch, try_to_read
-from utils.cli import BAD_DATA, OK, DataError, UsageError, number, report, run
-from utils.files import atomic_path, output_path, write_text
-from utils.images import write_image
+from models.arguments import add_detection_arguments, add_network_arguments, build_detector
+from models.detector import Detector, InputSize, detect_images
+from utils.cli import (
+    BAD_DATA,
+    OK,
+    DataError,
+    UsageError,
+    count,
+    option,
+    parser_of,
+    pixels,
+    report,
+    run,
+    score,
+)
+from utils.files import output_path, write_text
+from utils.images import read_image, write_image
 from utils.inputs import Source, expand_inputs, sample_photos
-from utils.stopwatch import Stopwatch
-from utils.threads import Behind, iterate_ahead, iterate_latest, map_ahead
+from utils.processes import keep_freed_memory
+from utils.threads import Stopwatch, background_thread, iterate_ahead, iterate_latest
+from utils.video import Stopped, check_display, frames, show, video_file
 
 #: Frame rate of a video whose source does not tell its own.
 DEFAULT_FRAME_RATE = 25.0
@@ -45,34 +58,24 @@ STAGES = ("read", "preprocess", "network", "postprocess", "draw", "write")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument(
+    option(
+        parser,
         "inputs",
+        "images, folders (searched to the bottom), globs, .txt lists with one image a line, videos, "
+        "a camera's number or a stream's address (default: sample photos of installed packages)",
         nargs="*",
         metavar="INPUT",
-        help="images, folders (searched to the bottom), globs, .txt lists with one image a line, videos, "
-        "a camera's number or a stream's address (default: sample photos of installed packages)",
     )
     add_network_arguments(parser)
     add_detection_arguments(parser)
     group = parser.add_argument_group("input")
-    group.add_argument(
-        "--long_side",
-        type=number(int, 1, 2**16),
-        metavar="PIXELS",
-        help="resize to this longer side (default: keep)",
-    )
-    group.add_argument(
-        "--batch_size", type=number(int, 1), default=1, metavar="N", help="images or frames a forward pass"
-    )
-    group.add_argument(
-        "--realtime",
-        action="store_true",
-        help="play videos at their own pace and leave out the frames that there is no time for",
+    option(group, "--long_side --imgsz", "resize to this longer side (default: keep)", pixels)
+    option(group, "--batch_size --batch", "images or frames that go through the network together", count, 1)
+    option(
+        group, "--realtime", "play videos at their own pace and leave out frames that there is no time for"
     )
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--save_folder", default="detections", metavar="DIR", help="where everything is written"
-    )
+    option(group, "--save_folder --name", "where everything is written", Path, "detections", metavar="DIR")
     group.add_argument(
         "-s",
         "--save_image",
@@ -80,21 +83,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=True,
         help="annotated images and videos (default: yes)",
     )
-    group.add_argument(
-        "--vis_thres",
-        type=number(float, 0, 1),
-        default=0.5,
-        metavar="S",
-        help="least score that is drawn or cropped",
-    )
-    group.add_argument("--save_json", metavar="FILE", help="all detections as one COCO-style file")
-    group.add_argument(
-        "--save_txt", action="store_true", help="all detections as labels/<name>.txt: x y w h score class"
-    )
-    group.add_argument(
-        "--save_crops", action="store_true", help="cut-outs as crops/<class>/<name>_<number>.jpg"
-    )
-    group.add_argument("--show", action="store_true", help="show in a window; a key goes on, q ends")
+    option(group, "--vis_thres", "least score that is drawn, cropped or counted", score, 0.5)
+    option(group, "--save_json", "all detections as one COCO-style file", Path, metavar="FILE")
+    option(group, "--save_txt", "all detections as labels/<name>.txt: x y w h score class")
+    option(group, "--save_crops", "cut-outs as crops/<class>/<name>_<number>.jpg")
+    option(group, "--show", "show in a window; a key goes on, q ends")
     args = parser.parse_args(argv)
     if args.realtime and args.batch_size > 1:
         parser.error(f"--realtime: takes one frame at a time, --batch_size is {args.batch_size}")
@@ -103,25 +96,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    input_size = InputSize(args.long_side)
     sources, faults = expand_inputs(args.inputs or sample_photos())
-    results = Results(args)
     for fault in faults:
-        results.fault(fault)
+        report(fault)
     if not sources:
         return BAD_DATA
-    check_output(args, sources)
-    detector = build_detector(args, input_size)
+    if args.save_json:
+        output_path(args.save_json)
+    if args.save_image:
+        check_no_input_is_written_over(sources, args.save_folder)
+    if args.show:
+        check_display()
+    keep_freed_memory()
+    detector = build_detector(args, InputSize(args.long_side))
+    results = Results(
+        folder=args.save_folder,
+        save_image=args.save_image,
+        save_txt=args.save_txt,
+        save_crops=args.save_crops,
+        save_json=args.save_json,
+        show=args.show,
+        least_visible=args.vis_thres,
+        stopwatch=detector.stopwatch,
+        faults=len(faults),
+        dropped=0 if args.realtime else None,
+    )
     interruption = None
     start = time.perf_counter()
     try:
         images = [source for source in sources if source.kind == "image"]
-        with Behind() as behind:
-            detect_images(detector, images, results, behind, args)
+        detect_in_images(detector, images, results, args.batch_size)
         for source in sources:
             if source.kind != "image":
                 try:
-                    detect_video(detector, source, results, args)
+                    detect_in_video(detector, source, results, args.batch_size, args.realtime)
                 except DataError as error:  # it cannot be written
                     results.fault(error)
     except Stopped:
@@ -130,139 +138,142 @@ def main(argv: list[str] | None = None) -> int:
         interruption = stop
     finally:
         seconds = time.perf_counter() - start
-        results.close()
-    print(results.summary(seconds, detector.stopwatch) + (" (interrupted)" if interruption else ""))
+        results.write_json()
+    print(results.summary(seconds, detector.classes) + (" (interrupted)" if interruption else ""))
     if interruption:
         raise interruption
     return BAD_DATA if results.faults else OK
 
 
-def check_output(args: argparse.Namespace, sources: list[Source]) -> None:
-    """Whether the run can give its output.
-
-    Raises:
-        UsageError: an input would be written over, or a window is asked for without a display.
-        DataError: the file of the detections cannot be one.
-    """
-    if args.save_json:
-        output_path(args.save_json)
-    for source in sources if args.save_image else ():
-        path = Path(args.save_folder) / source.output
+def check_no_input_is_written_over(sources: list[Source], folder: Path) -> None:
+    """Raises UsageError where an annotated copy in ``folder`` would replace its original."""
+    for source in sources:
+        path = folder / source.output
         if os.path.exists(path) and os.path.exists(source.path) and path.samefile(source.path):  # noqa: PTH110
             raise UsageError(
                 f"{path} would be written over by its annotated copy; give another --save_folder"
             )
-    if (
-        args.show
-        and sys.platform.startswith("linux")
-        and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
-    ):
-        raise UsageError("--show: there is no display here (DISPLAY is not set)")
 
 
-class Stopped(Exception):
-    """The person closed the window."""
-
-
+@dataclass
 class Results:
-    """Everything that is written of the detections, but for the annotated images and videos."""
+    """Writes and shows what is found, and counts it.
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.folder = Path(args.save_folder)
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        self.counts: Counter[int] = Counter()
-        self.faults = self.dropped = 0
+    Attributes:
+        folder: where everything is written but the JSON file.
+        save_image, save_txt, save_crops: what is written there.
+        save_json: COCO-style file of all detections, or None.
+        show: whether images and frames are shown in a window.
+        least_visible: least score that is drawn, cropped or counted.
+        stopwatch: the detector's; drawing and writing are added to it.
+        faults: inputs that gave nothing.
+        dropped: frames left out in real time; None where that cannot be.
+    """
+
+    folder: Path
+    save_image: bool
+    save_txt: bool
+    save_crops: bool
+    save_json: Path | None
+    show: bool
+    least_visible: float
+    stopwatch: Stopwatch
+    faults: int = 0
+    dropped: int | None = None
+    images: list[dict] = field(default_factory=list)
+    annotations: list[dict] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
 
     def fault(self, message: object) -> None:
         """Reports an input that gave nothing; the others go on."""
         self.faults += 1
         report(message)
 
-    def add(
-        self, file_name: str, output: Path, image: np.ndarray, found: Detections, frame: int | None = None
-    ) -> None:
-        """Keeps the detections of one image or frame, and writes text and cut-outs where asked for."""
+    def add(self, source: Source, image: np.ndarray, found: Detections, frame: int | None = None) -> None:
+        """Counts and keeps the detections of one image or frame, and shows them where asked for."""
         height, width = image.shape[:2]
-        entry = {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height}
+        entry = {"id": len(self.images) + 1, "file_name": source.path, "width": width, "height": height}
         self.images.append(entry if frame is None else {**entry, "frame": frame})
-        visible = found.above(self.args.vis_thres)
-        self.counts.update(visible.labels.tolist())
-        if self.args.save_json:
+        self.counts.update(found.above(self.least_visible).labels.tolist())
+        if self.save_json:
             self.annotations += coco_annotations(found, entry["id"], len(self.annotations) + 1)
-        name = output.with_suffix("") if frame is None else output.with_suffix("") / f"{frame:06d}"
+        if self.show:
+            show(self.annotate(image, found), wait=0 if frame is None else 1)
+
+    def annotate(self, image: np.ndarray, found: Detections) -> np.ndarray:
+        """A copy of ``image`` with what is visible of ``found``."""
+        visible = found.above(self.least_visible)
+        with self.stopwatch("draw"):
+            return draw_detections(image, visible.boxes, visible.scores, visible.labels)
+
+    def write(
+        self,
+        name: Path,
+        image: np.ndarray,
+        found: Detections,
+        write: Callable[[np.ndarray], object],
+        times: int = 1,
+    ) -> None:
+        """Writes text and cut-outs under ``name``, and by ``write`` an annotated copy, ``times`` times."""
         try:
-            if self.args.save_txt:
+            if self.save_txt:
                 path = self.folder / "labels" / name.with_name(f"{name.name}.txt")
                 write_prediction(path, name.name, found.boxes_xywh, found.scores, found.labels)
-            if self.args.save_crops:
-                save_crops(self.folder / "crops", name, image, visible)
+            if self.save_crops:
+                save_crops(self.folder / "crops", name, image, found.above(self.least_visible))
+            if self.save_image:
+                annotated = self.annotate(image, found)
+                with self.stopwatch("write"):
+                    for _ in range(times):
+                        write(annotated)
         except DataError as error:  # e.g. a name that is too long with what is added to it
             self.fault(error)
 
-    def close(self) -> None:
-        if self.args.save_json:
+    def write_json(self) -> None:
+        """Writes all detections, where asked for."""
+        if self.save_json:
             categories = [{"id": label, "name": name} for label, name in CLASS_NAMES.items()]
             content = {"images": self.images, "categories": categories, "annotations": self.annotations}
-            write_text(self.args.save_json, json.dumps(content))
+            write_text(self.save_json, json.dumps(content))
 
-    def summary(self, seconds: float, stopwatch: Stopwatch) -> str:
+    def summary(self, seconds: float, classes: tuple[str, ...]) -> str:
         """The last line: what was found, how fast and where the time went (stages overlap), where it is."""
-        found = ", ".join(
-            f"{self.counts[label]} {name}{'' if self.counts[label] == 1 else 's'}"
-            for name, label in CLASS_LABELS.items()
-            if name in (self.args.classes or CLASS_LABELS)
-        )
-        images = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
-        stages = ", ".join(
-            f"{stage} {stopwatch.seconds[stage] / max(len(self.images), 1) * 1e3:.1f}"
-            for stage in STAGES
-            if stage in stopwatch.seconds
-        )
-        rate = f"{len(self.images) / seconds:.1f} images/s, ms an image: {stages}"
-        rate += (
-            f"; {self.dropped} frame{'' if self.dropped == 1 else 's'} dropped" if self.args.realtime else ""
-        )
-        written = (
-            [str(self.folder)] if self.args.save_image or self.args.save_txt or self.args.save_crops else []
-        )
-        written += [self.args.save_json] if self.args.save_json else []
-        where = f"; written: {', '.join(written)}" if written and self.images else ""
-        failed = f"; {self.faults} failed" if self.faults else ""
-        return f"{images}: {found} at score {self.args.vis_thres:g} or above; {rate}{where}{failed}"
+        found = ", ".join(counted(self.counts[CLASS_LABELS[name]], name) for name in classes)
+        spent, images = self.stopwatch.seconds, max(len(self.images), 1)
+        stages = ", ".join(f"{stage} {spent[stage] / images * 1e3:.1f}" for stage in STAGES if stage in spent)
+        parts = [f"{counted(len(self.images), 'image')}: {found} at score {self.least_visible:g} or above"]
+        parts.append(f"{len(self.images) / seconds:.1f} images/s, ms an image: {stages}")
+        if self.dropped is not None:
+            parts.append(f"{counted(self.dropped, 'frame')} dropped")
+        written = [str(self.folder)] if self.save_image or self.save_txt or self.save_crops else []
+        written += [str(self.save_json)] if self.save_json else []
+        if written and self.images:
+            parts.append(f"written: {', '.join(written)}")
+        if self.faults:
+            parts.append(f"{self.faults} failed")
+        return "; ".join(parts)
 
 
-def detect_images(
-    detector: Detector, sources: list[Source], results: Results, behind: Behind, args: argparse.Namespace
+def counted(number: int, name: str) -> str:
+    """E.g. "1 face" or "3 faces"."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def detect_in_images(detector: Detector, sources: list[Source], results: Results, batch_size: int) -> None:
+    """Images: read ahead, detected in batches, and written by another thread."""
+    found = detect_images(detector, sources, lambda s: read_image(s.path), batch_size, results.fault)
+    with background_thread() as submit:
+        for source, image, detections in tqdm(
+            found, total=len(sources), unit="image", disable=None, leave=False
+        ):
+            results.add(source, image, detections)
+            write = partial(write_image, results.folder / source.output)
+            submit(results.write, source.output.with_suffix(""), image, detections, write)
+
+
+def detect_in_video(
+    detector: Detector, source: Source, results: Results, batch_size: int, realtime: bool
 ) -> None:
-    """Images: read ahead, found in batches, annotated and written behind."""
-    progress = tqdm(total=len(sources), unit="image", disable=None, leave=False)
-
-    def read(source: Source) -> np.ndarray | DataError:
-        with detector.stopwatch("read"):
-            return try_to_read(source.path)
-
-    reader = map_ahead(read, sources, workers=2, ahead=2 * args.batch_size)
-    with progress:
-        for batch in batches(zip(sources, reader, strict=True), args.batch_size):
-            progress.update(len(batch))
-            readable = []
-            for source, image in batch:
-                if isinstance(image, DataError):
-                    results.fault(image)
-                else:
-                    readable.append((source, image))
-            for source, image, found in detect_batch(detector, readable, results.fault):
-                results.add(source.path, source.output, image, found)
-                if args.save_image:
-                    visible = found.above(args.vis_thres)
-                    behind.submit(save_annotated, results, source, image, visible, detector.stopwatch)
-                if args.show:
-                    show(annotate(image, found.above(args.vis_thres), detector.stopwatch), wait=0)
-
-
-def detect_video(detector: Detector, source: Source, results: Results, args: argparse.Namespace) -> None:
     """A video, camera or stream, frame by frame; what is done when it ends early is kept.
 
     Reading, the network, and drawing with writing go on at the same time, in three threads.
@@ -272,118 +283,41 @@ def detect_video(detector: Detector, source: Source, results: Results, args: arg
         return results.fault(f"{source.path}: cannot be opened as a {source.kind}")
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
-    expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else 0
-    pace = rate if args.realtime and source.kind == "video" else None
-    stopwatch = detector.stopwatch
-    reader = (iterate_latest if args.realtime else iterate_ahead)(frames(capture, stopwatch, pace))
-    last, interruption = -1, None
-    progress = tqdm(total=expected if expected > 0 else None, unit="frame", disable=None, leave=False)
+    expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if source.kind == "video" else 0
+    pace = rate if realtime and source.kind == "video" else None
+    done, submit, interruption = 0, None, None
     with ExitStack() as stack:
         stack.callback(capture.release)
-        stack.enter_context(progress)
-        video = None
+        reader = (iterate_latest if realtime else iterate_ahead)(frames(capture, detector.stopwatch, pace))
+        stack.enter_context(closing(reader))
+        progress = stack.enter_context(tqdm(total=expected or None, unit="frame", disable=None, leave=False))
         try:
-            for batch in batches(reader, args.batch_size):
-                named = [((source, index), frame) for index, frame in batch]
-                for (_, index), frame, found in detect_batch(detector, named, results.fault):
-                    passed, last = index - last, index
+            for (index, _), frame, detections in detect_images(
+                detector, reader, lambda item: item[1], batch_size, results.fault, workers=0
+            ):
+                passed, done = index + 1 - done, index + 1
+                progress.update(passed)
+                if results.dropped is not None:
                     results.dropped += passed - 1
-                    progress.update(passed)
-                    results.add(source.path, source.output, frame, found, index)
-                    if args.save_image:
-                        video = video or stack.enter_context(
-                            VideoWriter(results.folder / source.output, rate, frame, stopwatch)
-                        )
-                        video.write(frame, found.above(args.vis_thres), passed)
-                    if args.show:
-                        show(annotate(frame, found.above(args.vis_thres), stopwatch), wait=1)
+                results.add(source, frame, detections, index)
+                if submit is None:  # the first frame, which tells the size
+                    path, size = results.folder / source.output, frame.shape[1::-1]
+                    video = video_file(path, rate, size) if results.save_image else nullcontext()
+                    write = stack.enter_context(video)
+                    submit = stack.enter_context(background_thread())
+                name = source.output.with_suffix("") / f"{index:06d}"
+                # Frames that were left out are made up for, so that the video keeps its length.
+                submit(results.write, name, frame, detections, write, passed)
         except (KeyboardInterrupt, Stopped) as stop:
             interruption = stop
     if interruption:
         raise interruption
-    if last < 0:
-        return results.fault(f"{source.path}: no frame of this {source.kind} can be decoded")
-    if last + 1 < 0.98 * expected - 1:
+    if not done:
+        results.fault(f"{source.path}: no frame of this {source.kind} can be decoded")
+    elif done < 0.98 * expected - 1:
         results.fault(
-            f"{source.path}: ended after {last + 1} of {expected} frames; the file is damaged or cut off"
+            f"{source.path}: ended after {done} of {expected} frames; the file is damaged or cut off"
         )
-
-
-def frames(
-    capture: cv2.VideoCapture, stopwatch: Stopwatch, pace: float | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Numbers and frames until there are no more, at most ``pace`` of them a second."""
-    start = time.perf_counter()
-    for index in count():
-        with stopwatch("read"):
-            done, frame = capture.read()
-        if not done:
-            return
-        if pace:
-            time.sleep(max(0.0, start + index / pace - time.perf_counter()))
-        yield index, frame
-
-
-class VideoWriter:
-    """An mp4 file that appears under its name once it is closed; drawn and written by a thread of its own."""
-
-    def __init__(self, path: Path, rate: float, first: np.ndarray, stopwatch: Stopwatch) -> None:
-        self.path, self.rate, self.size = path, rate, first.shape[1::-1]
-        self.stopwatch, self.frames = stopwatch, 0
-        self._stack = ExitStack()
-
-    def __enter__(self) -> VideoWriter:
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        self._video = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, self.size)
-        if not self._video.isOpened():
-            raise DataError(
-                f"{self.path}: a video of {self.size[0]}x{self.size[1]} pixels cannot be written here"
-            )
-        self._stack.push(lambda error, *_: error or self._check(temporary))
-        self._stack.callback(self._video.release)
-        self._behind = self._stack.enter_context(Behind())
-        return self
-
-    def write(self, frame: np.ndarray, found: Detections, times: int) -> None:
-        """Writes an annotated frame; several times where frames were left out, to keep the video's length."""
-        self._behind.submit(self._write, frame, found, times)
-
-    def _write(self, frame: np.ndarray, found: Detections, times: int) -> None:
-        frame = annotate(frame, found, self.stopwatch)
-        with self.stopwatch("write"):
-            for _ in range(times):
-                self._video.write(frame)
-        self.frames += times
-
-    def _check(self, temporary: Path) -> None:
-        """Raises DataError where frames lack: OpenCV does not tell of a disk that is full."""
-        video = cv2.VideoCapture(str(temporary))
-        frames = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
-        video.release()
-        if frames != self.frames:
-            raise DataError(
-                f"{self.path}: {frames} of {self.frames} frames could be written; is the disk full?"
-            )
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.__exit__(*exception)
-
-
-def annotate(image: np.ndarray, found: Detections, stopwatch: Stopwatch) -> np.ndarray:
-    with stopwatch("draw"):
-        return draw_detections(image, found.boxes, found.scores, found.labels)
-
-
-def save_annotated(
-    results: Results, source: Source, image: np.ndarray, found: Detections, stopwatch: Stopwatch
-) -> None:
-    """Writes one annotated image."""
-    annotated = annotate(image, found, stopwatch)
-    try:
-        with stopwatch("write"):
-            write_image(results.folder / source.output, annotated)
-    except DataError as error:
-        results.fault(error)
 
 
 def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:
@@ -414,17 +348,6 @@ def coco_annotations(found: Detections, image_id: int, first_id: int) -> list[di
         }
         for number, (box, score, label) in enumerate(rows, first_id)
     ]
-
-
-def show(image: np.ndarray, wait: int) -> None:
-    """Shows an image for ``wait`` milliseconds (0: until a key); q stops everything."""
-    try:
-        cv2.imshow("detections", image)
-        key = cv2.waitKey(wait) & 0xFF
-    except cv2.error:
-        raise UsageError("--show: this OpenCV opens no windows (opencv-python-headless does not)") from None
-    if key == ord("q"):
-        raise Stopped
 
 
 if __name__ == "__main__":

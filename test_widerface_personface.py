@@ -18,7 +18,6 @@ import argparse
 import json
 import re
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,29 @@ from models.arguments import (
     add_network_arguments,
     build_detector,
     device_of,
-    parser_of,
     weights_path,
 )
-from models.detector import Detector, InputSize, batches, detect_batch, try_to_read
-from utils.cli import BAD_DATA, OK, DataError, UsageError, number, report, run, warn
+from models.detector import InputSize, detect_images
+from utils.cli import (
+    BAD_DATA,
+    OK,
+    DataError,
+    Number,
+    UsageError,
+    count,
+    option,
+    parser_of,
+    pixels,
+    report,
+    run,
+    score,
+    warn,
+)
 from utils.files import file_digest, read_json, write_text
 from utils.image_names import image_key, images_below, read_image_list
-from utils.images import write_image
-from utils.processes import processes, rank, sum_over_processes, wait_for_all, world_size
-from utils.threads import Behind, map_ahead
+from utils.images import read_image, write_image
+from utils.processes import keep_freed_memory, processes, rank, sum_over_processes, wait_for_all, world_size
+from utils.threads import background_thread
 
 WIDERFACE, OPENIMAGES = "widerface", "openimages"
 
@@ -64,63 +76,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_network_arguments(parser)
     add_detection_arguments(parser)
     group = parser.add_argument_group("data set")
-    group.add_argument(
-        "--dataset",
-        choices=list(FOLDERS),
-        help="coordinates: widerface in pixels, openimages divided by the image's width and height (default: "
-        "widerface if images lie in event folders such as 0--Parade, else openimages)",
-    )
-    group.add_argument(
-        "--dataset_folder",
-        type=Path,
-        metavar="DIR",
-        help="the images (default: data/wider_OIpersonface1103/val/images; with --dataset widerface "
-        "data/widerface/val/images)",
-    )
-    group.add_argument(
-        "--dataset_list",
-        type=Path,
-        metavar="FILE",
-        help="images to take, one a line, or an annotation list (default: all below the folder)",
-    )
-    group, side = parser.add_argument_group("input"), number(int, 1, 2**16)
+    help = """coordinates: widerface in pixels, openimages divided by the image's width and height (default:
+        widerface if images lie in event folders such as 0--Parade, else openimages)"""
+    option(group, "--dataset", help, choices=list(FOLDERS))
+    help = """the images (default: data/wider_OIpersonface1103/val/images; with --dataset widerface
+        data/widerface/val/images)"""
+    option(group, "--dataset_folder --images", help, Path, metavar="DIR")
+    help = "images to take, one a line, or an annotation list (default: all below the folder)"
+    option(group, "--dataset_list", help, Path, metavar="FILE")
+    group = parser.add_argument_group("input")
     group.add_argument(
         "--origin_size",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="take images at their own size; else resize by --target_size and --max_size (default: yes)",
     )
-    group.add_argument("--target_size", type=side, default=1600, metavar="PIXELS", help="shorter side")
-    group.add_argument(
-        "--max_size", type=side, default=2150, metavar="PIXELS", help="limit of the longer side"
-    )
-    group.add_argument("--long_side", type=side, metavar="PIXELS", help="resize to this longer side instead")
-    group.add_argument(
-        "--batch_size", type=number(int, 1), default=1, metavar="N", help="images read together"
-    )
-    group.add_argument(
-        "--num_workers",
-        type=number(int, 1, 256),
-        default=2,
-        metavar="N",
-        help="threads that read images ahead",
-    )
+    option(group, "--target_size", "shorter side", pixels, 1600)
+    option(group, "--max_size", "limit of the longer side", pixels, 2150)
+    option(group, "--long_side --imgsz", "resize to this longer side instead", pixels)
+    option(group, "--batch_size --batch", "images that go through the network together", count, 1)
+    option(group, "--num_workers --workers", "threads that read images ahead", Number(int, 1, 256), 2)
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--save_folder",
-        type=Path,
-        metavar="DIR",
-        help="where the text files go (default: where the data set's evaluator looks for them)",
-    )
-    group.add_argument(
-        "--resume", action="store_true", help="skip images whose text file of this dump is whole"
-    )
-    group.add_argument(
-        "-s", "--save_image", action="store_true", help="annotated images too, in <save_folder>_images"
-    )
-    group.add_argument(
-        "--vis_thres", type=number(float, 0, 1), default=0.5, metavar="S", help="least score in an image"
-    )
+    help = "where the text files go (default: where the data set's evaluator looks for them)"
+    option(group, "--save_folder --name", help, Path, metavar="DIR")
+    option(group, "--resume", "skip images whose text file of this dump is whole")
+    option(group, "--save_image -s", "annotated images too, in <save_folder>_images")
+    option(group, "--vis_thres", "least score that is drawn", score, 0.5)
     args = parser.parse_args(argv)
     if args.long_side and not args.origin_size:
         parser.error("--long_side and --no-origin_size: expected one of them")
@@ -132,29 +113,43 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.dataset_folder or FOLDERS[args.dataset or OPENIMAGES][0]
     images = find_images(folder, args.dataset_list)
     dataset = args.dataset or guess_dataset(images)
-    dump = Dump(folder, args.save_folder or FOLDERS[dataset][1], dataset, args.save_image, args.vis_thres)
+    dump = Dump(args.save_folder or FOLDERS[dataset][1], dataset, args.save_image, args.vis_thres)
     start = time.perf_counter()
+    keep_freed_memory()
     with processes(device_of(args)) as device:
         args.device = str(device)
         detector = build_detector(args, input_size(args))
+        dump.begin(settings_of(args, dataset), args.resume)
         # Whole batches are shared out: an image has the same neighbours whatever the number of processes.
-        share = list(batches(images, args.batch_size))[rank() :: world_size()]
-        begin(dump, settings_of(args, dataset), args.resume)
-        done = {name for batch in share for name in batch if args.resume and dump.is_done(name)}
-        todo = [batch for batch in ([name for name in batch if name not in done] for batch in share) if batch]
-        detect_all(detector, todo, dump, args)
+        own = [name for i, name in enumerate(images) if i // args.batch_size % world_size() == rank()]
+        todo = [name for name in own if not (args.resume and dump.is_done(name))]
+
+        def read(name: str) -> np.ndarray:
+            return read_image(folder / name)
+
+        found = detect_images(detector, todo, read, args.batch_size, dump.fault, args.num_workers)
+        with background_thread() as submit:
+            for result in tqdm(found, total=len(todo), unit="image", disable=None, leave=False):
+                submit(dump.write, *result)
         # All processes end together: torchrun stops the others when one of them has failed.
-        counts = torch.tensor([dump.written, dump.detections, dump.faults, len(done)], device=device)
-        written, detections, faults, there = sum_over_processes(counts).tolist()
+        counts = [dump.written, dump.detections, dump.faults, len(own) - len(todo)]
+        written, detections, faults, there = sum_over_processes(torch.tensor(counts, device=device)).tolist()
         if rank() == 0:
             seconds = time.perf_counter() - start
             print(
                 f"{written} images in {seconds:.1f} s, {detections} detections, coordinates as {dataset}: "
-                f"{dump.save_folder}"
+                f"{dump.folder}"
                 + (f"; {there} images were there already" if args.resume else "")
                 + (f"; {faults} images failed (named above)" if faults else "")
             )
     return BAD_DATA if faults else OK
+
+
+def input_size(args: argparse.Namespace) -> InputSize:
+    """How images are resized for the network."""
+    if args.origin_size:
+        return InputSize(args.long_side)
+    return InputSize(target_size=args.target_size, max_size=args.max_size)
 
 
 def settings_of(args: argparse.Namespace, dataset: str) -> dict:
@@ -165,69 +160,44 @@ def settings_of(args: argparse.Namespace, dataset: str) -> dict:
     return weights | {"dataset": dataset} | {name: getattr(args, name) for name in names}
 
 
-def begin(dump: Dump, settings: dict, resume: bool) -> None:
-    """Notes the settings of a dump beside its text files, or compares them with those of the one to resume.
-
-    Raises:
-        UsageError: it was begun with others.
-    """
-    if resume and dump.settings_path.exists():
-        before = read_json(dump.settings_path, "the settings of a dump")
-        before = before if isinstance(before, dict) else {}
-        changed = [name for name in settings if settings[name] != before.get(name)]
-        if changed:
-            raise UsageError(
-                f"{dump.settings_path}: begun with another --{', --'.join(changed)}; give what is there, or "
-                f"start anew without --resume"
-            )
-    elif not resume and rank() == 0:
-        write_text(dump.settings_path, json.dumps(settings, indent=1) + "\n")
-    wait_for_all()
-
-
-def detect_all(detector: Detector, todo: list[list[str]], dump: Dump, args: argparse.Namespace) -> None:
-    """Images in their batches: read ahead by threads, written behind by another."""
-    names = [name for batch in todo for name in batch]
-    reader = map_ahead(
-        lambda name: try_to_read(dump.folder / name), names, args.num_workers, 2 * args.batch_size + 2
-    )
-    with tqdm(total=len(names), unit="image", disable=None, leave=False) as progress, Behind() as behind:
-        for batch in todo:
-            images = list(zip(batch, islice(reader, len(batch)), strict=True))
-            progress.update(len(batch))
-            for _, image in images:
-                if isinstance(image, DataError):
-                    dump.fault(image)
-            readable = [(name, image) for name, image in images if not isinstance(image, DataError)]
-            for name, image, found in detect_batch(detector, readable, dump.fault):
-                behind.submit(dump.write, name, image, found)
-
-
 class Dump:
     """The files that are written.
 
     Args:
-        folder: of the images.
-        save_folder: of the text files.
+        folder: of the text files.
         dataset: ``widerface`` or ``openimages``.
-        draw: whether to draw the detections as well.
-        visible: least score that is drawn.
+        draw: whether to draw the detections as well, in a folder beside it.
+        least_visible: least score that is drawn.
     """
 
-    def __init__(self, folder: Path, save_folder: Path, dataset: str, draw: bool, visible: float) -> None:
-        self.folder, self.save_folder, self.dataset = folder, save_folder, dataset
-        self.drawn_folder = save_folder.with_name(f"{save_folder.name}_images") if draw else None
-        self.visible = visible
-        self.settings_path = save_folder / "settings.json"
+    def __init__(self, folder: Path, dataset: str, draw: bool, least_visible: float) -> None:
+        self.folder, self.dataset, self.least_visible = folder, dataset, least_visible
+        self.drawn_folder = folder.with_name(f"{folder.name}_images") if draw else None
+        self.settings_path = folder / "settings.json"
         self.written = self.detections = self.faults = 0
 
-    def text_path(self, name: str) -> Path:
-        """The text file of an image."""
-        return prediction_path(self.save_folder, image_key(name))
+    def begin(self, settings: dict, resume: bool) -> None:
+        """Notes the settings beside the text files, or compares them with those of the dump to resume.
+
+        Raises:
+            UsageError: it was begun with others.
+        """
+        if resume and self.settings_path.exists():
+            before = read_json(self.settings_path, "the settings of a dump")
+            before = before if isinstance(before, dict) else {}
+            changed = [name for name in settings if settings[name] != before.get(name)]
+            if changed:
+                raise UsageError(
+                    f"{self.settings_path}: begun with another --{', --'.join(changed)}; give what is there, "
+                    f"or start anew without --resume"
+                )
+        elif not resume and rank() == 0:
+            write_text(self.settings_path, json.dumps(settings, indent=1) + "\n")
+        wait_for_all()
 
     def is_done(self, name: str) -> bool:
         """Whether the text file of an image is there, whole and of this dump."""
-        path = self.text_path(name)
+        path = prediction_path(self.folder, image_key(name))
         if not is_whole(path):
             return False
         begun = self.settings_path.stat().st_mtime_ns if self.settings_path.exists() else 0
@@ -240,13 +210,13 @@ class Dump:
 
     def write(self, name: str, image: np.ndarray, found: Detections) -> None:
         """Writes the detections of one image, uint8[height, width, 3]."""
-        height, width = image.shape[:2]
-        scale = np.array([width, height, width, height]) if self.dataset == OPENIMAGES else 1
-        path = self.text_path(name)
         if self.drawn_folder:
-            seen = found.above(self.visible)
+            seen = found.above(self.least_visible)
             drawn = draw_detections(image, seen.boxes, seen.scores, seen.labels)
             write_image(self.drawn_folder / f"{image_key(name)}.jpg", drawn)
+        height, width = image.shape[:2]
+        scale = np.array([width, height, width, height]) if self.dataset == OPENIMAGES else 1
+        path = prediction_path(self.folder, image_key(name))
         write_prediction(path, path.stem, found.boxes_xywh / scale, found.scores, found.labels)
         self.written += 1
         self.detections += len(found)
@@ -287,13 +257,6 @@ def find_images(folder: Path, listed: Path | None) -> list[str]:
 def guess_dataset(images: list[str]) -> str:
     """WIDER FACE where the first image lies in an event folder such as ``0--Parade``."""
     return WIDERFACE if re.search(r"(^|/)\d+--[^/]+/", images[0]) else OPENIMAGES
-
-
-def input_size(args: argparse.Namespace) -> InputSize:
-    """How images are resized for the network."""
-    if args.origin_size:
-        return InputSize(args.long_side)
-    return InputSize(target_size=args.target_size, max_size=args.max_size)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
-from models.arguments import parser_of, pick_device
+from models.arguments import pick_device
 from models.checkpoint import (
     Checkpoint,
     init_from_face,
@@ -68,7 +68,7 @@ from models.engine import Recipe, bare, train_one_epoch, validate, weight_averag
 from models.journal import Journal
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
-from utils.cli import OK, DataError, Interruption, UsageError, number, run
+from utils.cli import OK, DataError, Interruption, UsageError, number, parser_of, run
 from utils.draw import draw_boxes
 from utils.files import write_text
 from utils.images import write_image

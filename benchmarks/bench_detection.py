@@ -20,14 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import machine, median_times, write_table
 from data.config import cfg_mnet
-from models.arguments import DEFAULT_WEIGHTS, parser_of
+from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network
 from models.detector import Detector
 from models.retinaface import RetinaFace
 from tests.plain.detector import plain_detect
-from utils.cli import run
+from utils.cli import parser_of, run
 from utils.images import read_image
 from utils.inputs import sample_photos
+from utils.processes import keep_freed_memory
 
 SIZES = [(576, 320), (640, 640), (1024, 768), (1920, 1080)]
 
@@ -51,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     weights = args.trained_model or (DEFAULT_WEIGHTS if DEFAULT_WEIGHTS.exists() else None)
     network = load_network(weights) if weights else RetinaFace(cfg_mnet).eval()
     fast = Detector(network, device=args.device)

@@ -27,16 +27,17 @@ from benchmarks.tables import machine, median_times, write_table
 from convert_to_onnx import calibration_inputs
 from data.config import cfg_mnet
 from data.wider_face import WiderFaceDetection
-from models.arguments import DEFAULT_WEIGHTS, parser_of
+from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize
 from models.engine import validate
 from models.onnx_export import FLOAT_PARTS, export
 from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
-from utils.cli import run
+from utils.cli import parser_of, run
 from utils.images import read_image
 from utils.inputs import sample_photos
+from utils.processes import keep_freed_memory
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 SIZES = [(576, 320), (640, 640), (1024, 768)]
@@ -63,6 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     weights = args.trained_model or (DEFAULT_WEIGHTS if DEFAULT_WEIGHTS.exists() else None)
     network = load_network(weights) if weights else RetinaFace(cfg_mnet).eval()
     photo = read_image(args.image)

@@ -32,12 +32,11 @@ from data.config import cfg_mnet
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
 from layers.modules.multibox_loss import MultiBoxLoss
-from models.arguments import parser_of
 from models.engine import Recipe, network_input, train_one_epoch
 from models.retinaface import RetinaFace
 from tests.plain import training as plain_training
 from train_changeclass import start_worker
-from utils.cli import run
+from utils.cli import parser_of, run
 from utils.images import read_image
 from utils.inputs import sample_photos
 from utils.processes import keep_freed_memory

@@ -20,12 +20,11 @@ from data.predictions import BoxTable
 from data.wider_face import WiderFaceDetection
 from layers.modules.distillation import DistillationLoss, who_decides
 from layers.modules.multibox_loss import MultiBoxLoss
-from models.detector import Detector
+from models.detector import Detector, detect_images
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
 from utils.cli import DataError
 from utils.processes import gather_from_processes, rank, sum_over_processes, world_size
-from utils.threads import map_ahead
 
 
 @dataclass
@@ -232,8 +231,7 @@ def validate(
     detector = Detector(network, device=device)
     mine = range(rank(), len(dataset), world_size())
     found = {}
-    for index, image in zip(mine, map_ahead(dataset.read, mine), strict=True):
-        detections = detector(image)
+    for index, image, detections in detect_images(detector, mine, dataset.read):
         shape = np.tile(image.shape[1::-1], 2)
         found[index] = (detections.boxes / shape, detections.labels, detections.scores)
     found = gather_from_processes(found)

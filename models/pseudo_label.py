@@ -31,7 +31,7 @@ from data.config import CLASS_LABELS, CLASS_NAMES
 from data.convert import parse_categories
 from data.predictions import Detections
 from models.arguments import pick_device
-from models.detector import Detector, InputSize, Thresholds, batches, detect_batch, try_to_read
+from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.onnx_network import is_onnx
 from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import (
@@ -49,9 +49,8 @@ from utils.cli import (
     warn,
 )
 from utils.files import read_json, write_text
-from utils.images import image_folder, read_size
+from utils.images import image_folder, read_image, read_size
 from utils.processes import gather_from_processes, keep_freed_memory, processes, rank, world_size
-from utils.threads import map_ahead
 
 Found = Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]
 
@@ -208,17 +207,11 @@ def detect_in(
     detector: Detector, annotations: Iterable[ImageAnnotation], images_dir: Path, batch_size: int
 ) -> Found:
     """Runs the detector over a list's images; those that cannot be read are reported and left out."""
-
-    def read(annotation: ImageAnnotation) -> tuple[ImageAnnotation, np.ndarray | DataError]:
-        return annotation, try_to_read(images_dir / annotation.path)
-
-    for batch in batches(map_ahead(read, annotations), batch_size):
-        for _, image in batch:
-            if isinstance(image, DataError):
-                report(image)
-        readable = [(a, image) for a, image in batch if not isinstance(image, DataError)]
-        for annotation, image, found in detect_batch(detector, readable, report):
-            yield annotation, image.shape[:2], found
+    found = detect_images(
+        detector, annotations, lambda a: read_image(images_dir / a.path), batch_size, report
+    )
+    for annotation, image, detections in found:
+        yield annotation, image.shape[:2], detections
 
 
 def read_coco_detections(

@@ -1,4 +1,8 @@
-"""The pipeline: published detections, batches, precisions, thresholds, and the plain version of its steps."""
+"""The pipeline: published detections, batches, precisions, thresholds, and the plain version of its steps; the loop."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +13,10 @@ from hypothesis import strategies as st
 from data.config import cfg_mnet, cfg_re50, one_class
 from data.predictions import Detections
 from models.checkpoint import load_network
-from models.detector import Detector, InputSize, Thresholds
+from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.retinaface import RetinaFace
 from tests.plain.detector import plain_detect, plain_nms
-from utils.cli import UsageError
+from utils.cli import DataError, UsageError
 from utils.images import read_image
 
 PHOTOS = ["astronaut.png", "grace_hopper.jpg", "curve_test.jpg"]
@@ -211,11 +215,59 @@ def test_resnet50_runs():
 
 
 def test_too_little_memory_is_a_clear_error(network, image, monkeypatch):
-    from utils.cli import DataError
-
     detector = Detector(network)
     monkeypatch.setattr(
         detector, "network", lambda _: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
     )
     with pytest.raises(DataError, match="images of 110x75 pixels, 1 at once, need more memory"):
         detector(image)
+
+
+def read(item: str | np.ndarray) -> np.ndarray:
+    if isinstance(item, str):
+        raise DataError(item)
+    return item
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_bad_images_are_reported_and_the_others_come_in_order(network, image, workers):
+    faults = []
+    detector = Detector(network)
+    assert list(detect_images(detector, [], read, 2, faults.append, workers)) == []
+    images = [np.roll(image, 9 * i, 1) for i in range(4)]
+    items = ["empty", images[0], "cut off", images[1], images[2], "gone", "gone", images[3]]
+    found = list(detect_images(detector, iter(items), read, 2, faults.append, workers))
+    assert [str(fault) for fault in faults] == ["empty", "cut off", "gone", "gone"]
+    assert len(found) == 4
+    for picture, (item, same, detections) in zip(images, found, strict=True):
+        assert item is same is picture
+        assert np.allclose(detections.boxes, detector(picture).boxes, atol=1e-3)
+    with pytest.raises(DataError, match="cut off"):
+        list(detect_images(detector, items[1:], read, 2, workers=workers))
+
+
+def test_a_batch_that_is_too_large_for_the_memory_goes_through_one_by_one(network, image, monkeypatch):
+    detector, faults = Detector(network), []
+    forward, sizes = detector.network, []
+
+    def small_memory(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(batch))
+        if batch.numel() > 3 * 75 * 110:
+            raise RuntimeError("can't allocate memory")
+        return forward(batch)
+
+    monkeypatch.setattr(detector, "network", small_memory)
+    images = [image, image, np.repeat(image, 2, 0), image]
+    found = list(detect_images(detector, range(4), images.__getitem__, 4, faults.append))
+    assert [item for item, _, _ in found] == [0, 1, 3]
+    assert len(faults) == 1 and "images of 110x150 pixels, 1 at once" in str(faults[0])
+    assert sizes == [3, 1, 1, 1, 1]
+
+
+def test_a_detector_leaves_the_process_as_it_is(network, monkeypatch):
+    """Neither malloc nor OpenCV's messages are changed but by the scripts."""
+    monkeypatch.setattr("utils.processes.keep_freed_memory", lambda: pytest.fail("malloc was changed"))
+    code = "import cv2; level = cv2.utils.logging.getLogLevel(); import utils.images, models.detector; "
+    code += "assert cv2.utils.logging.getLogLevel() == level > 0"
+    Detector(network)
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

@@ -5,13 +5,13 @@ from itertools import count, islice
 
 import pytest
 
-from utils.threads import Behind, iterate_ahead, iterate_latest, map_ahead
+from utils.threads import background_thread, iterate_ahead, iterate_latest, map_ahead
 
 
 def test_nothing():
     assert list(map_ahead(abs, [])) == []
     assert list(iterate_ahead([])) == []
-    with Behind():
+    with background_thread():
         pass
 
 
@@ -19,9 +19,9 @@ def test_order_is_kept():
     assert list(map_ahead(lambda x: -x, range(50), workers=3, ahead=5)) == [-x for x in range(50)]
     assert list(iterate_ahead(iter(range(50)), ahead=2)) == list(range(50))
     done = []
-    with Behind(2) as behind:
+    with background_thread(2) as submit:
         for number in range(50):
-            behind.submit(done.append, number)
+            submit(done.append, number)
     assert done == list(range(50))
 
 
@@ -46,8 +46,8 @@ def test_errors_come_where_the_item_would(wrap):
 
 
 def test_errors_of_late_writes_are_raised():
-    with pytest.raises(ZeroDivisionError), Behind() as behind:
-        behind.submit(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError), background_thread() as submit:
+        submit(lambda: 1 // 0)
 
 
 def test_leaving_early_ends_the_thread():

@@ -156,9 +156,18 @@ def report(message: object) -> None:
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs a script's ``main`` and leaves with its exit code, see `exit_code`."""
     signal.signal(signal.SIGTERM, _terminate)
+    silence_opencv()
     code = exit_code(main)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be done or told
     sys.exit(code)
+
+
+def silence_opencv() -> None:
+    """Keeps OpenCV and its video library from printing: bad files are reported by errors of our own."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # of an OpenCV that is imported later
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].utils.logging.setLogLevel(0)
 
 
 def exit_code(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:

@@ -25,10 +25,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Damaged files are reported by our own messages; what OpenCV and its video library print is left out.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
 #: Endings that annotated images keep; every other is written as JPEG.
 WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 

@@ -1,28 +1,34 @@
-"""Downloads by plain HTTPS: in parallel, retried with growing pauses, resumed; a file is whole or absent.
+"""Downloads in parallel, retried and resumed, and unpacking of archives: a file is whole or absent.
 
-A file comes as ``<name>.part`` and is renamed once its size is what the server announced; then its SHA-256
-goes to ``manifest.csv``. A large part that is left over is continued if the server still has the same file
+A file comes as ``<name>.part`` and is renamed when all of it is there; then its SHA-256 goes to
+``manifest.csv``. A large part that is left over is continued if the server still has the same file
 (``If-Range``), a small one starts anew. So a run that was killed at any moment can be started again.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import http.client
+import argparse
+import errno
 import random
 import re
-import ssl
+import shutil
+import stat
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TextIO
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
-from utils.cli import DataError
-from utils.files import file_digest, write_text
+import requests
+from tqdm import tqdm
+
+from data.annotations import iter_annotations
+from utils.cli import BAD_DATA, OK, DataError, Number, UsageError, count, option, print_rows, printable, warn
+from utils.files import atomic_path, file_digest, locked, read_text, write_text
 
 ANNOTATIONS_URL = "https://storage.googleapis.com/openimages"
 IMAGES_URL = "https://open-images-dataset.s3.amazonaws.com"
@@ -37,23 +43,30 @@ BOXES = {
 IMAGE_LABELS = "v5/{split}-annotations-human-imagelabels-boxable.csv"
 MIAP = "open_images_extended_miap/open_images_extended_miap_boxes_{split}.csv"
 
+#: WIDER FACE asks for a person to fetch it; these are its parts and where its authors keep them.
+WIDER_FACE = """WIDER FACE is downloaded by hand, from the links on its authors' page:
+
+  http://shuoyang1213.me/WIDERFACE/
+
+  WIDER_train.zip      1.47 GB  training images
+  WIDER_val.zip        363 MB   validation images
+  wider_face_split.zip 3.6 MB   annotation text
+  eval_tools.zip       official evaluation, with the ground truth of the three difficulties
+
+Then: python3 prep_data.py unpack WIDER_train.zip WIDER_val.zip wider_face_split.zip --save_folder wider"""
+
 MANIFEST = "manifest.csv"
 MISSING = "missing.txt"
 
-#: From this size on a part is worth continuing.
-RESUME_BYTES = 1 << 20
-
+TRIES = 6
+WAIT = 0.5  # seconds before the second attempt, doubled before every further one
+_LONGEST_WAIT = 60.0
+_TIMEOUT = 30.0  # seconds without data
 _CHUNK_BYTES = 1 << 16
+_RESUME_BYTES = 1 << 20  # from this size on a part is worth continuing
+_MOST_IMAGE_BYTES, _MOST_BYTES = 1 << 26, 1 << 34
 _GONE = (403, 404, 410)  # S3 answers 403 for what it does not have, where listing is not allowed
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_LONGEST_WAIT = 60.0
-_NETWORK_ERRORS = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    TimeoutError,
-    ConnectionError,
-    ssl.SSLError,
-)
 
 
 @dataclass(frozen=True)
@@ -62,15 +75,6 @@ class Item:
 
     url: str
     path: str
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How hard to try: attempts a file, seconds without data that fail one, seconds of the first pause."""
-
-    tries: int = 6
-    timeout: float = 30.0
-    wait: float = 0.5
 
 
 @dataclass
@@ -84,203 +88,221 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-class _Missing(Exception):
-    """The server says that there is no such file."""
+def download_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "--split", "part of the data set", choices=SPLITS, required=True)
+    folder = "a folder with the name of the split is made in it"
+    option(parser, "--save_folder --name", folder, Path, required=True, metavar="FOLDER")
+    names = "images with a box of these (default: Human face, Person, Man, Woman, Boy, Girl)"
+    option(parser, "--classes", names, nargs="+", metavar="NAME")
+    option(parser, "--list", "the images of this annotation list instead", Path, metavar="FILE")
+    option(parser, "--limit", "at most the first N images", count)
+    option(parser, "--annotations_only", "no images")
+    option(parser, "--image_labels", "also the image-level labels")
+    option(parser, "--miap", "also the MIAP boxes, which have all persons")
+    option(parser, "--verify", "only compare the files with the manifest")
+    option(parser, "--base_url", "a mirror with the layout of the official servers", str, metavar="URL")
+    option(parser, "--num_workers --workers", "downloads at once", Number(int, 1, 256), 16)
 
 
-class _Stopped(Exception):
-    """Another thread ended the run."""
+def download(args: argparse.Namespace) -> int:
+    """Open Images: box CSV, class names and images by plain HTTPS. What is there already stays; a run that
+    was cut off goes on where it was.
 
-
-def image_item(image_id: str, split: str, base_url: str | None) -> Item:
-    """The image of an image id.
-
-    Raises:
-        DataError: not an id; it would become part of a path.
+    Example:
+      python3 prep_data.py download --split validation --save_folder data/open_images --limit 1000
     """
-    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):
+    folder = args.save_folder / args.split
+    if args.verify:
+        problems = list(verify(folder))
+        print("\n".join(problems) if problems else f"{folder}: every file is as it was downloaded")
+        return BAD_DATA if problems else OK
+    names = {"class-descriptions.csv": CLASS_DESCRIPTIONS, "boxes.csv": BOXES[args.split]}
+    if args.image_labels:
+        names["image-labels.csv"] = IMAGE_LABELS.format(split=args.split)
+    if args.miap:
+        names["miap-boxes.csv"] = MIAP.format(split="val" if args.split == "validation" else args.split)
+    whole = True
+    with locked(folder):
+        if args.list is None:
+            base = (args.base_url or ANNOTATIONS_URL).rstrip("/")
+            whole = _download(folder, [Item(f"{base}/{url}", name) for name, url in names.items()], 2)
+        if whole and not args.annotations_only:
+            base = f"{(args.base_url or IMAGES_URL).rstrip('/')}/{args.split}"
+            ids = _listed_ids(args.list) if args.list else _boxed_ids(folder, args.classes)
+            images = [_image_item(image_id, base) for image_id in islice(dict.fromkeys(ids), args.limit)]
+            whole = _download(folder, images, args.num_workers)
+    return OK if whole else BAD_DATA
+
+
+def _listed_ids(path: Path) -> Iterator[str]:
+    return (Path(annotation.path).stem for annotation in iter_annotations(path))
+
+
+def _boxed_ids(folder: Path, classes: list[str] | None) -> Iterator[str]:
+    from data.open_images import LABEL_IDS, image_ids, label_ids  # takes a while to import
+
+    labels = label_ids(classes or LABEL_IDS, folder / "class-descriptions.csv")
+    return image_ids(folder / "boxes.csv", labels.values())
+
+
+def _image_item(image_id: str, base_url: str) -> Item:
+    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):  # it becomes part of a path
         raise DataError(f"{image_id[:80]!r} is not an image id; expected letters and digits")
-    return Item(f"{base_url or IMAGES_URL}/{split}/{image_id}.jpg", f"images/{image_id}.jpg")
+    return Item(f"{base_url}/{image_id}.jpg", f"images/{image_id}.jpg")
 
 
-def download_all(
-    items: Iterable[Item],
-    folder: Path,
-    policy: Policy = Policy(),
-    workers: int = 16,
-    progress: Callable[[], object] = lambda: None,
-) -> Summary:
-    """Downloads what is not there yet below ``folder``.
+def _download(folder: Path, items: list[Item], workers: int) -> bool:
+    """Downloads and prints what happened; whether all is there that the server has."""
+    summary = download_all(items, folder, workers)
+    see = f", see {folder / MISSING}" if summary.missing else ""
+    rows = {
+        "files downloaded": f"{summary.fetched} ({summary.bytes / 1e6:.1f} MB)",
+        "there already": summary.there,
+        "not on the server": f"{len(summary.missing)}{see}",
+        "failed": len(summary.failed),
+    }
+    print_rows(rows.items())
+    for path, reason in islice(summary.failed.items(), 5):
+        warn(f"{path}: {reason}")
+    if summary.failed:
+        warn(f"{len(summary.failed)} files are not there yet; start the same command again")
+    for path, reason in summary.missing.items():
+        if path.endswith(".csv"):
+            raise DataError(f"{reason}: the server does not have it; check --base_url")
+    return not summary.failed
 
-    Args:
-        items: what to download, drawn as needed.
-        folder: holds manifest and list of missing files too; for one run at a time (`utils.files.locked`).
-        policy: how hard to try.
-        workers: downloads at once.
-        progress: called after each item.
+
+def download_all(items: list[Item], folder: Path, workers: int = 16) -> Summary:
+    """Downloads what is not there yet below ``folder``, which is for one run at a time.
 
     Raises:
-        DataError: the server refuses for good.
+        DataError: the server refuses for good, or an address is none.
         OSError: a file cannot be written.
     """
-    summary = Summary()
-    known = read_manifest(folder)
-    source = iter(items)
-    lock, stop = threading.Lock(), threading.Event()
-    errors: list[BaseException] = []
-    manifest = _open_manifest(folder)
+    summary, known, stop = Summary(), read_manifest(folder), threading.Event()
+    noted = [f"{digest},{size},{path}\n" for path, (digest, size) in known.items()]
+    write_text(folder / MANIFEST, "".join(["sha256,size,path\n", *noted]))  # without what a kill cut off
 
-    def note(item: Item, digest: str, size: int) -> None:
-        with lock:
-            csv.writer(manifest, lineterminator="\n").writerow([digest, size, item.path])
-            manifest.flush()
-
-    def handle(item: Item) -> None:
+    def get(item: Item) -> tuple[bool, str, int]:
+        """Whether the file came now, its SHA-256 and size."""
         path = folder / item.path
         size = path.stat().st_size if path.exists() else 0
-        if size and known.get(item.path, ("", size))[1] == size:
-            if item.path not in known:  # killed between renaming and noting
-                note(item, file_digest(path), size)
-            with lock:
-                summary.there += 1
-            return
-        try:
-            digest, size = fetch(item.url, path, policy, stop)
-        except _Missing as error:
-            summary.missing[item.path] = str(error)
-        except _NETWORK_ERRORS as error:
-            summary.failed[item.path] = str(error) or type(error).__name__
-        else:
-            note(item, digest, size)
-            with lock:
-                summary.fetched += 1
-                summary.bytes += size
+        digest, noted_size = known.get(item.path, ("", size))
+        if size and size == noted_size:
+            return False, digest or file_digest(path), size
+        return True, *fetch(item.url, path, session, stop)
 
-    def work() -> None:
+    with (
+        requests.Session() as session,
+        (folder / MANIFEST).open("a", encoding="utf-8") as manifest,
+        tqdm(total=len(items), unit="file", disable=None) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "retinaface-2cls"})
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
+        left = iter(items)
+        running = {pool.submit(get, item): item.path for item in islice(left, 2 * workers)}
         try:
-            while not stop.is_set():
-                with lock:
-                    item = next(source, None)
-                if item is None:
-                    return
-                handle(item)
-                progress()
-        except _Stopped:
-            pass
-        except BaseException as error:  # handed over to the caller
-            errors.append(error)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    path = running.pop(future)
+                    manifest.write(_counted(path, future, summary, known))
+                    manifest.flush()
+                    running.update((pool.submit(get, item), item.path) for item in islice(left, 1))
+                    bar.update()
+        finally:
             stop.set()
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():  # a join without timeout would hold back Ctrl-C
-                thread.join(0.2)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        manifest.close()
-    if errors:
-        raise errors[0]
+            pool.shutdown(cancel_futures=True)
     lines = [f"{path}\t{reason}\n" for path, reason in sorted(summary.missing.items())]
     write_text(folder / MISSING, "".join(lines))
     return summary
 
 
-def fetch(url: str, path: Path, policy: Policy, stop: threading.Event | None = None) -> tuple[str, int]:
+def _counted(path: str, future: Future, summary: Summary, known: dict) -> str:
+    """Counts what became of a file; its line for the manifest, "" where there is none or it is there."""
+    try:
+        is_new, digest, size = future.result()
+    except requests.RequestException as error:
+        (summary.missing if _code(error) in _GONE else summary.failed)[path] = printable(str(error))
+        return ""
+    summary.fetched += is_new
+    summary.there += not is_new
+    summary.bytes += size * is_new
+    return f"{digest},{size},{path}\n" if is_new or path not in known else ""
+
+
+def _code(error: requests.RequestException) -> int | None:
+    return None if error.response is None else error.response.status_code
+
+
+def fetch(url: str, path: Path, session: requests.Session, stop: threading.Event) -> tuple[str, int]:
     """Downloads one file; returns its SHA-256 and size.
 
     Raises:
-        OSError, http.client.HTTPException: all attempts failed, or the file cannot be written.
-        DataError: the server refuses for good.
+        requests.RequestException: the server does not have it, all attempts failed, or ``stop`` was set.
+        OSError: the file cannot be written.
+        DataError: the server refuses for good, or the address is none.
     """
-    stop = stop or threading.Event()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(policy.tries):
+    for attempt in range(TRIES):
         try:
-            return _attempt(url, path, policy.timeout, stop)
-        except urllib.error.HTTPError as error:
-            if error.code in _GONE:
-                raise _Missing(f"{error.code} {url}") from None
-            if error.code not in _PASSING:
-                raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
-            failure: Exception = error
-            asked = error.headers.get("Retry-After", "")
-        except _NETWORK_ERRORS as error:
-            failure, asked = error, ""
-        except ValueError as error:
+            return _attempt(url, path, session, stop)
+        except ValueError as error:  # no host, or a scheme other than http and https
             raise DataError(f"{url}: not an address ({error})") from None
-        if attempt + 1 < policy.tries:
-            pause = policy.wait * 2**attempt * random.uniform(0.5, 1.5)
-            if asked.isdecimal():
-                pause = max(pause, float(asked))
-            if stop.wait(min(pause, _LONGEST_WAIT)):
-                raise _Stopped
+        except requests.RequestException as error:
+            failure, code = error, _code(error)
+        if code not in (None, *_GONE, *_PASSING):
+            raise DataError(f"{url}: the server answers {code}")
+        pause = min(WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.5)
+        if code in _GONE or attempt + 1 == TRIES or stop.wait(pause):
+            break
     raise failure
 
 
-def _attempt(url: str, path: Path, timeout: float, stop: threading.Event) -> tuple[str, int]:
-    part = path.with_name(path.name + ".part")
-    tag_file = path.with_name(path.name + ".part.tag")
+def _attempt(url: str, path: Path, session: requests.Session, stop: threading.Event) -> tuple[str, int]:
+    part, tag_file = (path.with_name(path.name + ending) for ending in (".part", ".part.tag"))
     tag = tag_file.read_text(encoding="utf-8") if part.exists() and tag_file.exists() else ""
-    offset = part.stat().st_size if tag else 0
-    headers = {"Accept-Encoding": "identity", "User-Agent": "retinaface-2cls"}
-    if offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": tag}
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # the part is no beginning of what is there now
+    start = part.stat().st_size if tag else 0
+    wanted = {"Range": f"bytes={start}-", "If-Range": tag} if start else {}
+    with session.get(url, headers=wanted, stream=True, timeout=_TIMEOUT) as response:
+        code, headers = response.status_code, response.headers
+        if code in (206, 416) and not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             tag_file.unlink(missing_ok=True)
-            raise ConnectionError("the server cannot continue the part") from None
-        raise
-    with response:
-        if response.status == 206:
-            start, total = _content_range(response.headers.get("Content-Range", ""))
-            if start != offset:
-                tag_file.unlink(missing_ok=True)
-                raise ConnectionError(f"the server continued at {start} in place of {offset}")
-        else:
-            offset, length = 0, response.headers.get("Content-Length")
-            total = int(length) if length is not None and length.isdecimal() else None
-            tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            raise requests.ConnectionError("the server cannot continue the part")
+        if code not in (200, 206):
+            raise requests.HTTPError(f"{code} {url}", response=response)
+        length = headers.get("Content-Length", "")
+        length = int(length) if length.isdecimal() else 0
+        if code == 200:
+            start, tag = 0, headers.get("ETag", "")
             tag_file.unlink(missing_ok=True)
-        digest = hashlib.sha256()
-        if offset:
-            with part.open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-        with part.open("r+b" if offset else "wb") as file:
-            file.truncate(offset)
-            file.seek(offset)
-            if not offset and tag and not tag.startswith("W/") and (total or 0) >= RESUME_BYTES:
+        with part.open("ab" if start else "wb") as file:
+            if tag and length >= _RESUME_BYTES:
                 tag_file.write_text(tag, encoding="utf-8")
-            size = offset
-            while chunk := response.read(_CHUNK_BYTES):
-                if stop.is_set():
-                    raise _Stopped
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                _check_content(path, chunk, file.tell())
                 file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-    if total is not None and size != total:
-        if size > total:
-            tag_file.unlink(missing_ok=True)
-        raise ConnectionError(f"{size} of {total} bytes came")
-    if not size:
-        raise ConnectionError("an empty answer")
+                if stop.is_set():
+                    raise requests.ConnectionError("the run ends")
+            size = file.tell()
+    if not size or (length and size != start + length):
+        raise requests.ConnectionError(f"{size - start} of {length or 'some'} bytes came")
+    digest = file_digest(part)
     part.replace(path)
     tag_file.unlink(missing_ok=True)
-    return digest.hexdigest(), size
+    return digest, size
 
 
-def _content_range(text: str) -> tuple[int, int | None]:
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text)
-    if not match:
-        raise ConnectionError(f"found Content-Range {text!r}")
-    return int(match[1]), None if match[2] == "*" else int(match[2])
+def _check_content(path: Path, chunk: bytes, start: int) -> None:
+    """Refuses a page in the place of an image or a CSV, and a file without end."""
+    found, is_image = chunk[:20], path.suffix == ".jpg"
+    if start + len(chunk) > (_MOST_IMAGE_BYTES if is_image else _MOST_BYTES):
+        raise requests.ConnectionError("more bytes came than such a file can have")
+    if start == 0 and is_image and not found.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        raise requests.ConnectionError(f"found {found!r}; expected an image")
+    if start == 0 and path.suffix == ".csv" and found.lstrip(b"\xef\xbb\xbf\r\n\t ").startswith(b"<"):
+        raise requests.ConnectionError(f"found {found!r}; expected a CSV")
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
@@ -289,32 +311,14 @@ def read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
     Raises:
         DataError: not a text file.
     """
-    try:
-        with (folder / MANIFEST).open(encoding="utf-8", errors="replace", newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == 3 and len(row[0]) == 64]
-    except FileNotFoundError:
-        return {}
-    except (csv.Error, IsADirectoryError) as error:
-        raise DataError(
-            f"{folder / MANIFEST}: no manifest ({error}); remove it to check every file"
-        ) from None
-    return {path: (digest, int(size)) for digest, size, path in rows if re.fullmatch(r"\d{1,18}", size)}
-
-
-def _open_manifest(folder: Path) -> TextIO:
     path = folder / MANIFEST
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    file = path.open("a", encoding="utf-8")
-    if file.tell() == 0:
-        file.write("sha256,size,path\n")
-    elif not whole:
-        file.write("\n")
-    return file
+    text = read_text(path, "a manifest; remove it to check every file") if path.exists() else ""
+    rows = re.findall(r"^([0-9a-f]{64}),([0-9]{1,18}),(.+)$", text, re.MULTILINE)
+    return {name: (digest, int(size)) for digest, size, name in rows}
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Problems of the files in a folder's manifest: gone, of another size, of another content.
+    """Problems of the files in a folder's manifest: gone, or of another content.
 
     Raises:
         DataError: no manifest.
@@ -326,7 +330,88 @@ def verify(folder: Path) -> Iterator[str]:
         path = folder / name
         if not path.exists():
             yield f"{path}: gone"
-        elif (found := path.stat().st_size) != size:
-            yield f"{path}: {found} bytes, expected {size}"
-        elif file_digest(path) != digest:
+        elif path.stat().st_size != size or file_digest(path) != digest:
             yield f"{path}: another content than was downloaded"
+
+
+def unpack_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "zip", "archives; none: where to get them", Path, nargs="*")
+    option(parser, "--save_folder --name", "folder to unpack to", Path, metavar="FOLDER")
+    gigabytes = Number(float, 0, 2**20, above=True, metavar="GB")
+    option(parser, "--max_gb", "largest unpacked size of an archive", gigabytes, 10.0)
+
+
+def unpack(args: argparse.Namespace) -> int:
+    """Says where WIDER FACE is, and unpacks its archives. Names are checked before anything is written;
+    files that are there already stay.
+
+    Example:
+      python3 prep_data.py unpack WIDER_train.zip WIDER_val.zip wider_face_split.zip --save_folder data/wider
+    """
+    if not args.zip:
+        print(WIDER_FACE)
+        return OK
+    if args.save_folder is None:
+        raise UsageError("give the folder to unpack to with --save_folder")
+    with locked(args.save_folder):
+        for archive in args.zip:
+            counts = unpack_zip(archive, args.save_folder, int(args.max_gb * 1e9))
+            print(f"{archive}: {', '.join(f'{number} {name}' for name, number in counts.items()) or 'empty'}")
+    return OK
+
+
+def unpack_zip(archive: Path, folder: Path, max_bytes: int) -> Counter[str]:
+    """Unpacks a zip file and counts its files; those that are there already with the right content stay.
+
+    Raises:
+        DataError: not a zip file, damaged, encrypted, a path that leaves the folder, a link, or larger than
+            ``max_bytes`` in all. All names are looked at before the first file is written.
+    """
+    if not archive.is_file():
+        raise DataError(f"{archive}: no such archive")
+    counts: Counter[str] = Counter()
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [info for info in opened.infolist() if not info.is_dir()]
+            for info in members:
+                _check_member(archive, info)
+            if (total := sum(info.file_size for info in members)) > max_bytes:
+                size = f"{total / 1e9:g} GB, above --max_gb {max_bytes / 1e9:g}"
+                raise DataError(f"{archive}: unpacks to {size}")
+            for info in members:
+                target = folder / info.filename
+                if _is_there(target, info):
+                    counts["files there already"] += 1
+                    continue
+                with (
+                    opened.open(info) as file,
+                    atomic_path(target) as temporary,
+                    temporary.open("wb") as copy,
+                ):
+                    shutil.copyfileobj(file, copy)  # ends at the announced size, checks the CRC
+                counts["files unpacked"] += 1
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and its decompressors raise a dozen kinds
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise DataError(f"{archive}: not a zip file, or damaged ({error}); download it again") from None
+    return counts
+
+
+def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
+    path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
+    problem = ""
+    if path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename:
+        problem = "leads out of the folder"
+    elif kind not in (0, stat.S_IFREG):
+        problem = "is a link or a device"
+    elif info.flag_bits & 1:
+        problem = "is encrypted"
+    if problem:
+        raise DataError(f"{archive}: {info.filename!r} {problem}; nothing was unpacked")
+
+
+def _is_there(target: Path, info: zipfile.ZipInfo) -> bool:
+    is_alike = target.is_file() and target.stat().st_size == info.file_size
+    return is_alike and zlib.crc32(target.read_bytes()) == info.CRC

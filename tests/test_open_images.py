@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import open_images
+from data import open_images_lists
 from data.annotations import labelled_classes, read_annotations
-from data.open_images import Choices, Source, convert, image_ids, label_ids
+from data.open_images import LABEL_IDS, image_ids, label_ids
+from data.open_images_lists import MARKED, convert
 from utils.cli import DataError
 
 FACE, PERSON, MAN, CAT = "/m/0dzct", "/m/01g317", "/m/04yx4", "/m/01yrx"
@@ -34,10 +36,15 @@ def write(path: Path, *lines: str, header: str = HEADER) -> Path:
     return path
 
 
-def converted(path: Path, choices: Choices | None = None, **options) -> dict[str, list[list[float]]]:
+def converted(path: Path, **options) -> dict[str, list[list[float]]]:
     output = path.parent / "out" / "list.txt"
-    convert([Source((path,), LABELS)], output, choices or Choices(), **options)
+    convert([path], output, LABELS, Counter(), **options)
     return as_dict(output)
+
+
+def marked(**choices: str) -> dict[str, dict[str, str]]:
+    """The argument of that name: the default with other choices."""
+    return {"marked": MARKED | choices}
 
 
 def as_dict(path: Path) -> dict[str, list[list[float]]]:
@@ -92,18 +99,18 @@ rows_of_csv = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=rows_of_csv, block=st.sampled_from([1, 200, 1 << 20]))
-def test_same_as_the_plain_version_for_any_order_and_block_size(tmp_path_factory, rows, block):
+@given(rows=rows_of_csv, slice_rows=st.sampled_from([1, 2, 1000]))
+def test_same_as_the_plain_version_for_any_order_and_slice(tmp_path_factory, rows, slice_rows):
     path = write(tmp_path_factory.mktemp("csv") / "boxes.csv", *rows)
     expected = plain(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_images, "_BLOCK_BYTES", max(block, len(HEADER) + 2))
+        patch.setattr(open_images_lists, "_SLICE_ROWS", slice_rows)
         if not expected:
             with pytest.raises(DataError, match="none of its"):
                 converted(path)
             return
         found = converted(path)
-        assert list(image_ids(Source((path,), {CAT: 1}))) == list(
+        assert image_ids(path, [CAT]) == list(
             dict.fromkeys(r.split(",")[0] for r in rows if r.split(",")[2] == CAT)
         )
     assert list(found) == list(expected)
@@ -131,13 +138,16 @@ def test_attributes_keep_drop_or_drop_the_image(tmp_path):
         row("c", PERSON, group_of=-1),
     )
     assert {k: len(v) for k, v in converted(path).items()} == {"a.jpg": 2, "c.jpg": 2}
-    assert set(converted(path, Choices(depiction="keep"))) == {"a.jpg", "b.jpg", "c.jpg"}
-    assert {k: len(v) for k, v in converted(path, Choices(group_of="drop")).items()} == {
+    assert set(converted(path, **marked(depiction="keep"))) == {"a.jpg", "b.jpg", "c.jpg"}
+    assert {k: len(v) for k, v in converted(path, **marked(group_of="drop")).items()} == {
         "a.jpg": 1,
         "c.jpg": 2,
     }
-    assert set(converted(path, Choices(group_of="drop_image"))) == {"c.jpg"}
-    assert {k: len(v) for k, v in converted(path, Choices(inside="drop")).items()} == {"a.jpg": 2, "c.jpg": 1}
+    assert set(converted(path, **marked(group_of="drop_image"))) == {"c.jpg"}
+    assert {k: len(v) for k, v in converted(path, **marked(inside="drop")).items()} == {
+        "a.jpg": 2,
+        "c.jpg": 1,
+    }
 
 
 def test_images_of_one_class(tmp_path):
@@ -152,12 +162,10 @@ def test_images_of_one_class(tmp_path):
     verified = write(
         tmp_path / "labels.csv", f"d,verification,{PERSON},0", header="ImageID,Source,LabelName,Confidence"
     )
-    drop, split = Choices(one_class="drop"), Choices(one_class="split")
-    assert set(converted(path, drop)) == {"a.jpg"}
-    labels = Source((verified,), LABELS)
-    assert set(converted(path, drop, image_labels=labels)) == {"a.jpg", "d.jpg"}
-    report = convert([Source((path,), LABELS)], tmp_path / "split" / "list.txt", split, image_labels=labels)
-    assert report.lists == {
+    assert set(converted(path, one_class="drop")) == {"a.jpg"}
+    assert set(converted(path, one_class="drop", image_labels=[verified])) == {"a.jpg", "d.jpg"}
+    output, options = tmp_path / "split" / "list.txt", {"one_class": "split", "image_labels": [verified]}
+    assert convert([path], output, LABELS, Counter(), **options) == {
         tmp_path / "split" / k / "list.txt": n for k, n in {"both": 2, "face": 1, "person": 1}.items()
     }
     assert labelled_classes(tmp_path / "split" / "both" / "list.txt") == ("face", "person")
@@ -178,17 +186,18 @@ def test_persons_from_miap_and_images_without_file(tmp_path):
         header=miap_header,
     )
     boxes = write(tmp_path / "boxes.csv", row("a", FACE), row("a", PERSON), row("z", FACE))
-    sources = [Source((miap,), {PERSON: 2}), Source((boxes,), {FACE: 1}, known_images_only=True)]
-    convert(sources, tmp_path / "out.txt")
+    counts = Counter()
+    convert([boxes], tmp_path / "out.txt", LABELS, counts, miap=[miap])
+    assert counts["boxes marked depiction, drop"] == 1
     assert {k: [b[0] for b in v] for k, v in as_dict(tmp_path / "out.txt").items()} == {
         "a.jpg": [2, 1],
         "b.jpg": [2],
     }
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.jpg").touch()
-    report = convert(sources, tmp_path / "out.txt", images=tmp_path / "images")
+    convert([boxes], tmp_path / "out.txt", LABELS, counts, miap=[miap], images=tmp_path / "images")
     assert set(as_dict(tmp_path / "out.txt")) == {"b.jpg"}
-    assert report.without_file == 1
+    assert counts["images without a file, left out"] == 1
 
 
 GOOD = row("good")
@@ -223,11 +232,10 @@ def test_a_faulty_row_is_named_and_nothing_is_written(tmp_path, name):
     with pytest.raises(DataError, match=rf"boxes\.csv{message}"):
         converted(path)
     assert not list(tmp_path.glob("out/*"))
-    report = None
     if b"good" in text:
-        report = convert([Source((path,), LABELS)], tmp_path / "list.txt", Choices(skip_bad=True))
-        assert set(as_dict(tmp_path / "list.txt")) == {"good.jpg"}
-        assert len(report.bad_rows) == 1
+        bad_rows = []
+        assert set(converted(path, bad_rows=bad_rows)) == {"good.jpg"}
+        assert len(bad_rows) == 1
 
 
 def test_faults_of_the_file(tmp_path):
@@ -244,9 +252,9 @@ def test_faults_of_the_file(tmp_path):
     with pytest.raises(DataError, match=r":1: the column XMax is there more than once"):
         converted(path)
     write(path, f"a,{FACE},0,1,0,1", header="ImageID,LabelName,XMin,XMax,YMin,YMax")
-    with pytest.raises(DataError, match=r":1: no column IsDepiction, which --depiction drop needs"):
+    with pytest.raises(DataError, match=r":1: no column IsDepiction; do without it by --depiction keep"):
         converted(path)
-    assert set(converted(path, Choices(depiction="keep"))) == {"a.jpg"}
+    assert set(converted(path, **marked(depiction="keep"))) == {"a.jpg"}
     whole = gzip.compress("\n".join([HEADER, *[GOOD] * 50]).encode())
     for content in (whole[:-20], whole[:60] + b"\0\0\0" + whole[63:], b"no gzip"):
         broken = tmp_path / "boxes.csv.gz"
@@ -262,7 +270,7 @@ def test_a_full_disk_leaves_the_old_list(tmp_path, monkeypatch):
     def full(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(open_images, "format_table", full)
+    monkeypatch.setattr(open_images_lists, "format_table", full)
     with pytest.raises(OSError, match="No space"):
         converted(path)
     assert as_dict(tmp_path / "out" / "list.txt") == before
@@ -291,11 +299,20 @@ def test_published_list(reference, tmp_path):
     (listed,) = (reference / "openimages_val").glob("wider_val_gt*.gz")
     published = tmp_path / "published.txt"
     published.write_bytes(gzip.decompress(listed.read_bytes()))
-    labels = {mid: 1 if name == "Human face" else 2 for name, mid in open_images.LABEL_IDS.items()}
-    report = convert([Source((source,), labels)], tmp_path / "out" / "list.txt")
+    labels = {mid: 1 if name == "Human face" else 2 for name, mid in LABEL_IDS.items()}
+    counts = Counter()
+    convert([source], tmp_path / "out" / "list.txt", labels, counts)
     found = {a.path: a for a in read_annotations(tmp_path / "out" / "list.txt")}
-    assert (report.rows, report.boxes, report.scattered) == (30055, {"face": 13964, "person": 16091}, 5)
-    assert report.images == {"all": 7572, "both": 5923, "face": 171, "person": 1478}
+    assert counts == {
+        "rows read": 30055,
+        "boxes of face": 13964,
+        "boxes of person": 16091,
+        "images with boxes": 7572,
+        "  of both": 5923,
+        "  of face alone": 171,
+        "  of person alone": 1478,
+        "images whose rows were apart, joined": 5,
+    }
     repeated = []
     last = ""
     for expected in read_annotations(published):

@@ -143,6 +143,11 @@ def print_rows(rows: Iterable[tuple[object, object]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def printable(text: str) -> str:
+    """``text`` with escapes for line breaks and what else would move the cursor of a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def warn(message: object) -> None:
     """Writes one line to standard error, clear of any progress bar."""
     tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ attributes. An image without faces has the count 0 and one line of zeros.
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import ImageAnnotation
+from data.annotations import ImageAnnotation, write_list
 from data.config import CLASS_LABELS
-from utils.cli import DataError
+from utils.cli import OK, DataError, option, print_rows
 from utils.files import read_text
-from utils.images import read_sizes
+from utils.images import image_folder, read_sizes
 
 #: Columns of a face: x1 y1 w h blur expression illumination invalid occlusion pose.
 COLUMNS = 10
@@ -44,74 +45,39 @@ class WiderImage:
     invalid: np.ndarray
 
 
-def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
-    """Reads the annotation text image by image.
+def widerface_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "text", "official text annotation, wider_face_{train,val}_bbx_gt.txt", Path)
+    option(parser, "--images --images_dir", "images, by event", Path, required=True, metavar="FOLDER")
+    text = "list to write; dataset.json goes beside it"
+    option(parser, "--output --out", text, Path, required=True, metavar="FILE")
+    option(parser, "--keep_invalid", "keep faces that are marked invalid")
+    option(parser, "--skip_missing", "leave out images without a usable file")
 
-    Raises:
-        DataError: not such a text, with file and line.
+
+def widerface(args: argparse.Namespace) -> int:
+    """The official WIDER FACE text annotation to an annotation list of faces. Images without faces are
+    kept; faces without area or marked invalid are left out and counted.
+
+    Example:
+      python3 prep_data.py widerface wider_face_val_bbx_gt.txt --images WIDER_val/images \\
+          --output data/widerface/val/wider_val_gt.txt
     """
-    lines = read_text(path, "wider_face_train_bbx_gt.txt or its like").rstrip("\n").split("\n")
-    number = 0
-    while number < len(lines):
-        name = lines[number].strip()
-        if not name:
-            number += 1
-            continue
-        if not name.lower().endswith(_IMAGE_ENDINGS):
-            raise DataError(f"{path}:{number + 1}: found {name[:80]!r}; expected the path of an image")
-        count_text = lines[number + 1].strip() if number + 1 < len(lines) else "the end of the file"
-        if not count_text.isdecimal() or len(count_text) > 9:
-            raise DataError(
-                f"{path}:{number + 2}: found {count_text[:80]!r}; expected the number of faces of {name}"
-            )
-        count, first = int(count_text), number + 2
-        rows = np.array([_row(path, lines, i) for i in range(first, first + count)]).reshape(-1, COLUMNS)
-        yield WiderImage(name, number + 1, rows[:, :4], rows[:, _INVALID] == 1)
-        number = first + count
-        if count == 0 and number < len(lines) and _is_row(lines[number]):
-            number += 1  # the dummy line
+    counts: Counter[str] = Counter()
+    folder = image_folder(args.text, args.images)
+    faces = _annotations(args.text, folder, counts, args.keep_invalid, args.skip_missing)
+    images = write_list(args.output, faces, ["face"])
+    print_rows(counts.items())
+    print(f"{args.output}: {images} images, labelled for face")
+    return OK
 
 
-def _is_row(line: str) -> bool:
-    return not line.strip().lower().endswith(_IMAGE_ENDINGS)
-
-
-def _row(path: str | os.PathLike, lines: list[str], index: int) -> list[float]:
-    if index >= len(lines):
-        raise DataError(f"{path}:{len(lines)}: cut off in the faces of an image; get the file again")
-    try:
-        values = [float(value) for value in lines[index].split()]
-    except ValueError:
-        values = []
-    if len(values) != COLUMNS or not np.isfinite(values).all():
-        raise DataError(
-            f"{path}:{index + 1}: found {lines[index][:80]!r}; expected {COLUMNS} numbers of a face"
-        )
-    return values
-
-
-def wider_annotations(
-    path: str | os.PathLike,
-    images_dir: Path,
-    counts: Counter[str],
-    keep_invalid: bool = False,
-    skip_missing: bool = False,
+def _annotations(
+    path: Path, folder: Path, counts: Counter[str], keep_invalid: bool, skip_missing: bool
 ) -> Iterator[ImageAnnotation]:
-    """Faces of the annotation text as list entries; images without faces are kept, as negatives.
-
-    Args:
-        path: the annotation text.
-        images_dir: folder of the images, whose sizes are needed.
-        counts: what was found and left out is counted here.
-        keep_invalid: keep faces that are marked invalid.
-        skip_missing: leave out images that are not in the folder, counted.
-
-    Raises:
-        DataError: the text or an image cannot be used, with file and line.
-    """
+    """Faces of the annotation text as list entries; what was found and left out is counted."""
     images = read_wider_text(path)
     while block := list(islice(images, 1024)):
-        sizes = read_sizes(images_dir, (image.path for image in block))
+        sizes = read_sizes(folder, (image.path for image in block))
         for image, size in zip(block, sizes, strict=True):
             if isinstance(size, DataError):
                 if not skip_missing:
@@ -119,12 +85,56 @@ def wider_annotations(
                 counts["images without a usable file, left out"] += 1
                 continue
             height, width = size
-            positive = (image.boxes_xywh[:, 2:] > 0).all(1)
-            kept = positive & (keep_invalid | ~image.invalid)
+            has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
+            kept = has_area & (keep_invalid | ~image.invalid)
             counts["images"] += 1
             counts["images without faces, kept"] += not len(kept)
             counts["faces"] += int(kept.sum())
-            counts["faces without area, left out"] += int((~positive).sum())
-            counts["faces marked invalid, left out"] += int((positive & ~kept).sum())
+            counts["faces without area, left out"] += int((~has_area).sum())
+            counts["faces marked invalid, left out"] += int((has_area & ~kept).sum())
             boxes = image.boxes_xywh[kept] / [width, height, width, height]
             yield ImageAnnotation(image.path, np.full(len(boxes), CLASS_LABELS["face"]), boxes, image.line)
+
+
+def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
+    """Reads the annotation text image by image.
+
+    Raises:
+        DataError: not such a text, with file and line.
+    """
+    text = read_text(path, "wider_face_train_bbx_gt.txt or its like").rstrip("\n")
+    lines = [line.strip() for line in text.split("\n")]
+    number = 0
+    while number < len(lines):
+        name = lines[number]
+        if not name:
+            number += 1
+            continue
+        if not _is_image(name):
+            raise DataError(f"{path}:{number + 1}: found {name[:80]!r}; expected the path of an image")
+        count = lines[number + 1] if number + 1 < len(lines) else "the end of the file"
+        if not count.isdecimal() or len(count) > 9:
+            found = f"found {count[:80]!r}; expected the number of faces of {name}"
+            raise DataError(f"{path}:{number + 2}: {found}")
+        first, end = number + 2, number + 2 + int(count)
+        faces = np.array([_face(path, lines, i) for i in range(first, end)]).reshape(-1, COLUMNS)
+        yield WiderImage(name, number + 1, faces[:, :4], faces[:, _INVALID] == 1)
+        has_dummy = first == end < len(lines) and not _is_image(lines[end])
+        number = end + has_dummy
+
+
+def _is_image(line: str) -> bool:
+    return line.lower().endswith(_IMAGE_ENDINGS)
+
+
+def _face(path: str | os.PathLike, lines: list[str], index: int) -> list[float]:
+    if index >= len(lines):
+        raise DataError(f"{path}:{len(lines)}: cut off in the faces of an image; get the file again")
+    try:
+        values = [float(value) for value in lines[index].split()]
+    except ValueError:
+        values = []
+    if len(values) != COLUMNS or not np.isfinite(values).all():
+        found = f"found {lines[index][:80]!r}; expected {COLUMNS} numbers of a face"
+        raise DataError(f"{path}:{index + 1}: {found}")
+    return values

@@ -61,7 +61,7 @@ prep() {
 
 # download SPLIT WHAT_ELSE
 download() {
-    prep download --split "$1" "$2" --output "$open_images" ${LIMIT:+--limit "$LIMIT"} \
+    prep download --split "$1" "$2" --save_folder "$open_images" ${LIMIT:+--limit "$LIMIT"} \
         ${BASE_URL:+--base_url "$BASE_URL"}
 }
 
@@ -78,7 +78,7 @@ dump() {
 }
 
 # 1. What there is
-step unpack prep unpack "$ARCHIVES"/{WIDER_train,WIDER_val,wider_face_split,eval_tools}.zip --output "$wider"
+step unpack prep unpack "$ARCHIVES"/{WIDER_train,WIDER_val,wider_face_split,eval_tools}.zip --save_folder "$wider"
 step download_train download train --miap
 step download_validation download validation --image_labels
 

@@ -18,7 +18,7 @@
 # A set is a folder with train/wider_train_gt.txt, val/wider_val_gt.txt, images/ beside each of the two lists,
 # and a dataset.json that names the class that is labelled. prep_data.py lays it out:
 #
-#   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --output data/wider
+#   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --save_folder data/wider
 #   python3 prep_data.py widerface data/wider/wider_face_split/wider_face_val_bbx_gt.txt \
 #       --images data/wider/WIDER_val/images --output data/wider/gt.txt
 #   python3 prep_data.py split data/wider/gt.txt --images data/wider/WIDER_val/images --save_folder data/faces

@@ -46,7 +46,7 @@ DETECTIONS = [
 
 #: Arguments of a light command by name; relative paths are those of `make_folder`.
 STAGES: dict[str, tuple[Callable[[list[str]], int], str]] = {
-    "unpack": (prep_data.main, "unpack z.zip --output out/z"),
+    "unpack": (prep_data.main, "unpack z.zip --save_folder out/z"),
     "openimages": (prep_data.main, "openimages boxes.csv --output out/oi/list.txt"),
     "widerface": (prep_data.main, "widerface wider.txt --images . --output out/w/list.txt --skip_missing"),
     "pseudo_label": (

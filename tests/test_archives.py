@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import stat
 import zipfile
 from pathlib import Path
@@ -21,14 +22,14 @@ def archive(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
 
 def unpack(path: Path, *options: str) -> list[str]:
     output = path.parent / "out"
-    assert main(["unpack", str(path), "--output", str(output), *options]) == 0
+    assert main(["unpack", str(path), "--save_folder", str(output), *options]) == 0
     return sorted(p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file())
 
 
 def test_without_archives_it_says_where_they_are(capsys):
     assert main(["unpack"]) == 0
     assert "WIDER_train.zip" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="--output"):
+    with pytest.raises(UsageError, match="--save_folder"):
         main(["unpack", "some.zip"])
 
 
@@ -84,3 +85,16 @@ def test_damaged_archives_leave_no_part_of_a_file(tmp_path):
         assert not list((tmp_path / "out").iterdir())
     with pytest.raises(DataError, match="no such archive"):
         unpack(tmp_path / "b.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_damage_within_a_file_is_one_line_for_every_compression(tmp_path, method):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as opened:
+        opened.writestr("a.txt", random.Random(0).randbytes(5000))
+    whole = path.read_bytes()
+    for place in (45, 60, len(whole) // 2):
+        path.write_bytes(whole[:place] + b"\xff" * 9 + whole[place + 9 :])
+        with pytest.raises(DataError, match="not a zip file, or damaged"):
+            unpack(path)
+        assert not list((tmp_path / "out").iterdir())

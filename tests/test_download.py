@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from data import download
 from data.annotations import ImageAnnotation, write_annotations
 from data.download import (
     BOXES,
@@ -21,7 +22,6 @@ from data.download import (
     MANIFEST,
     MISSING,
     Item,
-    Policy,
     download_all,
     read_manifest,
     verify,
@@ -31,7 +31,13 @@ from prep_data import main
 from utils.cli import DataError
 from utils.files import locked
 
-FAST = Policy(tries=8, timeout=5, wait=0.001)
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 30)
+    monkeypatch.setattr(download, "WAIT", 0.0005)
+    monkeypatch.setattr(download, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(download, "_TIMEOUT", 5)
 
 
 class Server:
@@ -79,6 +85,12 @@ class Server:
             return
         if fault == "drop":
             return
+        if fault == "odd":
+            request.wfile.write(b"\x1b[2JHTTP 200\r\n\r\n")
+            return
+        if fault == "endless":  # until the connection ends, as without Content-Length
+            request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n" + 2 * content)
+            return
         tag, first = f'"{hashlib.md5(content).hexdigest()}"', 0
         wanted = request.headers.get("Range")
         if wanted and request.headers.get("If-Range") == tag:
@@ -96,7 +108,8 @@ class Server:
 
 
 def picture(i: int, size: int = 5000) -> bytes:
-    return random.Random(i).randbytes(size + i)
+    """Begins as a JPEG file does."""
+    return b"\xff\xd8\xff" + random.Random(i).randbytes(size + i - 3)
 
 
 def test_nothing_to_download(tmp_path):
@@ -108,7 +121,7 @@ def test_faults_are_retried_and_a_second_run_fetches_nothing(tmp_path):
     with Server(("", "drop", "cut", "503")) as server:
         server.files = {f"{i}.jpg": picture(i) for i in range(30)}
         items = [Item(f"{server.url}/{name}", f"images/{name}") for name in [*server.files, "none.jpg"]]
-        summary = download_all(items, tmp_path, Policy(tries=30, timeout=5, wait=0.0005))
+        summary = download_all(items, tmp_path)
         assert (summary.fetched, summary.there, summary.failed) == (30, 0, {})
         assert list(summary.missing) == ["images/none.jpg"]
         assert (tmp_path / MISSING).read_text() == f"images/none.jpg\t404 {server.url}/none.jpg\n"
@@ -123,7 +136,7 @@ def test_faults_are_retried_and_a_second_run_fetches_nothing(tmp_path):
         with (tmp_path / MANIFEST).open("a") as file:
             file.write("a line that a kill cut of")
         assert len(list(verify(tmp_path))) == 2
-        summary = download_all(items, tmp_path, Policy(tries=30, timeout=5, wait=0.0005))
+        summary = download_all(items, tmp_path)
         assert (summary.fetched, summary.there) == (2, 28)
     assert list(verify(tmp_path)) == []
     (tmp_path / "images" / "9.jpg").write_bytes(picture(9)[::-1])
@@ -141,7 +154,7 @@ def test_a_large_part_is_continued_unless_the_file_changed(tmp_path):
             (tmp_path / f"{name}2.part").write_bytes(b"of unknown origin")
             server.files[f"{name}2"] = picture(3)
         items = [Item(f"{server.url}/{name}", name) for name in server.files]
-        assert download_all(items, tmp_path, FAST).fetched == 4
+        assert download_all(items, tmp_path).fetched == 4
         for name, content in server.files.items():
             assert (tmp_path / name).read_bytes() == content
         assert server.ranges == ["same"]
@@ -150,16 +163,49 @@ def test_a_large_part_is_continued_unless_the_file_changed(tmp_path):
 def test_what_never_comes_is_reported_and_the_rest_is_kept(tmp_path):
     with Server(("503",)) as server:
         server.files = {"a": b"a"}
-        summary = download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+        summary = download_all([Item(f"{server.url}/a", "a")], tmp_path)
         assert "503" in summary.failed["a"]
-        assert server.requests["a"] == FAST.tries
-    summary = download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+        assert server.requests["a"] == download.TRIES
+    summary = download_all([Item(f"{server.url}/a", "a")], tmp_path)
     assert "refused" in summary.failed["a"]
     with Server(("400",)) as server, pytest.raises(DataError, match="answers 400"):
         server.files = {"a": b"a"}
-        download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+        download_all([Item(f"{server.url}/a", "a")], tmp_path)
     with pytest.raises(DataError, match="not an address"):
-        download_all([Item("nowhere", "a")], tmp_path, FAST)
+        download_all([Item("nowhere", "a")], tmp_path)
+
+
+PAGE = b"<!DOCTYPE html><title>Log in \x1b[2J</title>"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.csv"])
+def test_a_page_in_the_place_of_a_file_is_refused(tmp_path, name):
+    with Server() as server:
+        server.files = {name: PAGE}
+        summary = download_all([Item(f"{server.url}/{name}", name)], tmp_path)
+    assert "found b'<!DOCTYPE html>" in summary.failed[name]
+    assert not (tmp_path / name).exists()
+
+
+def test_a_file_without_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MOST_IMAGE_BYTES", 100_000)
+    with Server(("endless",)) as server:
+        server.files = {"a.jpg": picture(0, 80_000)}
+        summary = download_all([Item(f"{server.url}/a.jpg", "a.jpg")], tmp_path)
+    assert "more bytes came than" in summary.failed["a.jpg"]
+
+
+def test_what_a_server_says_cannot_move_the_cursor(tmp_path):
+    with Server(("odd",)) as server:
+        server.files = {"a": b"a"}
+        summary = download_all([Item(f"{server.url}/a", "a")], tmp_path)
+    assert summary.failed["a"].isprintable() and "x1b" in summary.failed["a"]
+
+
+@pytest.mark.parametrize("address", ["file:///etc/hosts", "ftp://127.0.0.1/a", "http://", "nowhere"])
+def test_only_web_addresses_are_asked(tmp_path, address):
+    with pytest.raises(DataError, match="not an address"):
+        download_all([Item(address, "a")], tmp_path)
 
 
 def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
@@ -170,7 +216,7 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
         server.files = {"a": b"a"}
         monkeypatch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space"):
-            download_all([Item(f"{server.url}/a", "a")], tmp_path, FAST)
+            download_all([Item(f"{server.url}/a", "a")], tmp_path)
     assert not (tmp_path / "a").exists()
 
 
@@ -185,10 +231,18 @@ def open_images(server: Server, images: int = 40) -> None:
 
 def test_killed_at_any_moment_and_started_again(tmp_path):
     """Kill -9 after a random while, twice; the third run ends complete and correct."""
-    command = [sys.executable, "prep_data.py", "download", "--split", "validation", "--output", str(tmp_path)]
+    command = [
+        sys.executable,
+        "prep_data.py",
+        "download",
+        "--split",
+        "validation",
+        "--save_folder",
+        str(tmp_path),
+    ]
     with Server(("", "", "drop", "cut", "503"), delay=0.05) as server:
         open_images(server)
-        command += ["--base_url", server.url, "--workers", "2", "--wait", "0.01", "--tries", "20"]
+        command += ["--base_url", server.url, "--num_workers", "2"]
         root = Path(__file__).resolve().parent.parent
         for kill in range(2):
             run = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -216,7 +270,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
 def test_classes_limit_list_and_annotations_only(tmp_path, capsys):
     with Server() as server:
         open_images(server)
-        arguments = ["download", "--split", "validation", "--base_url", server.url + "/", "--output"]
+        arguments = ["download", "--split", "validation", "--base_url", server.url + "/", "--save_folder"]
         assert main([*arguments, str(tmp_path / "a"), "--annotations_only"]) == 0
         assert sorted(p.name for p in (tmp_path / "a" / "validation").iterdir()) == sorted(
             ["boxes.csv", "class-descriptions.csv", MANIFEST, MISSING]

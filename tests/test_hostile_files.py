@@ -29,11 +29,11 @@ import wider_openimagespersonface_evaluate.ground_truth as openimages
 import widerface_evaluate.ground_truth as widerface
 from data import predictions
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, read_annotations
-from data.archives import unpack
 from data.config import cfg_mnet
 from data.convert import read_coco, read_yolo
-from data.download import read_manifest
-from data.open_images import Choices, Source, convert, image_ids, label_ids
+from data.download import read_manifest, unpack_zip
+from data.open_images import image_ids, label_ids
+from data.open_images_lists import convert
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.journal import Journal
@@ -139,18 +139,17 @@ LABELS = {"/m/0dzct": 1, "/m/04yx4": 2, "/m/01g317": 2}
 
 
 def read_boxes_csv(path: Path) -> None:
-    for skip_bad in (False, True):
+    for bad_rows in (None, []):
         output = path.parent / "list" / "list.txt"
-        convert([Source((path,), LABELS)], output, Choices(skip_bad=skip_bad))
+        convert([path], output, LABELS, Counter(), bad_rows=bad_rows)
         read_list(output)
 
 
 def read_image_labels(path: Path) -> None:
     boxes = path.with_name("boxes.csv")
     boxes.write_text(BOXES_CSV)
-    source = Source((path,), LABELS)
     output = path.parent / "list" / "list.txt"
-    convert([Source((boxes,), LABELS)], output, Choices(one_class="drop"), image_labels=source)
+    convert([boxes], output, LABELS, Counter(), one_class="drop", image_labels=[path])
     openimages.read_ground_truth(boxes, path)
 
 
@@ -273,7 +272,7 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
         lambda _: gzip.compress(BOXES_CSV.encode()),
         openimages.read_ground_truth,
     ),
-    "ids of boxes.csv": (".csv", BOXES_CSV, lambda path: list(image_ids(Source((path,), LABELS)))),
+    "ids of boxes.csv": (".csv", BOXES_CSV, lambda path: image_ids(path, LABELS)),
     "image labels": (
         ".csv",
         "ImageID,Source,LabelName,Confidence\n000a,verification,/m/0dzct,1\n000b,verification,/m/0dzct,0\n",
@@ -304,7 +303,7 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
         "epoch,steps,lr\n1,10,0.001\n2,10,0.001\n",
         at("results.csv", read_results),
     ),
-    "zip": (".zip", zip_file, lambda path: unpack(path, path.parent / "out", 10**6, Counter())),
+    "zip": (".zip", zip_file, lambda path: unpack_zip(path, path.parent / "out", 10**6)),
     "weights": (".pth", weights_file, read_checkpoint),
     "jpg": (".jpg", picture("JPEG"), read_picture),
     "jpg, progressive": (".jpg", picture("JPEG", progressive=True), read_picture),

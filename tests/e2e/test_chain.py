@@ -74,11 +74,11 @@ def downloads(sources, tmp_path_factory) -> Path:
     """Open Images from a local server, WIDER FACE from its archives."""
     folder = tmp_path_factory.mktemp("downloads")
     with serve(sources.mirror) as url:
-        more = "--miap", "--image_labels", "--base_url", url, "--output", folder / "oi"
+        more = "--miap", "--image_labels", "--base_url", url, "--save_folder", folder / "oi"
         zips = sorted(sources.zips.glob("*.zip"))
         together(
             *((PREP, "download", "--split", split, *more) for split in SPLITS),
-            (PREP, "unpack", *zips, "--output", folder / "wider"),
+            (PREP, "unpack", *zips, "--save_folder", folder / "wider"),
         )
     return folder
 

@@ -9,7 +9,6 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,7 +59,7 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     output = "list to write; FILE.pseudo.jsonl beside it says where each added box comes from"
     option(parser, "--output --out", output, Path, required=True, metavar="FILE")
     classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
-    option(parser, "--classes", "classes to add", default=["face"], **classes)
+    option(parser, "--classes", "classes to add (default: face)", default=["face"], **classes)
     group = parser.add_argument_group("where the boxes come from")
     weights = "checkpoint of one or two classes, or an ONNX file"
     option(group, "--trained_model -m --weights", weights, Path, metavar="FILE")
@@ -91,22 +90,23 @@ def pseudo_label(args: argparse.Namespace) -> int:
     """
     if (args.trained_model is None) == (args.detections is None):
         raise UsageError("expected one of --trained_model and --detections")
+    if args.detections and not args.category:
+        raise UsageError("give the detections' category ids, e.g. --category 0=person")
     selection = Selection(args.confidence_threshold, args.min_size, args.max_iou)
     images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled)
     source = (args.detections or args.trained_model).name
-    used: set[str] = set()
-    with ExitStack() as stack:
+    used: dict[str, bool] = {}
+    on_cpu = args.device == "auto" and is_onnx(args.trained_model or "")
+    with processes(pick_device(args.device, on_cpu)) as device:
+        first = rank() == 0
+        own = islice(iter_annotations(args.list), rank(), None, world_size())
         if args.detections:
             categories = parse_categories(args.category, args.classes)
-            if not categories:
-                raise UsageError("give the detections' category ids, e.g. --category 0=person")
             coco = read_coco_detections(args.detections, categories, args.coco_images)
-            found = detections_of(coco, iter_annotations(args.list), images_dir, used)
+            found = detections_of(coco, own, images_dir, used)
         else:
-            on_cpu = is_onnx(args.trained_model) and args.device == "auto"
-            device = stack.enter_context(processes(pick_device(args.device, on_cpu)))
             keep_freed_memory()
             detector = Detector.from_checkpoint(
                 args.trained_model,
@@ -115,22 +115,19 @@ def pseudo_label(args: argparse.Namespace) -> int:
                 classes=args.classes,
                 input_size=InputSize(args.long_side),
             )
-            own = islice(iter_annotations(args.list), rank(), None, world_size())
             found = detect_in(detector, own, images_dir, args.batch_size)
-        first = rank() == 0
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
         added: dict[str, list[AddedBox]] = {}
         for annotation, size, detections in tqdm(found, "images", total, disable=not first or None):
             if boxes := boxes_to_add(annotation, detections, size, selection, source):
                 added[annotation.path] = boxes
-        added = gather_from_processes(added)
+        added, used = gather_from_processes(added), gather_from_processes(used)
     if not first:
         return OK
     images = write_with_boxes(args.list, args.output, added, labelled)
     labels = Counter(CLASS_NAMES[box.label] for boxes in added.values() for box in boxes)
-    print_rows(
-        [(f"boxes of {name} added", labels[name]) for name in args.classes] + [("in images", len(added))]
-    )
+    rows = [(f"boxes of {name} added", labels[name]) for name in args.classes]
+    print_rows([*rows, ("in images", len(added))])
     if args.detections and (unused := [key for key in coco if key not in used]):
         warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")
     print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
@@ -272,13 +269,16 @@ def _key(image: object) -> str:
 
 
 def detections_of(
-    coco: dict[str, Detections], annotations: Iterable[ImageAnnotation], images_dir: Path, used: set[str]
+    coco: dict[str, Detections],
+    annotations: Iterable[ImageAnnotation],
+    images_dir: Path,
+    used: dict[str, bool],
 ) -> Found:
     """As `detect_in`, from a file, and only images with detections; their keys are added to ``used``."""
     for annotation in annotations:
         keys = _key(annotation.path), _key(Path(annotation.path).stem)
         if key := next((key for key in keys if key in coco), None):
-            used.add(key)
+            used[key] = True
             try:
                 yield annotation, read_size(images_dir / annotation.path), coco[key]
             except DataError as error:

@@ -69,6 +69,12 @@ def test_table_reads_back_as_written_image_by_image(tmp_path):
     assert_same(read_annotations(tmp_path / "list.txt"), expected)
 
 
+def test_boxes_in_pixels():
+    assert ImageAnnotation("a.jpg").boxes((100, 200)).shape == (0, 4)
+    boxes = ImageAnnotation("a.jpg", [1], [[0.25, 0.5, 0.5, 0.25]]).boxes((100, 200))
+    assert boxes.tolist() == [[50, 50, 150, 75]]
+
+
 def test_blank_lines_tabs_and_windows_line_ends(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"\r\n# a.jpg\r\n1\t0 0  0.5 0.5 \r\n\r\n# b.jpg\r\n2 0 0 1 1")

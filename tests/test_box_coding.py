@@ -1,12 +1,40 @@
-"""Offsets of boxes from priors."""
+"""Forms of a box, and offsets of boxes from priors."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.box_utils import decode, encode
+from utils.box_utils import (
+    cxcywh_to_xywh,
+    decode,
+    encode,
+    xywh_to_cxcywh,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
 
 VARIANCES = (0.1, 0.2)
+
+
+CONVERSIONS = (xywh_to_xyxy, xyxy_to_xywh, xywh_to_cxcywh, cxcywh_to_xywh)
+
+
+def test_conversions_of_no_box_and_by_hand():
+    for convert in CONVERSIONS:
+        assert convert(np.zeros((0, 4))).shape == (0, 4)
+    boxes = np.array([[1.0, 2.0, 4.0, 8.0], [0.0, 0.0, 1.0, 1.0]], order="F")
+    xyxy, cxcywh = [[1, 2, 5, 10], [0, 0, 1, 1]], [[3, 6, 4, 8], [0.5, 0.5, 1, 1]]
+    assert xywh_to_xyxy(boxes).tolist() == xyxy
+    assert xyxy_to_xywh(np.float32(xyxy)).tolist() == boxes.tolist()
+    assert xywh_to_cxcywh(boxes).tolist() == cxcywh
+    assert cxcywh_to_xywh(np.array(cxcywh)).tolist() == boxes.tolist()
+    assert xywh_to_xyxy(boxes[0]).tolist() == xyxy[0]
+    for convert in CONVERSIONS:
+        before = boxes.copy()
+        converted = convert(boxes)
+        assert converted.dtype == np.float64 and converted.flags.c_contiguous
+        assert (boxes == before).all()
 
 
 def test_no_boxes():

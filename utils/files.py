@@ -15,7 +15,7 @@ from pathlib import Path
 from utils.cli import DataError
 
 #: Errors of writing that do not name their file.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         try:
             yield temporary
         except OSError as error:
-            if error.errno in NO_ROOM and error.filename is None:
+            if error.errno in _NO_ROOM and error.filename is None:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
         temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Images: reading any file into BGR, writing, and drawing of detections."""
+"""Images: reading any file into BGR, writing, sizes; figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli import DataError, UsageError
 from utils.files import atomic_path
@@ -67,8 +67,6 @@ def _may_be_cut_off(content: np.ndarray) -> bool:
 
 def _read_carefully(path: str | os.PathLike, decoded: np.ndarray | None) -> np.ndarray:
     """What OpenCV failed on or may have got wrong, judged by Pillow, which refuses incomplete files."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
         with Image.open(path) as file:
             file.load()
@@ -139,7 +137,7 @@ def image_folder(list_path: str | os.PathLike, given: str | os.PathLike | None =
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(height, width) in pixels as `utils.images.read_image` gives it, read from the file's header.
+    """(height, width) in pixels as `read_image` gives it, read from the file's header.
 
     Raises:
         DataError: no such file or not an image.

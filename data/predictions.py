@@ -281,19 +281,18 @@ def parse_together(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int], list[
         body and not head for head, body in zip(heads, bodies, strict=True)
     ):
         return None
-    names = ("x", "y", "w", "h", "score", "label")
-    content = b"".join([" ".join(names).encode(), b"\n", *bodies])
-    for end in (b" \r\n", b"\r\n", b" \n"):
-        content = content.replace(end, b"\n")
-    schema = dict.fromkeys(names, pl.Float64)
+    numbers = ("x", "y", "w", "h", "score", "label")
+    schema = dict.fromkeys(numbers, pl.Float64) | {"end": pl.String}  # a blank at the end makes a column
+    content = b"".join([" ".join(schema).encode(), b"\n", *bodies])
     try:
         table = pl.read_csv(content, separator=" ", quote_char=None, schema=schema)
     except pl.exceptions.PolarsError:
         return None
-    unknown = ~table["label"].is_in([float(label) for label in CLASS_NAMES])  # null where no class is given
-    rows = table.with_columns(pl.col("label").fill_null(NO_CLASS)).to_numpy()
+    known = table["label"].is_in([float(label) for label in CLASS_NAMES])  # null where none is given
+    rows = table.select(*numbers[:5], pl.col("label").fill_null(NO_CLASS)).to_numpy()
     counts = [body.count(b"\n") for body in bodies]
-    if len(rows) != sum(counts) or unknown.any() or not np.isfinite(rows).all() or (rows[:, 2:4] < 0).any():
+    whole = len(rows) == sum(counts) and table["end"].null_count() == len(rows)
+    if not (whole and known.all() and np.isfinite(rows).all() and (rows[:, 2:4] >= 0).all()):
         return None
     return rows, counts, [int(head or -1) for head in heads]
 

@@ -5,7 +5,6 @@ An outcome (int8) is 1 for a hit, 0 for a false positive, -1 for a detection tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,22 +139,14 @@ def image_costs(
         truths: int64[I], boxes to be found in each image.
     """
     counted, hits = _cumulated(bins, outcome)
-    whole = wider_curve(bins, outcome, truths.sum()).area if truths.any() else 0.0
     costs = np.zeros(len(truths))
-    for images, rows in _blocks(image_index, len(truths)):
-        group = image_index[rows] - images.start
-        own_counted, own_hits = _cumulated(bins[rows], outcome[rows], group, len(images))
-        left = np.maximum(truths.sum() - truths[images], 1)
-        recall = (hits - own_hits) / left[:, None]
+    ends = np.searchsorted(image_index, np.arange(len(truths) + 1))
+    for image, rows in enumerate(map(slice, ends[:-1], ends[1:])):
+        own_counted, own_hits = _cumulated(bins[rows], outcome[rows])
+        recall = (hits - own_hits) / max(truths.sum() - truths[image], 1)
         precision = (hits - own_hits) / np.maximum(counted - own_counted, 1)
-        costs[images] = _area(recall, _envelope(precision)) - whole
-    return costs
-
-
-def _blocks(image_index: np.ndarray, images: int, size: int = 256) -> Iterator[tuple[range, slice]]:
-    for start in range(0, images, size):
-        block = range(start, min(start + size, images))
-        yield block, slice(*np.searchsorted(image_index, [block.start, block.stop]))
+        costs[image] = _area(recall, _envelope(precision))[0]
+    return costs - (wider_curve(bins, outcome, truths.sum()).area if truths.any() else 0.0)
 
 
 def _cumulated(

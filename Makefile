@@ -43,4 +43,4 @@ bench: build
 clean:
 	rm -rf $(VENV) build */build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f $(EVALUATORS:%=%/*.so) data/*.so
+	rm -f $(EVALUATORS:%=%/*.so)

@@ -15,7 +15,8 @@ class (1 face, 2 person). Detectors of one class leave the last column out; that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -218,7 +219,11 @@ def read_predictions(folder: Path, images: Sequence[str]) -> tuple[BoxTable, Rea
     paths = [prediction_path(folder, image) for image in images]
     contents = [_read_bytes(path) for path in paths]
     texts = [content or b"" for content in contents]
-    rows, counts, declared = parse_together(texts) or parse_line_by_line(paths, texts)
+    parsed = parse(texts) or parse([_tidy(text) for text in texts])
+    if parsed is None:
+        files = zip(paths, texts, strict=True)
+        raise next(_fault(path, text) for path, text in files if parse([_tidy(text)]) is None)
+    rows, counts, declared = parsed
     table = BoxTable(
         list(images),
         offsets_of(counts),
@@ -265,79 +270,59 @@ def is_whole(path: Path) -> bool:
     return not report.missing and not report.miscounted
 
 
-def parse_together(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int], list[int]] | None:
+def parse(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int], list[int]] | None:
     """Parses the texts of many files as one CSV.
 
     Returns:
         float64[N, 6] rows `x y w h score class` (0: none given), rows of each file and count line of each
-        file (-1: none), or None where a line needs a closer look: see `parse_line_by_line`.
+        file (-1: none), or None where a line is faulty or has other blanks than one between two numbers.
     """
     import polars as pl
 
     parts = [[*text.split(b"\n", 2), b"", b""][:3] for text in texts]
-    heads = [head.strip() for _, head, _ in parts]
+    heads = [head.strip()[:18] for _, head, _ in parts]
     bodies = [body.rstrip() + b"\n" if body.strip() else b"" for _, _, body in parts]
-    if not all(head.isdigit() and len(head) < 16 for head in heads if head) or any(
-        body and not head for head, body in zip(heads, bodies, strict=True)
-    ):
+    if not all(head.isdigit() for head, body in zip(heads, bodies, strict=True) if head or body):
         return None
-    names = ("x", "y", "w", "h", "score", "label")
-    content = b"".join([" ".join(names).encode(), b"\n", *bodies])
-    for end in (b" \r\n", b"\r\n", b" \n"):
-        content = content.replace(end, b"\n")
-    schema = dict.fromkeys(names, pl.Float64)
+    numbers = ("x", "y", "w", "h", "score", "label")
+    schema = dict.fromkeys(numbers, pl.Float64) | {"end": pl.String}  # a blank at the end makes a column
+    content = b"".join([" ".join(schema).encode(), b"\n", *bodies])
     try:
         table = pl.read_csv(content, separator=" ", quote_char=None, schema=schema)
     except pl.exceptions.PolarsError:
         return None
-    unknown = ~table["label"].is_in([float(label) for label in CLASS_NAMES])  # null where no class is given
-    rows = table.with_columns(pl.col("label").fill_null(NO_CLASS)).to_numpy()
+    known = table["label"].is_in([float(label) for label in CLASS_NAMES])  # null where none is given
+    rows = table.select(*numbers[:5], pl.col("label").fill_null(NO_CLASS)).to_numpy()
     counts = [body.count(b"\n") for body in bodies]
-    if len(rows) != sum(counts) or unknown.any() or not np.isfinite(rows).all() or (rows[:, 2:4] < 0).any():
+    whole = len(rows) == sum(counts) and table["end"].null_count() == len(rows)
+    if not (whole and known.all() and np.isfinite(rows).all() and (rows[:, 2:4] >= 0).all()):
         return None
     return rows, counts, [int(head or -1) for head in heads]
 
 
-def parse_line_by_line(
-    paths: Sequence[Path], texts: Sequence[bytes]
-) -> tuple[np.ndarray, list[int], list[int]]:
-    """What `parse_together` returns, of any text in the format; errors as in `read_predictions`."""
-    rows, counts, declared = [], [], []
-    for path, text in zip(paths, texts, strict=True):
-        lines = [(n, line) for n, line in enumerate(text.split(b"\n"), 1) if n > 1 and line.strip()]
-        head, lines = lines[:1], lines[1:]
-        counts.append(len(lines))
-        declared += [int(_numbers(path, *line, _COUNT, _is_count)[0]) for line in head] or [-1]
-        rows += [[*_numbers(path, *line, _ROW, _is_row), NO_CLASS][:6] for line in lines]
-    return np.array(rows, np.float64).reshape(-1, 6), counts, declared
+def _tidy(text: bytes) -> bytes:
+    """The text without blank lines below the first, and with one blank between two numbers."""
+    first, *lines = text.split(b"\n")
+    return b"\n".join([first, *(b" ".join(line.split()) for line in lines if line.strip())])
 
 
-_COUNT = "the number of lines that follow"
-_ROW = "numbers 'x y w h score [class]', width and height not negative, class one of " + ", ".join(
+_EXPECTED = "numbers 'x y w h score [class]', width and height not negative, class one of " + ", ".join(
     f"{label} {name}" for label, name in CLASS_NAMES.items()
 )
 
 
-def _is_count(values: list[float]) -> bool:
-    return len(values) == 1 and values[0] >= 0 and values[0] % 1 == 0
+def _fault(path: Path, text: bytes) -> DataError:
+    """Names the first faulty line of a file that has one."""
+    lines = text.split(b"\n")
 
+    def is_faulty(last: int) -> bool:
+        return parse([_tidy(b"\n".join(lines[: last + 1]))]) is None
 
-def _is_row(values: list[float]) -> bool:
-    known = len(values) == 5 or (len(values) == 6 and values[5] in CLASS_NAMES)
-    return known and min(values[2:4]) >= 0
-
-
-def _numbers(
-    path: Path, number: int, line: bytes, expected: str, valid: Callable[[list[float]], bool]
-) -> list[float]:
-    try:
-        values = [float(field) for field in line.split()]
-    except ValueError:
-        values = []
-    if np.isfinite(values).all() and valid(values):
-        return values
-    shown = line.decode("utf-8", "replace").strip()[:80]
-    raise DataError(f"{path}:{number}: found {shown!r}; expected {expected}")
+    faulty = bisect_left(range(len(lines) - 1), True, key=is_faulty)
+    is_count = not b"".join(lines[1:faulty]).strip()
+    shown = lines[faulty].decode("utf-8", "replace").strip()[:80]
+    expected = "the number of lines that follow" if is_count else _EXPECTED
+    return DataError(f"{path}:{faulty + 1}: found {shown!r}; expected {expected}")
 
 
 def _read_bytes(path: Path) -> bytes | None:

@@ -127,12 +127,9 @@ def at(name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
 
 
 def read_prediction(path: Path) -> None:
-    for parse_together in (predictions.parse_together, lambda texts: None):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(predictions, "parse_together", parse_together)
-            found, _ = predictions.read_predictions(path.parent, [path.stem, path.stem])
-        assert np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()
-        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all() and set(found.labels.tolist()) <= {1, 2}
+    found, _ = predictions.read_predictions(path.parent, [path.stem, path.stem])
+    assert np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()
+    assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all() and set(found.labels.tolist()) <= {1, 2}
 
 
 LABELS = {"/m/0dzct": 1, "/m/04yx4": 2, "/m/01g317": 2}
@@ -212,7 +209,7 @@ def read_mat(name: str) -> Callable[[Path], None]:
         if path.exists():
             path.rename(folder / name)
         truths = widerface.read_ground_truth(folder)
-        assert truths.boxes_xywh.shape == (truths.offsets[-1], 4) and np.isfinite(truths.boxes_xywh).all()
+        assert truths.boxes.shape == (truths.offsets[-1], 4) and np.isfinite(truths.boxes).all()
 
     return read
 

@@ -9,24 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import predictions as module
 from data.predictions import (
     BoxTable,
     is_whole,
-    parse_line_by_line,
-    parse_together,
+    parse,
     read_predictions,
     write_prediction,
 )
 from tests.conftest import table_of
+from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError
-
-
-@pytest.fixture(params=["together", "line by line"])
-def parser(request, monkeypatch):
-    """Every test that uses it runs with both parsers."""
-    if request.param == "line by line":
-        monkeypatch.setattr(module, "parse_together", lambda texts: None)
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -35,7 +27,7 @@ def write(folder: Path, name: str, text: str | bytes) -> Path:
     return path
 
 
-def test_no_files(parser):
+def test_no_files():
     found, report = read_predictions(Path(), [])
     assert len(found) == 0 and found.offsets.tolist() == [0] and found.boxes.shape == (0, 4)
     assert not report.missing and not report.miscounted and not report.classless
@@ -44,7 +36,7 @@ def test_no_files(parser):
 @pytest.mark.parametrize(
     ("text", "whole"), [("", False), ("\n", False), ("a", False), ("a\n0\n", True), ("a\r\n0\r\n", True)]
 )
-def test_no_detections(parser, tmp_path, text, whole):
+def test_no_detections(tmp_path, text, whole):
     path = write(tmp_path, "a", text)
     found, report = read_predictions(tmp_path, ["a"])
     assert found.offsets.tolist() == [0, 0] and not report.missing
@@ -52,7 +44,7 @@ def test_no_detections(parser, tmp_path, text, whole):
     assert is_whole(path) is whole
 
 
-def test_values(parser, tmp_path):
+def test_values(tmp_path):
     write(tmp_path, "a b.c", "a b.c\n2\n1.5 -2 3e1 .25 0.5 1\n 1 2\t3 4 0.25 2 \r\n\n")
     write(tmp_path, "five", "five\n7\n0 0 0 0 1")
     found, report = read_predictions(tmp_path, ["a b.c", "absent", "five"])
@@ -76,12 +68,15 @@ def test_values(parser, tmp_path):
         ("1\n1 2 3 4 0.5 3", 3, "0.5 3'; .* class one of 1 face"),
         ("1\n1 2 3 4 0.5 0", 3, "0.5 0'; .* class one of 1 face"),
         ("1\n1 2 3 4 0.5 1.5", 3, "0.5 1.5'; .* class one of 1 face"),
+        ("1\n" + "1 2 3 4 0.5 1\n" * 3000 + "1 2 3 4 0.5 x\n" + "1 2 3 4 0.5 1\n" * 999, 3003, "0.5 x"),
+        ("1\n1 2 3 4 0.5 1\r2", 3, "expected numbers"),
         ("1 2 3 4 0.5 1", 2, "number of lines"),
+        ("\n\n1.0", 4, "number of lines"),
         ("-1\n", 2, "number of lines"),
         ("1.5\n", 2, "number of lines"),
     ],
 )
-def test_faulty_line(parser, tmp_path, lines, line, said):
+def test_faulty_line(tmp_path, lines, line, said):
     write(tmp_path, "good", "good\n1\n1 2 3 4 0.5 1\n")
     bad = write(tmp_path, "bad", f"bad\n{lines}\n")
     with pytest.raises(DataError, match=said) as caught:
@@ -90,7 +85,7 @@ def test_faulty_line(parser, tmp_path, lines, line, said):
     assert not is_whole(bad)
 
 
-def test_not_text(parser, tmp_path):
+def test_not_text(tmp_path):
     write(tmp_path, "a", b"\xff\xd8\n\0\0\xff\n\0")
     with pytest.raises(DataError, match=r"a\.txt:2"):
         read_predictions(tmp_path, ["a"])
@@ -110,19 +105,25 @@ numbers = st.one_of(
     gap=st.sampled_from([" ", "\t", "  "]),
     end=st.sampled_from(["\n", "\r\n", " \n", " \r\n", "\n\n"]),
 )
-def test_both_parsers_read_the_same(rows, gap, end):
+def test_numbers_are_those_that_python_reads(tmp_path_factory, rows, gap, end):
     lines = [
         gap.join([str(x), str(y), str(abs(w)), str(abs(h)), str(s), label]).rstrip()
         for x, y, w, h, s, label in rows
     ]
     text = end.join(["name", str(len(rows)), *lines]).encode()
-    expected, counts, declared = parse_line_by_line([Path("a")] * 3, [text, b"", text])
-    assert counts == [len(rows), 0, len(rows)] and declared == [len(rows), -1, len(rows)]
-    found = parse_together([text, b"", text])
-    assert (found is None) == (end == "\n\n" or (gap != " " and len(rows) > 0))
-    if found:
-        np.testing.assert_array_equal(found[0], expected)
-        assert found[1:] == (counts, declared)
+    folder = tmp_path_factory.mktemp("read")
+    for name in ("a", "c"):
+        write(folder, name, text)
+    write(folder, "b", b"")
+    found, report = read_predictions(folder, ["a", "b", "c"])
+    values = [[float(field) for field in line.split()] for line in lines]
+    expected = np.array([row[:5] for row in values] * 2).reshape(-1, 5)
+    np.testing.assert_array_equal(found.boxes, xywh_to_xyxy(expected[:, :4]))
+    np.testing.assert_array_equal(found.scores, expected[:, 4])
+    assert found.labels.tolist() == [1 if len(row) == 5 else row[5] for row in values] * 2
+    assert found.offsets.tolist() == [0, len(rows), len(rows), 2 * len(rows)] and report.miscounted == ["b"]
+    # Other blanks than one between two numbers are read in a second go.
+    assert (parse([text]) is None) == (end == "\n\n" or (gap != " " and len(rows) > 0))
 
 
 @given(
@@ -135,7 +136,7 @@ def test_written_float32_are_read_back(tmp_path_factory, boxes, label):
     scores, labels = np.linspace(0, 1, len(boxes), dtype=np.float32), np.full(len(boxes), label)
     write_prediction(path, "a.b", boxes, scores, labels)
     assert path.read_text().splitlines()[:2] == ["a.b", str(len(boxes))] and is_whole(path)
-    rows, *_ = parse_together([path.read_bytes()])
+    rows, *_ = parse([path.read_bytes()])
     np.testing.assert_array_equal(rows[:, :4].astype(np.float32), boxes)
     np.testing.assert_array_equal(rows[:, 4].astype(np.float32), scores)
     assert (rows[:, 5] == label).all()

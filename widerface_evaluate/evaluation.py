@@ -25,7 +25,7 @@ import numpy as np
 from data.config import CLASS_LABELS
 from data.predictions import BoxTable
 from utils.cli import DataError, option, parser_of, run, warn
-from utils.evaluation.average_precision import normalised, score_range, wider_bins, wider_curve
+from utils.evaluation.average_precision import normalised, score_range, wider_areas, wider_bins, wider_curve
 from widerface_evaluate import command, matching
 from widerface_evaluate.command import Score
 from widerface_evaluate.ground_truth import read_ground_truth
@@ -66,16 +66,16 @@ def evaluate(
 def average_precision_by_event(faces: BoxTable, found: dict[str, Score]) -> dict[str, dict[str, float]]:
     """Average precision of every event and subset, with the scores stretched as for the whole set."""
     bins = wider_bins(normalised(faces.scores))
-    events = np.array([image.rpartition("/")[0] for image in faces.images])
-    table = {}
-    for event in dict.fromkeys(events.tolist()):
-        images = events == event
-        rows = images[faces.image_index]
-        table[event] = {
-            name: wider_curve(bins[rows], one.outcome[rows], int(images[one.truths.image_index].sum())).area
-            for name, one in found.items()
-        }
-    return table
+    events, of_image = np.unique([image.rpartition("/")[0] for image in faces.images], return_inverse=True)
+    group = of_image[faces.image_index]
+    areas = {}
+    for name, one in found.items():
+        truths = np.bincount(of_image[one.truths.image_index], minlength=len(events))
+        areas[name] = wider_areas(bins, one.outcome, group, truths).tolist()
+    return {
+        event: dict(zip(areas, aps, strict=True))
+        for event, *aps in zip(events.tolist(), *areas.values(), strict=True)
+    }
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

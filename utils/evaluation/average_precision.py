@@ -5,7 +5,6 @@ An outcome (int8) is 1 for a hit, 0 for a false positive, -1 for a detection tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,9 +109,22 @@ def wider_bins(scores: np.ndarray) -> np.ndarray:
 
 def wider_curve(bins: np.ndarray, outcome: np.ndarray, truths: int) -> Curve:
     """The curve at WIDER FACE's 1,000 scores, of `wider_bins` and int8[N] outcomes."""
-    counted, hits = _cumulated(bins, outcome)
+    counted, hits = (one[0] for one in _cumulated(bins, outcome))
     recall, precision = hits / max(truths, 1), hits / np.maximum(counted, 1)
     return Curve(WIDER_SCORES, recall, precision, truths)
+
+
+def wider_areas(bins: np.ndarray, outcome: np.ndarray, group: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """float64[K]: `wider_curve` areas of K groups of images at once; NaN where there is nothing to find.
+
+    Args:
+        bins, outcome: as in `wider_curve`, of all detections.
+        group: int64[N], the group of each of them, from 0.
+        truths: int64[K], boxes to be found in each group.
+    """
+    counted, hits = _cumulated(bins, outcome, group, len(truths))
+    areas = _area(hits / np.maximum(truths, 1)[:, None], _envelope(hits / np.maximum(counted, 1)))
+    return np.where(truths > 0, areas, np.nan)
 
 
 def image_costs(
@@ -127,33 +139,25 @@ def image_costs(
         truths: int64[I], boxes to be found in each image.
     """
     counted, hits = _cumulated(bins, outcome)
-    whole = wider_curve(bins, outcome, truths.sum()).area if truths.any() else 0.0
     costs = np.zeros(len(truths))
-    for images, rows in _blocks(image_index, len(truths)):
-        group = image_index[rows] - images.start
-        own_counted, own_hits = _cumulated(bins[rows], outcome[rows], group, len(images))
-        left = np.maximum(truths.sum() - truths[images], 1)
-        recall = (hits - own_hits) / left[:, None]
+    ends = np.searchsorted(image_index, np.arange(len(truths) + 1))
+    for image, rows in enumerate(map(slice, ends[:-1], ends[1:])):
+        own_counted, own_hits = _cumulated(bins[rows], outcome[rows])
+        recall = (hits - own_hits) / max(truths.sum() - truths[image], 1)
         precision = (hits - own_hits) / np.maximum(counted - own_counted, 1)
-        costs[images] = _area(recall, _envelope(precision)) - whole
-    return costs
-
-
-def _blocks(image_index: np.ndarray, images: int, size: int = 256) -> Iterator[tuple[range, slice]]:
-    for start in range(0, images, size):
-        block = range(start, min(start + size, images))
-        yield block, slice(*np.searchsorted(image_index, [block.start, block.stop]))
+        costs[image] = _area(recall, _envelope(precision))[0]
+    return costs - (wider_curve(bins, outcome, truths.sum()).area if truths.any() else 0.0)
 
 
 def _cumulated(
     bins: np.ndarray, outcome: np.ndarray, group: np.ndarray | int = 0, groups: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Detections that count, and hits, down to each of the 1,000 scores: int64[1000] or [groups, 1000]."""
+    """Detections that count, and hits, down to each of the 1,000 scores: int64[groups, 1000]."""
     size = len(WIDER_SCORES) + 1
     cells = group * size + bins
     counts = (np.bincount(cells[outcome >= least], minlength=groups * size) for least in (0, 1))
     counted, hits = (count.reshape(groups, size)[:, :-1].cumsum(1) for count in counts)
-    return (counted[0], hits[0]) if groups == 1 else (counted, hits)
+    return counted, hits
 
 
 def _envelope(precision: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Examples:
   python3 convert_to_onnx.py --image_size 320 576              # for a camera of 576x320
-  python3 convert_to_onnx.py --dynamic --batch dynamic --out detector.onnx
+  python3 convert_to_onnx.py --dynamic --batch_size dynamic --output detector.onnx
   python3 convert_to_onnx.py --image_size 320 576 --nms        # boxes, scores and labels come out
   python3 convert_to_onnx.py --dynamic --precision int8 --calibrate data/wider_OIpersonface1103/train/images
 
@@ -20,17 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.predictions import Detections
 from models.arguments import add_weights_arguments, weights_path
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize, Thresholds
-from models.onnx_export import INPUT, Suppression, export
+from models.onnx_export import INPUT, export
 from models.onnx_network import is_onnx, open_session
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
-from utils.cli import OK, DataError, UsageError, number, parser_of, run
+from utils.cli import OK, DataError, Number, UsageError, count, option, overlap, parser_of, run, score
 from utils.files import atomic_path
 from utils.image_names import images_below
 from utils.images import read_image
@@ -55,61 +54,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_weights_arguments(parser, "checkpoint")
     group = parser.add_argument_group("input of the file")
     size = group.add_mutually_exclusive_group(required=True)
-    size.add_argument(
-        "--image_size",
-        nargs=2,
-        type=number(int, 1, 2**14),
-        metavar=("H", "W"),
-        help="fixed height and width in pixels",
-    )
-    size.add_argument("--dynamic", action="store_true", help="any height and width")
-    group.add_argument("--batch", choices=("1", "dynamic"), default="1", help="images at once")
+    sides = {"nargs": 2, "metavar": ("H", "W")}
+    option(size, "--image_size --imgsz", "fixed height and width in pixels", Number(int, 1, 2**14), **sides)
+    option(size, "--dynamic", "any height and width")
+    batch_sizes = {"choices": ("1", "dynamic")}
+    option(group, "--batch_size --batch", "images at once", default="1", **batch_sizes)
     group = parser.add_argument_group("output of the file")
-    group.add_argument("--softmax", action="store_true", help="scores from 0 to 1 instead of logits")
-    group.add_argument(
-        "--decode", action="store_true", help="boxes in pixels of the input instead of loc, and scores"
-    )
-    group.add_argument("--nms", action="store_true", help="detections alone; implies --decode")
+    option(group, "--softmax", "scores from 0 to 1 instead of logits")
+    option(group, "--decode", "boxes in pixels of the input instead of loc, and scores")
+    option(group, "--nms", "detections alone; implies --decode")
     default = Thresholds()
-    group.add_argument(
-        "--confidence_threshold",
-        type=number(float, 0, 1),
-        default=default.score,
-        metavar="S",
-        help="--nms keeps scores above this",
-    )
-    group.add_argument(
-        "--nms_threshold",
-        type=number(float, 0, 1),
-        default=default.nms_iou,
-        metavar="IOU",
-        help="--nms drops overlaps above this",
-    )
-    group.add_argument(
-        "--keep_top_k",
-        type=number(int, 1),
-        default=default.keep_top_k,
-        metavar="N",
-        help="--nms keeps as many a class",
-    )
+    option(group, "--confidence_threshold --conf", "--nms keeps scores above this", score, default.score)
+    option(group, "--nms_threshold --iou", "--nms drops overlaps above this", overlap, default.nms_iou)
+    option(group, "--keep_top_k", "detections a class that --nms keeps", count, default.keep_top_k)
     group = parser.add_argument_group("arithmetic")
-    group.add_argument("--precision", choices=list(LIMITS), default="fp32", help="of the network in the file")
-    group.add_argument("--calibrate", metavar="DIR", help="images that int8 takes its ranges from")
-    group.add_argument(
-        "--calibration_images",
-        type=number(int, 1),
-        default=96,
-        metavar="N",
-        help="as many of them, evenly spaced",
-    )
+    option(group, "--precision", "of the network in the file", default="fp32", choices=list(LIMITS))
+    option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="DIR")
+    option(group, "--calibration_images", "as many of them, evenly spaced", count, 96)
     group = parser.add_argument_group("file")
-    group.add_argument("--out", metavar="F", help="file (default: the checkpoint's name, size and kind)")
-    group.add_argument("--image", metavar="FILE", help="image for the check (default: a sample photo)")
+    output = "file to write (default: the checkpoint's name, size and kind)"
+    option(group, "--output --out", output, Path, metavar="FILE")
+    option(group, "--image", "image for the check (default: a sample photo)", Path, metavar="FILE")
     args = parser.parse_args(argv)
     if (args.precision == "int8") != bool(args.calibrate):
         parser.error("--precision int8 and --calibrate DIR: expected both or neither")
-    if args.out and not is_onnx(args.out):
-        parser.error(f"--out: expected a name that ends with .onnx, got {args.out}")
+    if args.output and not is_onnx(args.output):
+        parser.error(f"--output: expected a name that ends with .onnx, got {args.output}")
     return args
 
 
@@ -123,102 +93,99 @@ def main(argv: list[str] | None = None) -> int:
     network = load_network(weights, args.network)
     size = InputSize(fixed=tuple(args.image_size) if args.image_size else None)
     outputs = "detections" if args.nms else "boxes" if args.decode else "scores" if args.softmax else "logits"
+    one_image = args.batch_size == "1"
+    inputs = ()
+    if args.calibrate:
+        inputs = calibration_inputs(network, args.calibrate, args.calibration_images, size.fixed)
     model = export(
         network,
         outputs,
         image_size=size.fixed,
-        batch_size=None if args.batch == "dynamic" else 1,
+        batch_size=1 if one_image else None,
         precision=args.precision,
-        suppression=Suppression(thresholds.score, thresholds.nms_iou, thresholds.keep_top_k)
-        if args.nms
-        else None,
-        calibration=calibration_inputs(args, network) if args.calibrate else (),
-    )
-    out = Path(args.out or default_name(args, weights))
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(model.SerializeToString())
-        detector = Detector(network, thresholds=thresholds, input_size=size)
-        box_limit, score_limit = LIMITS[args.precision]
-        failed = False
-        for name, box, score in check(temporary, args, outputs, detector, photo):
-            failed |= not (box <= box_limit and score <= score_limit)
-            print(f"{name}: onnxruntime and torch differ by at most {box:.2g} px and {score:.2g} in score")
-        if failed:
-            raise DataError(
-                f"{out}: not written, onnxruntime gives something else than torch; expected at most "
-                f"{box_limit:g} px and {score_limit:g} in score (another version of onnxruntime may do)"
-            )
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {args.precision}, gives {outputs}")
+        thresholds=thresholds,
+        calibration=inputs,
+    ).SerializeToString()
+    output = args.output or Path(default_name(weights.stem, size.fixed, args.precision, outputs))
+    box_limit, score_limit = LIMITS[args.precision]
+    detector = Detector(network, thresholds=thresholds, input_size=size)
+    noise = np.random.default_rng(0).integers(0, 256, (250, 333, 3), np.uint8)
+    failed = False
+    for name, image in (("noise", noise), ("photo", photo)):
+        images = [image] if one_image else [image] * 2
+        apart = compare(model, outputs, detector, images, exact=args.precision == "fp32")
+        print(f"{name}: onnxruntime and torch differ by at most {apart[0]:.2g} px, {apart[1]:.2g} in score")
+        failed |= not (apart[0] <= box_limit and apart[1] <= score_limit)
+    if failed:
+        raise DataError(
+            f"{output}: not written, onnxruntime gives something else than torch; expected at most "
+            f"{box_limit:g} px and {score_limit:g} in score (another version of onnxruntime may do)"
+        )
+    with atomic_path(output) as temporary:
+        temporary.write_bytes(model)
+    print(f"{output}: {len(model) / 1e6:.2f} MB, {args.precision}, gives {outputs}")
     return OK
 
 
-def default_name(args: argparse.Namespace, weights: Path) -> str:
+def default_name(stem: str, image_size: tuple[int, int] | None, precision: str, outputs: str) -> str:
     """E.g. ``mobilenet0.25_576x320_int8_nms.onnx``."""
-    parts = [weights.stem]
-    parts.append("dynamic" if args.dynamic else "{1}x{0}".format(*args.image_size))
-    parts += [args.precision] if args.precision != "fp32" else []
-    parts += ["nms"] if args.nms else ["decoded"] if args.decode else ["softmax"] if args.softmax else []
-    return f"{'_'.join(parts)}.onnx"
+    kinds = {"logits": "", "scores": "softmax", "boxes": "decoded", "detections": "nms"}
+    size = "{1}x{0}".format(*image_size) if image_size else "dynamic"
+    parts = [stem, size, precision if precision != "fp32" else "", kinds[outputs]]
+    return f"{'_'.join(filter(None, parts))}.onnx"
 
 
-def calibration_inputs(args: argparse.Namespace, network: RetinaFace) -> Iterator[np.ndarray]:
-    """Network inputs of images below ``--calibrate``.
+def calibration_inputs(
+    network: RetinaFace, folder: Path, number: int, image_size: tuple[int, int] | None
+) -> Iterator[np.ndarray]:
+    """Inputs of the network from ``number`` images below ``folder``, evenly spaced.
 
     Raises:
         DataError: no such folder, no image in it, or one that cannot be read.
     """
-    folder = Path(args.calibrate)
     paths = images_below(folder) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: no images there; expected a folder of images like those to come")
-    size = (
-        InputSize(fixed=tuple(args.image_size)) if args.image_size else InputSize(long_side=CALIBRATION_SIDE)
-    )
+    size = InputSize(fixed=image_size) if image_size else InputSize(long_side=CALIBRATION_SIDE)
     detector = Detector(network, input_size=size)
-    picked = np.linspace(0, len(paths) - 1, min(args.calibration_images, len(paths))).round().astype(int)
+    picked = np.linspace(0, len(paths) - 1, min(number, len(paths))).round().astype(int)
     return (detector.preprocess([read_image(folder / paths[i])]).contiguous().numpy() for i in picked)
 
 
-def check(
-    file: Path, args: argparse.Namespace, outputs: str, detector: Detector, photo: np.ndarray
-) -> list[tuple[str, float, float]]:
-    """Runs the file and torch on noise and on a photo.
+def compare(
+    model: bytes, outputs: str, detector: Detector, images: list[np.ndarray], exact: bool
+) -> tuple[float, float]:
+    """Largest differences between an ONNX file and torch: of boxes in pixels, and of scores.
 
-    Returns:
-        What was run, the largest difference of boxes in pixels, and of scores; infinite if detections lack.
+    Args:
+        model: content of the file.
+        outputs: what it gives, a key of `OUTPUTS`.
+        detector: the network in torch.
+        images: go through both at once.
+        exact: see `compare_detections`.
     """
-    session = open_session(file, args.out or "the file")
-    noise = np.random.default_rng(0).integers(0, 256, (250, 333, 3), np.uint8)
-    rows = []
-    for name, image in (("noise", noise), ("photo", photo)):
-        batch = detector.preprocess([image] * (2 if args.batch == "dynamic" else 1))
-        height, width = size = tuple(batch.shape[2:])
-        found = [torch.from_numpy(array) for array in session.run(None, {INPUT: batch.contiguous().numpy()})]
-        raw = detector.forward(batch)
-        if outputs == "detections":
-            expected = detector.postprocess(*raw, size, [size] * len(batch))
-            differences = compare_detections(found, expected, exact=args.precision == "fp32")
-        else:
-            pixels = torch.tensor([width, height, width, height])
-            priors = detector.priors(size) * pixels
-
-            def boxes_of(loc: Tensor, priors: Tensor = priors) -> Tensor:
-                return decode(loc, priors, detector.cfg.variances)
-
-            boxes, scores = boxes_of(raw[0]), raw[1].softmax(-1)
-            found_boxes = found[0] if outputs == "boxes" else boxes_of(found[0])
-            found_scores = found[1].softmax(-1) if outputs == "logits" else found[1]
-            best = scores[..., 1:].amax(-1).flatten().topk(COMPARED).indices
-            apart = (
-                (found_boxes - boxes).abs().flatten(0, 1)[best],
-                (found_scores - scores).abs().flatten(0, 1)[best],
-            )
-            differences = tuple(values.max().item() for values in apart)
-        rows.append((f"{name} {width}x{height}", *differences))
-    return rows
+    batch = detector.preprocess(images)
+    height, width = size = tuple(batch.shape[2:])
+    found = open_session(model).run(None, {INPUT: batch.contiguous().numpy()})
+    found = [torch.from_numpy(array) for array in found]
+    loc, logits = detector.forward(batch)
+    if outputs == "detections":
+        expected = detector.postprocess(loc, logits, size, [size] * len(batch))
+        return compare_detections(found, expected, exact)
+    priors = detector.priors(size) * torch.tensor([width, height, width, height])
+    boxes, scores = decode(loc, priors, detector.cfg.variances), logits.softmax(-1)
+    if outputs != "boxes":
+        found[0] = decode(found[0], priors, detector.cfg.variances)
+    if outputs == "logits":
+        found[1] = found[1].softmax(-1)
+    best = scores[..., 1:].amax(-1).flatten().topk(COMPARED).indices
+    pairs = zip(found, (boxes, scores), strict=True)
+    return tuple((one - other).abs().flatten(0, 1)[best].max().item() for one, other in pairs)
 
 
-def compare_detections(found: list[Tensor], expected: list[Detections], exact: bool) -> tuple[float, float]:
+def compare_detections(
+    found: list[torch.Tensor], expected: list[Detections], exact: bool
+) -> tuple[float, float]:
     """Largest differences, of boxes and of scores, between detections and the nearest ones of their class.
 
     Args:
@@ -232,15 +199,15 @@ def compare_detections(found: list[Tensor], expected: list[Detections], exact: b
         mine = images == index
         if exact and labels[mine].tolist() != wanted.labels.tolist():
             return math.inf, math.inf
-        for box, score, label in zip(wanted.boxes, wanted.scores, wanted.labels.tolist(), strict=True):
-            if not exact and score < CERTAIN:
+        for box, likely, label in zip(wanted.boxes, wanted.scores, wanted.labels.tolist(), strict=True):
+            if not exact and likely < CERTAIN:
                 continue
             near = mine & (labels == label)
             if not near.any():
                 return math.inf, math.inf
             distances = (boxes[near] - torch.from_numpy(box)).abs().amax(1)
             nearest = distances.argmin()
-            apart.append((distances[nearest].item(), abs(scores[near][nearest].item() - float(score))))
+            apart.append((distances[nearest].item(), abs(scores[near][nearest].item() - float(likely))))
     return tuple(max(column) for column in zip(*apart, strict=True))
 
 

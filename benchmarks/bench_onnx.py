@@ -115,8 +115,7 @@ def calibration(
     if not args.calibrate:
         detector = Detector(network, input_size=InputSize(fixed=size))
         return [detector.preprocess([photo]).contiguous().numpy()]
-    options = argparse.Namespace(calibrate=args.calibrate, image_size=size, calibration_images=96)
-    return calibration_inputs(options, network)
+    return calibration_inputs(network, Path(args.calibrate), 96, size)
 
 
 def speed(

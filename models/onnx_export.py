@@ -9,14 +9,15 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.config import PIXEL_MEAN_BGR, ModelConfig
+from models.detector import Thresholds
 from models.onnx_network import ONNX_FORMAT, OUTPUTS, import_package
 from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode
@@ -33,15 +34,6 @@ FLOAT_PARTS: dict[str, tuple[str, ...]] = {
     "mobilenet0.25": ("body.stage1.0.", "body.stage1.1.", "body.stage1.2.", "body.stage1.3."),
     "resnet50": ("body.conv1.", "body.layer1."),
 }
-
-
-@dataclass(frozen=True)
-class Suppression:
-    """Settings of the NMS node, see `models.detector.Thresholds`."""
-
-    score: float
-    nms_iou: float
-    keep_top_k: int
 
 
 class ExportedNetwork(nn.Module):
@@ -95,7 +87,7 @@ def export(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = 1,
     precision: str = "fp32",
-    suppression: Suppression | None = None,
+    thresholds: Thresholds | None = None,
     calibration: Iterable[np.ndarray] = (),
     float_parts: Sequence[str] | None = None,
 ):
@@ -107,7 +99,7 @@ def export(
         image_size: (height, width) that it takes, None for any.
         batch_size: 1, or None for any number.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        suppression: settings of the NMS node, for ``detections``.
+        thresholds: of the NMS node, for ``detections``; its ``top_k`` does not apply.
         calibration: inputs for int8, see `quantise`.
         float_parts: what int8 leaves in float, by default that of `FLOAT_PARTS`.
 
@@ -120,9 +112,10 @@ def export(
     if precision == "int8":
         kept = FLOAT_PARTS[network.cfg.backbone] if float_parts is None else float_parts
         model = quantise(model, calibration, kept)
-    if suppression:
-        model = append_suppression(model, suppression)
-    _describe(model, network.cfg, outputs, precision, suppression)
+    thresholds = thresholds or Thresholds()
+    if outputs == "detections":
+        model = append_nms(model, thresholds)
+    describe(model, network.cfg, outputs, precision, thresholds)
     import_package("onnx").checker.check_model(model, full_check=True)
     return model
 
@@ -131,8 +124,7 @@ def _trace(exported: ExportedNetwork, image_size: tuple[int, int] | None, batch_
     """The graph of a network, without what the exporter tells of its origin: a quarter of an int8 file."""
     import_package("onnx")
     import_package("onnxscript")
-    batch, height, width = _EXAMPLE
-    example = torch.zeros(batch_size or batch, 3, *(image_size or (height, width)))
+    example = torch.zeros(batch_size or _EXAMPLE[0], 3, *(image_size or _EXAMPLE[1:]))
     free = {0: "batch"} if batch_size is None else {}
     if image_size is None:
         free |= {2: "height", 3: "width"}
@@ -186,25 +178,19 @@ def quantise(model, calibration: Iterable[np.ndarray], float_parts: Sequence[str
         float_parts: beginnings of weight names, as in `FLOAT_PARTS`.
     """
     import_package("onnxruntime")
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     onnx = import_package("onnx")
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.inputs = iter(calibration)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            images = next(self.inputs, None)
-            return None if images is None else {INPUT: images}
-
+    inputs = ({INPUT: images} for images in calibration)
+    reader = SimpleNamespace(get_next=lambda: next(inputs, None))
     kept = _nodes_of(model, float_parts) + _behind_heads(model)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder, "int8.onnx")
         quantize_static(
             copy.deepcopy(model),  # it is written to
             path,
-            Reader(),
+            reader,
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -238,7 +224,7 @@ def _behind_heads(model) -> list[str]:
     return names
 
 
-def append_suppression(model, settings: Suppression):
+def append_nms(model, thresholds: Thresholds):
     """Puts the cut on scores and NMS behind a model of ``boxes`` and ``scores``.
 
     The result's outputs are ``boxes`` [K, 4], ``scores`` [K], ``labels`` int64[K] and ``image_index``
@@ -254,8 +240,9 @@ def append_suppression(model, settings: Suppression):
             => (float[k, 4] boxes, float[k] scores, int64[k] labels, int64[k] image_index)
         <
             float[4] pixel = {{0, 0, 1, 1}}, int64[1] one = {{1}}, int64[1] last = {{9223372036854775807}},
-            int64[1] axis = {{2}}, int64[3] columns = {{1, 1, 1}}, int64[1] kept = {{{settings.keep_top_k}}},
-            float[1] overlap = {{{settings.nms_iou!r}}}, float[1] least = {{{settings.score!r}}}
+            int64[1] axis = {{2}}, int64[3] columns = {{1, 1, 1}},
+            int64[1] kept = {{{thresholds.keep_top_k}}},
+            float[1] overlap = {{{thresholds.nms_iou!r}}}, float[1] least = {{{thresholds.score!r}}}
         >
         {{
             counted = Add (nms_boxes, pixel)
@@ -277,13 +264,7 @@ def append_suppression(model, settings: Suppression):
     return onnx.compose.merge_models(renamed, tail, [(f"all_{name}", target) for name, target in joined])
 
 
-def _describe(
-    model,
-    cfg: ModelConfig,
-    outputs: str,
-    precision: str,
-    suppression: Suppression | None,
-):
+def describe(model, cfg: ModelConfig, outputs: str, precision: str, thresholds: Thresholds) -> None:
     """Writes the metadata that `OnnxNetwork` and other programs read; values are text, most of it JSON."""
     entries = {
         "format": ONNX_FORMAT,
@@ -293,8 +274,9 @@ def _describe(
         "pixel_mean_bgr": json.dumps(PIXEL_MEAN_BGR),
         "config": json.dumps(cfg.to_dict()),
     }
-    if suppression:
-        entries["nms"] = json.dumps(asdict(suppression))
+    if outputs == "detections":
+        names = ("score", "nms_iou", "keep_top_k")
+        entries["nms"] = json.dumps({name: getattr(thresholds, name) for name in names})
     del model.metadata_props[:]
     for key, value in entries.items():
         model.metadata_props.add(key=key, value=value)

@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,13 @@ from utils.cli import DataError, UsageError
 #: Value of the metadata key ``format`` in the project's own files.
 ONNX_FORMAT = "retinaface_2cls_onnx/1"
 
-#: Outputs by the metadata key ``outputs``; the first is offsets or boxes. Only raw ones make a network.
+#: Outputs by the metadata key ``outputs``; the first is offsets or boxes. Only those with loc make a network.
 OUTPUTS = {
     "logits": ("loc", "logits"),
     "scores": ("loc", "scores"),
     "boxes": ("boxes", "scores"),
     "detections": ("boxes", "scores", "labels", "image_index"),
 }
-RAW = ("logits", "scores")
-
-#: Operators that leave values as they are, passed over in the search for a softmax.
-_MOVES = ("Concat", "Reshape", "Transpose", "Identity", "Cast", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def is_onnx(path: str | os.PathLike) -> bool:
@@ -52,30 +47,31 @@ def import_package(name: str):
         ) from None
 
 
-def open_session(path: str | os.PathLike, name: str | os.PathLike | None = None):
+def open_session(file: str | os.PathLike | bytes):
     """An onnxruntime session on the CPU, with as many threads as torch has.
 
     Args:
-        path: the file.
-        name: what errors call it, by default its path.
+        file: its path, or its content.
 
     Raises:
         UsageError: onnxruntime is not installed.
         DataError: no such file, damaged, or not ONNX.
     """
     runtime = import_package("onnxruntime")
-    name = name or path
-    if not Path(path).is_file():
-        what = "a folder; expected an ONNX file" if Path(path).is_dir() else "no such ONNX file"
-        raise DataError(f"{name}: {what}")
+    if not isinstance(file, bytes):
+        file = os.fspath(file)
+        if not Path(file).is_file():
+            what = "a folder; expected an ONNX file" if Path(file).is_dir() else "no such ONNX file"
+            raise DataError(f"{file}: {what}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     # Threads that wait in a loop take the cores from reading, drawing and torch, which work in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors share no class of their own
+        name = "the model" if isinstance(file, bytes) else file
         raise DataError(
             f"{name}: damaged, or not an ONNX file that onnxruntime can run ({_brief(error)})"
         ) from None
@@ -84,21 +80,6 @@ def open_session(path: str | os.PathLike, name: str | os.PathLike | None = None)
 def _brief(error: Exception) -> str:
     """The last part of a message of the runtime, without its codes and paths."""
     return str(error).strip().splitlines()[0].rsplit("failed:", 1)[-1].split(" : ")[-1][:160]
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an ONNX file holds.
-
-    Attributes:
-        cfg: configuration of the network.
-        outputs: key of `OUTPUTS`.
-        names: names of the outputs, offsets or boxes first.
-    """
-
-    cfg: ModelConfig
-    outputs: str
-    names: tuple[str, ...]
 
 
 class OnnxNetwork:
@@ -113,6 +94,7 @@ class OnnxNetwork:
 
     Attributes:
         cfg: its configuration.
+        outputs: key of `OUTPUTS`.
         image_size: (height, width) that it takes, None if any.
         batch_size: images that it takes at once, None if any.
 
@@ -127,17 +109,21 @@ class OnnxNetwork:
         self.session = open_session(self.path)
         self.input, self.batch_size, self.image_size = self._read_input()
         metadata = self.session.get_modelmeta().custom_metadata_map
-        described = _from_metadata if metadata.get("format") == ONNX_FORMAT else _from_graph
         try:
-            found = described(self.path, self.session, metadata)
+            if metadata.get("format") == ONNX_FORMAT:
+                self.cfg = ModelConfig.from_dict(json.loads(metadata["config"]))
+                self.outputs = metadata["outputs"]
+                self.names = OUTPUTS[self.outputs]
+            else:
+                self.cfg, self.names = _read_graph(self.path, self.session.get_outputs())
+                self.outputs = "unknown"
         except (ValueError, KeyError, RecursionError) as error:
-            raise DataError(f"{self.path}: {error}") from None
-        if found.outputs not in RAW:
+            raise DataError(f"{self.path}: cannot be used as a network ({error})") from None
+        if len(self.names) != 2 or self.names[0] == "boxes":
             raise DataError(
                 f"{self.path}: its boxes are decoded already (--decode or --nms), by settings of its own; it "
                 f"is for programs without this project. Convert again without --decode and --nms"
             )
-        self.cfg, self.outputs, self.names = found.cfg, found.outputs, found.names
         if network is not None and network != self.cfg.name:
             raise DataError(
                 f"{self.path}: holds the network {self.cfg.name}, asked for was {network}; "
@@ -146,6 +132,7 @@ class OnnxNetwork:
         self._try_out()
 
     def _read_input(self) -> tuple[str, int | None, tuple[int, int] | None]:
+        """Name, batch size and image size of the input."""
         inputs = self.session.get_inputs()
         shape = inputs[0].shape if len(inputs) == 1 else []
         if len(shape) != 4 or shape[1] != 3 or inputs[0].type != "tensor(float)":
@@ -162,35 +149,24 @@ class OnnxNetwork:
         return inputs[0].name, batch, (height, width) if height and width else None
 
     def _try_out(self) -> None:
-        """Runs the network once, which tells a file of another kind before the first image does."""
+        """Runs the network once: that tells a file of another kind now, and scores, which sum to 1."""
         height, width = self.image_size or (64, 64)
-        loc, logits = self(torch.zeros(1, 3, height, width))
+        loc, values = self._run(np.zeros((1, 3, height, width), np.float32))
         count = sum(rows * columns for rows, columns in feature_sizes(self.cfg, (height, width)))
         expected = (1, count * priors_per_cell(self.cfg))
-        if loc.shape != (*expected, 4) or logits.shape != (*expected, self.cfg.num_classes):
+        if loc.shape != (*expected, 4) or values.shape != (*expected, self.cfg.num_classes):
             raise DataError(
-                f"{self.path}: gives {list(loc.shape)} and {list(logits.shape)} for an image of "
+                f"{self.path}: gives {list(loc.shape)} and {list(values.shape)} for an image of "
                 f"{width}x{height}; expected {[*expected, 4]} and {[*expected, self.cfg.num_classes]} "
                 f"({priors_per_cell(self.cfg)} priors a cell)"
             )
+        if self.outputs == "unknown":
+            self.outputs = "scores" if np.allclose(values.sum(-1), 1, atol=1e-2) else "logits"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``loc`` and ``logits`` of float32 Tensor[N, 3, height, width], see `RetinaFace.forward`.
-
-        Raises:
-            DataError: images of another size than the file takes.
-        """
-        size = tuple(images.shape[2:])
-        if self.image_size not in (None, size):
-            raise DataError(
-                f"{self.path}: takes images of {self.image_size[1]}x{self.image_size[0]} pixels, "
-                f"got {size[1]}x{size[0]}"
-            )
-        parts = images.split(self.batch_size) if self.batch_size else [images]
-        results = [self._run(part.contiguous().numpy()) for part in parts]
-        loc, logits = (
-            np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*results, strict=True)
-        )
+        """``loc`` and ``logits`` of float32 Tensor[N, 3, height, width], see `RetinaFace.forward`."""
+        parts = [part.contiguous().numpy() for part in images.split(self.batch_size or len(images))]
+        loc, logits = map(np.concatenate, zip(*map(self._run, parts), strict=True))
         if self.outputs == "scores":
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
         return torch.from_numpy(loc), torch.from_numpy(logits)
@@ -204,16 +180,12 @@ class OnnxNetwork:
             raise DataError(f"{self.path}: onnxruntime cannot run it ({_brief(error)})") from None
 
 
-def _from_metadata(path: Path, session, metadata: dict[str, str]) -> Description:
-    """Of a file of this project."""
-    cfg, outputs = ModelConfig.from_dict(json.loads(metadata["config"])), metadata["outputs"]
-    if outputs not in OUTPUTS:
-        raise ValueError(f"its outputs are {outputs}; expected {', '.join(OUTPUTS)}")
-    return Description(cfg, outputs, OUTPUTS[outputs])
+def _read_graph(path: Path, outputs: Sequence) -> tuple[ModelConfig, tuple[str, str]]:
+    """Network of a file of other origin, told by its heads, and the names of its two outputs.
 
-
-def _from_graph(path: Path, session, metadata: dict[str, str]) -> Description:
-    """Of any other file: heads tell the network, a softmax tells what the class output is."""
+    Raises:
+        ValueError: not a RetinaFace.
+    """
     onnx = import_package("onnx")
     graph = onnx.load(os.fspath(path), load_external_data=False).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -225,21 +197,10 @@ def _from_graph(path: Path, session, metadata: dict[str, str]) -> Description:
             break
     else:
         raise ValueError("not a RetinaFace: no heads of 6 priors and two classes, or 2 priors and one class")
-    names = []
-    for values in (4, cfg.num_classes):
-        fitting = [output.name for output in session.get_outputs() if output.shape[-1:] == [values]]
-        if len(fitting) != 1:
-            found = ", ".join(f"{output.name} {output.shape}" for output in session.get_outputs())
-            raise ValueError(
-                f"gives {found}; expected one output of 4 and one of {cfg.num_classes} values a prior"
-            )
-        names += fitting
-    makers = {name: node for node in graph.node for name in node.output}
-    return Description(cfg, "scores" if _ends_in_softmax(names[1], makers) else "logits", tuple(names))
-
-
-def _ends_in_softmax(name: str, makers: dict) -> bool:
-    """Whether the values of ``name`` come out of a softmax; ``makers`` are nodes by output."""
-    while name in makers and makers[name].op_type in _MOVES:
-        name = makers[name].input[0]
-    return name in makers and makers[name].op_type == "Softmax"
+    names = {output.shape[-1]: output.name for output in outputs}
+    if not {4, cfg.num_classes} <= set(names):
+        found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+        raise ValueError(
+            f"gives {found}; expected one output of 4 and one of {cfg.num_classes} values a prior"
+        )
+    return cfg, (names[4], names[cfg.num_classes])

@@ -132,5 +132,5 @@ step evaluate_openimages "$PYTHON" wider_openimagespersonface_evaluate/evaluatio
     --pred "$OUT/detections/open_images" --gt "$val/boxes.csv" --image_labels "$val/image-labels.csv" \
     --image_list "$lists/val/wider_val_gt.txt" --json "$OUT/open_images.json"
 step convert "$PYTHON" convert_to_onnx.py --trained_model "$OUT/train/best.pth" --dynamic \
-    --out "$OUT/train/best.onnx"
+    --output "$OUT/train/best.onnx"
 "$PYTHON" results/tables.py --measured "$OUT/wider.json" "$OUT/open_images.json"

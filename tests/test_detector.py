@@ -1,4 +1,4 @@
-"""The pipeline: published detections, batches, precisions, thresholds, and the plain version of its steps; the loop."""
+"""Published detections, batches, precisions, thresholds, the plain version of the steps, many images."""
 
 import subprocess
 import sys

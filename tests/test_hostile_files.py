@@ -36,9 +36,9 @@ from data.download import read_manifest
 from data.open_images import Choices, Source, convert, image_ids, label_ids
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
-from models.journal import Journal
 from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
+from models.training_run import RunLog
 from utils.cli import DataError
 from utils.image_names import read_image_list
 from utils.images import read_image, read_size
@@ -167,7 +167,7 @@ def read_labels_of_yolo(folder: Path) -> None:
 
 
 def read_results(folder: Path) -> None:
-    with Journal(folder).open(2, 3):
+    with RunLog(folder).open(2, 3):
         pass
 
 

@@ -33,275 +33,73 @@ import argparse
 import errno
 import json
 import math
-import signal
-import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig
 from data.data_augment import TrainTransform
-from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
+from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
-from models.checkpoint import (
-    Checkpoint,
-    init_from_face,
-    load_backbone,
-    load_network,
-    load_strictly,
-    load_torchvision_backbone,
-    read_checkpoint,
-    save_checkpoint,
-)
-from models.engine import Recipe, bare, train_one_epoch, validate, weight_average
-from models.journal import Journal
+from models.checkpoint import load_network, load_strictly, read_checkpoint
+from models.engine import Recipe, validate
+from models.optimizer import make_optimizer, make_schedule, weight_average
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
-from utils.cli import OK, DataError, Interruption, UsageError, number, parser_of, run
+from models.training_run import RunLog, TrainingRun, describe_run
+from models.warm_start import init_from_face, load_backbone
+from utils.cli import (
+    DataError,
+    Number,
+    StopSignal,
+    UsageError,
+    at_least_zero,
+    count,
+    natural,
+    option,
+    overlap,
+    parser_of,
+    pixels,
+    positive,
+    run,
+    share,
+)
 from utils.draw import draw_boxes
 from utils.files import write_text
 from utils.images import write_image
-from utils.processes import (
-    keep_freed_memory,
-    processes,
-    rank,
-    sum_over_processes,
-    synchronise_batch_norm,
-    wait_for_all,
-    world_size,
-)
+from utils.processes import keep_freed_memory, processes, rank, world_size
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 #: Arguments that may differ between a run and its continuation.
-FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images_dir"}
+FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images"}
 FREE_ON_RESUME |= {"val_dataset", "val_every", "debug_images"}
-
 
 #: What a disk says that takes no more.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
+#: Arguments of numbers that only training has.
+repeats = Number(float, 0, 10_000, above=True, metavar="R")
+workers = Number(int, 0, 256)
+enlargement = Number(float, 1, 100, metavar="F")
+decay = Number(float, 0, 0.999999, metavar="DECAY")
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--training_dataset",
-        nargs="+",
-        metavar="LIST",
-        default=["./data/wider_OIpersonface1103/train/wider_train_gt.txt"],
-        help="annotation lists; a dataset.json beside or above one says which classes it is labelled for",
-    )
-    data.add_argument(
-        "--images_dir", metavar="DIR", help="folder of the training images (default: images/ beside a list)"
-    )
-    data.add_argument(
-        "--repeat",
-        nargs="+",
-        type=number(float, 0, 10_000, above=True),
-        metavar="R",
-        help="how often each list is seen in an epoch, e.g. 2 0.5 (default: once)",
-    )
-    data.add_argument(
-        "--image_size",
-        type=number(int, 1, 2**14),
-        metavar="PX",
-        help="side of training images (default: the network's)",
-    )
-    data.add_argument(
-        "--zoom_out",
-        type=number(float, 1, 100),
-        default=1.0,
-        metavar="F",
-        help="show images up to F times smaller, half of the time",
-    )
-    data.add_argument(
-        "--min_box",
-        type=number(float, 0),
-        default=0.0,
-        metavar="PX",
-        help="crops drop boxes with a side below this",
-    )
-    data.add_argument(
-        "--num_workers",
-        type=number(int, 0, 256),
-        default=4,
-        metavar="N",
-        help="processes that read images; 0: none",
-    )
-
-    start = parser.add_argument_group("start")
-    start.add_argument("--network", choices=list(NETWORKS), default="mobile0.25", help="network to train")
-    start.add_argument(
-        "--resume", action="store_true", help="go on with the run in --save_folder, exactly where it stopped"
-    )
-    start.add_argument(
-        "--resume_net", metavar="FILE", help="start with the weights of a two-class checkpoint"
-    )
-    start.add_argument(
-        "--resume_epoch",
-        type=number(int, 0),
-        default=0,
-        metavar="E",
-        help="epochs done already; the schedule goes on from there",
-    )
-    start.add_argument(
-        "--init_from_face", metavar="FILE", help="start as the face detector that a one-class checkpoint is"
-    )
-    start.add_argument(
-        "--pretrain",
-        metavar="FILE",
-        default="weights/mobilenetV1X0.25_pretrain.tar",
-        help="ImageNet weights of the backbone, without another start (resnet50: torchvision's)",
-    )
-    start.add_argument(
-        "--no-pretrain", dest="pretrain", action="store_const", const=None, help="start from nothing"
-    )
-
-    loss = parser.add_argument_group("loss")
-    loss.add_argument("--loc_loss", choices=list(LOC_LOSSES), default="smooth_l1", help="localisation loss")
-    loss.add_argument(
-        "--match_iou",
-        type=number(float, 0, 1),
-        default=0.45,
-        metavar="IOU",
-        help="overlap from which a prior learns a box",
-    )
-    loss.add_argument(
-        "--teacher",
-        nargs="+",
-        metavar="FILE",
-        default=[],
-        help="checkpoints whose scores and boxes are kept; for a class and a prior the first one speaks "
-        "that knows them",
-    )
-    loss.add_argument(
-        "--distil",
-        nargs="+",
-        type=number(float, 0),
-        default=[1.0],
-        metavar="W",
-        help="weight of the teachers, one for all or one a class (face person)",
-    )
-    loss.add_argument(
-        "--trust_teacher",
-        nargs="*",
-        choices=list(CLASS_LABELS),
-        default=["face"],
-        metavar="CLASS",
-        help="classes for which teachers go before labels: boxes are learned, but where a labelled image "
-        "has none the teachers decide; for other classes that is background",
-    )
-
-    step = parser.add_argument_group("optimisation")
-    step.add_argument(
-        "--epochs", type=number(int, 1), metavar="N", help="length of the run (default: the network's)"
-    )
-    step.add_argument(
-        "--batch_size",
-        type=number(int, 1),
-        default=24,
-        metavar="N",
-        help="images of a step, over all processes",
-    )
-    step.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
-    step.add_argument(
-        "--lr",
-        "--learning-rate",
-        type=number(float, 0, above=True),
-        default=1e-3,
-        metavar="R",
-        help="learning rate",
-    )
-    step.add_argument(
-        "--shared_lr_factor",
-        type=number(float, 0),
-        default=1.0,
-        metavar="F",
-        help="rate of all layers before the heads, as a share of --lr",
-    )
-    step.add_argument("--momentum", type=number(float, 0, 1), default=0.9, metavar="M", help="of SGD")
-    step.add_argument("--weight_decay", type=number(float, 0), default=5e-4, metavar="D")
-    step.add_argument(
-        "--schedule",
-        choices=["step", "cosine"],
-        default="step",
-        help="step: times --gamma at the network's epochs; cosine: to zero at the end",
-    )
-    step.add_argument(
-        "--gamma", type=number(float, 0), default=0.1, metavar="G", help="factor of a step of the schedule"
-    )
-    step.add_argument(
-        "--warmup",
-        type=number(int, 0),
-        default=0,
-        metavar="STEPS",
-        help="steps in which the rate rises to --lr",
-    )
-    step.add_argument(
-        "--clip_grad",
-        type=number(float, 0, above=True),
-        default=math.inf,
-        metavar="NORM",
-        help="largest norm of the gradient",
-    )
-    step.add_argument(
-        "--accumulate",
-        type=number(int, 1),
-        default=1,
-        metavar="K",
-        help="send a step's images through the network in K parts, for less memory",
-    )
-    step.add_argument(
-        "--ema",
-        type=number(float, 0, 0.999999),
-        default=0.0,
-        metavar="DECAY",
-        help="keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)",
-    )
-    step.add_argument(
-        "--freeze_bn",
-        action="store_true",
-        help="keep the statistics of batch norm, for small data or batches",
-    )
-    step.add_argument("--sync_bn", action="store_true", help="batch norm over the images of all processes")
-    step.add_argument("--amp", action="store_true", help="bfloat16 in the network")
-    step.add_argument("--compile", action="store_true", help="torch.compile; pays off in long runs on a GPU")
-    step.add_argument("--seed", type=number(int, 0), default=0, help="of weights, order and augmentation")
-    step.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes the fastest there is"
-    )
-    step.add_argument("--cpu", action="store_true", help="same as --device cpu")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--save_folder", default="runs/train", metavar="DIR", help="where the run writes")
-    output.add_argument(
-        "--val_dataset",
-        nargs="+",
-        default=[],
-        metavar="LIST",
-        help="annotation lists to validate on, for the classes that they label",
-    )
-    output.add_argument(
-        "--val_every", type=number(int, 1), default=1, metavar="E", help="epochs between validations"
-    )
-    output.add_argument(
-        "--debug_images",
-        type=number(int, 0),
-        default=0,
-        metavar="N",
-        help="write N training images with boxes and matched priors",
-    )
+    add_data_arguments(parser.add_argument_group("data"))
+    add_start_arguments(parser.add_argument_group("start"))
+    add_loss_arguments(parser.add_argument_group("loss"))
+    add_step_arguments(parser.add_argument_group("optimisation"))
+    add_output_arguments(parser.add_argument_group("output"))
     args = parser.parse_args(argv)
 
     args.repeat = args.repeat or [1.0] * len(args.training_dataset)
@@ -317,6 +115,92 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.epochs = args.epochs or cfg.epochs
     args.image_size = args.image_size or cfg.image_size
     return args
+
+
+def add_data_arguments(group: argparse._ArgumentGroup) -> None:
+    option(
+        group,
+        "--training_dataset",
+        "annotation lists; a dataset.json beside or above one says which classes it is labelled for",
+        default=["./data/wider_OIpersonface1103/train/wider_train_gt.txt"],
+        nargs="+",
+        metavar="LIST",
+    )
+    images = "folder of the training images (default: images/ beside a list)"
+    option(group, "--images --images_dir", images, metavar="DIR")
+    repeat = "how often each list is seen in an epoch, e.g. 2 0.5 (default: once)"
+    option(group, "--repeat", repeat, repeats, nargs="+")
+    option(group, "--image_size --imgsz", "side of training images (default: the network's)", pixels)
+    option(group, "--zoom_out", "show images up to F times smaller, half of the time", enlargement, 1.0)
+    option(group, "--num_workers --workers", "processes that read images; 0: none", workers, 4)
+
+
+def add_start_arguments(group: argparse._ArgumentGroup) -> None:
+    option(group, "--network", "network to train", default="mobile0.25", choices=list(NETWORKS))
+    option(group, "--resume", "go on with the run in --save_folder, exactly where it stopped")
+    option(
+        group, "--resume_net --weights", "start with the weights of a two-class checkpoint", metavar="FILE"
+    )
+    done = "epochs done already; the schedule goes on from there"
+    option(group, "--resume_epoch", done, natural, 0, metavar="E")
+    parent = "start as the face detector that a one-class checkpoint is"
+    option(group, "--init_from_face", parent, metavar="FILE")
+    backbone = "ImageNet weights of the backbone, without another start (resnet50: torchvision's)"
+    option(group, "--pretrain", backbone, default="weights/mobilenetV1X0.25_pretrain.tar", metavar="FILE")
+    group.add_argument(
+        "--no-pretrain", dest="pretrain", action="store_const", const=None, help="start from nothing"
+    )
+
+
+def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
+    option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=list(LOC_LOSSES))
+    option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
+    teachers = (
+        "checkpoints whose scores and boxes are kept; the first one that knows a class on a prior counts"
+    )
+    option(group, "--teacher", teachers, default=[], nargs="+", metavar="FILE")
+    weights = "weight of the teachers, one for all or one a class (face person)"
+    option(group, "--distil", weights, at_least_zero, [1.0], nargs="+", metavar="W")
+    trusted = (
+        "classes for which teachers go before labels: boxes are learned, but where a labelled image has none "
+        "the teacher's score is the target; for other classes that is background"
+    )
+    classes = list(CLASS_LABELS)
+    option(group, "--trust_teacher", trusted, default=["face"], nargs="*", choices=classes, metavar="CLASS")
+
+
+def add_step_arguments(group: argparse._ArgumentGroup) -> None:
+    option(group, "--epochs", "length of the run (default: the network's)", count)
+    option(group, "--batch_size --batch", "images of a step, over all processes", count, 24)
+    option(group, "--optimizer", "how the weights move", default="sgd", choices=["sgd", "adamw"])
+    option(group, "--lr --learning-rate", "learning rate", positive, 1e-3, metavar="R")
+    before_heads = "rate of all layers before the heads, as a share of --lr"
+    option(group, "--shared_lr_factor", before_heads, at_least_zero, 1.0, metavar="F")
+    option(group, "--momentum", "of SGD", share, 0.9, metavar="M")
+    option(group, "--weight_decay", "pull of the weights to zero", at_least_zero, 5e-4, metavar="D")
+    schedule = "step: times --gamma at the network's epochs; cosine: to zero at the end"
+    option(group, "--schedule", schedule, default="step", choices=["step", "cosine"])
+    option(group, "--gamma", "factor of a step of the schedule", at_least_zero, 0.1, metavar="G")
+    option(group, "--warmup", "steps in which the rate rises to --lr", natural, 0, metavar="STEPS")
+    option(group, "--clip_grad", "largest norm of the gradient", positive, math.inf, metavar="NORM")
+    average = "keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)"
+    option(group, "--ema", average, decay, 0.0)
+    option(group, "--freeze_bn", "keep the statistics of batch norm, for small data or batches")
+    option(group, "--sync_bn", "batch norm over the images of all processes, on CUDA")
+    option(group, "--amp", "bfloat16 in the network")
+    option(group, "--compile", "torch.compile; pays off in long runs on a GPU")
+    option(group, "--seed", "of weights, order and augmentation", natural, 0)
+    devices = "cpu, cuda, cuda:1, mps; auto takes the fastest there is"
+    option(group, "--device", devices, default="auto", metavar="DEVICE")
+    option(group, "--cpu", "same as --device cpu")
+
+
+def add_output_arguments(group: argparse._ArgumentGroup) -> None:
+    option(group, "--save_folder --name", "where the run writes", default="runs/train", metavar="DIR")
+    lists = "annotation lists to validate on, for the classes that they label"
+    option(group, "--val_dataset", lists, default=[], nargs="+", metavar="LIST")
+    option(group, "--val_every", "epochs between validations", count, 1, metavar="E")
+    option(group, "--debug_images", "write N training images with boxes and matched priors", natural, 0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -342,226 +226,132 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> int:
-    """The whole run of this process; returns its exit code."""
+    """Puts the run together from the arguments and runs it; returns the exit code."""
     folder, cfg = Path(args.save_folder), NETWORKS[args.network]
     last = folder / "last.pth"
-    if last.exists() and not (args.resume or args.resume_net):
+    if last.exists() and not args.resume:
         raise UsageError(f"{last}: a run is there; go on with it (--resume) or choose another --save_folder")
+    if args.sync_bn and device.type != "cuda":
+        raise UsageError(f"--sync_bn: works on CUDA alone, this is {device}; leave it out or use --freeze_bn")
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(args.seed)
 
-    dataset = WiderFaceDetection(
-        args.training_dataset, TrainTransform(args.image_size, args.zoom_out, args.min_box), args.images_dir
-    )
+    log = RunLog(folder, active=rank() == 0)
+    transform = TrainTransform(args.image_size, args.zoom_out)
+    dataset = WiderFaceDetection(args.training_dataset, transform, args.images)
     validation = WiderFaceDetection(args.val_dataset) if args.val_dataset else None
     sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
     steps = len(sampler)
     if not steps:
         raise UsageError(f"{world_size()} processes for {len(dataset)} images; expected an image each")
-    journal = Journal(folder, active=rank() == 0)
     dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
-    journal.say(f"{len(dataset)} images in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
+    log.say(f"{len(dataset)} images in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
 
-    network = RetinaFace(cfg)
-    state = None
+    network, settings, state = RetinaFace(cfg), settings_of(vars(args)), None
     if args.resume:
         state = read_checkpoint(last)
-        _check_settings(args, state.extra.get("settings"), last)
+        check_settings(settings, state.extra.get("settings"), last)
         load_strictly(network, state.state_dict, last)
     else:
-        journal.say(_start(network, args))
+        log.say(load_start(network, args.resume_net, args.init_from_face, args.pretrain))
     if args.sync_bn:
-        network = synchronise_batch_norm(network, device)
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device, memory_format=torch.channels_last)
-    average = weight_average(network, args.ema) if args.ema else None
+    teachers, distillation = load_teachers(args.teacher, args.distil, cfg, device)
     recipe = Recipe(
-        network=_wrap(network, args.compile, device),
-        optimizer=_optimizer(network, args),
-        learning_rate=_schedule(args, cfg, steps),
+        average=weight_average(network, args.ema) if args.ema else None,
+        network=wrap(network, args.compile, device),
+        optimizer=make_optimizer(
+            network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
+        ),
+        learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
         criterion=MultiBoxLoss(cfg, match_iou=args.match_iou, loc_loss=args.loc_loss),
-        trusted=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
-        average=average,
+        teacher_first=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
+        teachers=teachers,
+        distillation=distillation,
         freeze_bn=args.freeze_bn,
         amp=args.amp,
-        accumulate=args.accumulate,
         clip=args.clip_grad,
     )
-    if args.teacher:
-        try:
-            recipe.teachers = Teachers([load_network(path) for path in args.teacher], cfg)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-        recipe.teachers.to(device, memory_format=torch.channels_last)
-        weights = args.distil * len(cfg.class_names) if len(args.distil) == 1 else args.distil
-        recipe.distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True))).to(device)
-
-    progress = {"epoch": args.resume_epoch, "totals": {}, "best": -1.0}
-    if state:
-        progress = _restore(state, recipe)
-        done = progress["totals"].get("steps", 0)
-        journal.say(f"{last}: going on in epoch {progress['epoch'] + 1} after step {done}")
-    if journal.active:
-        write_text(folder / "run.json", json.dumps(_describe(args, argv), indent=2) + "\n")
-        for i, key in enumerate(islice(chain.from_iterable(sampler), args.debug_images)):
-            write_image(folder / "debug" / f"{i:03d}.jpg", _debug_image(dataset[key], recipe.criterion))
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=args.num_workers,
-        collate_fn=detection_collate,
-        worker_init_fn=start_worker,
-        pin_memory=device.type == "cuda",
-        persistent_workers=args.num_workers > 0,
+    training = TrainingRun(
+        recipe,
+        make_loader(dataset, sampler, args.num_workers, pin_memory=device.type == "cuda"),
+        args.epochs,
+        log,
+        settings,
+        partial(validate, dataset=validation, device=device, evaluate=evaluate) if validation else None,
+        args.val_every,
+        epoch=args.resume_epoch,
     )
-    step = progress["epoch"] * steps + progress["totals"].get("steps", 0)
-    with Interruption() as interrupted, journal.open(progress["epoch"], step):
-        return _epochs(args, recipe, loader, validation, progress, journal, interrupted)
+    if state:
+        training.restore(state)
+        done = training.totals.get("steps", 0)
+        log.say(f"{last}: going on in epoch {training.epoch + 1} after step {done}")
+    if log.active:
+        arguments = {key: value if value != math.inf else None for key, value in vars(args).items()}
+        write_text(folder / "run.json", json.dumps(describe_run(argv, arguments), indent=2) + "\n")
+        for i, key in enumerate(islice(chain.from_iterable(sampler), args.debug_images)):
+            write_image(folder / "debug" / f"{i:03d}.jpg", debug_image(dataset[key], recipe.criterion))
+    with StopSignal() as stop, log.open(training.epoch, training.step):
+        return training.train(stop)
 
 
-def _epochs(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    loader: DataLoader,
-    validation: WiderFaceDetection | None,
-    progress: dict,
-    journal: Journal,
-    interrupted: Interruption,
-) -> int:
-    """Trains, validates and saves until the last epoch or a signal; returns the exit code."""
-    folder, cfg, sampler = journal.folder, NETWORKS[args.network], loader.batch_sampler
-    network = bare(recipe.network)
-    result = recipe.average.module if recipe.average else network
-
-    def save(name: str) -> None:
-        if journal.active:
-            save_checkpoint(folder / f"{name}.pth", result)
-
-    def save_last() -> None:
-        if journal.active:
-            save_checkpoint(
-                folder / "last.pth",
-                network,
-                optimizer=recipe.optimizer.state_dict(),
-                progress=progress,
-                settings=_settings(args),
-                **({"average": recipe.average.state_dict()} if recipe.average else {}),
-            )
-
-    for epoch in range(progress["epoch"], args.epochs):
-        sampler.set_epoch(epoch, progress["totals"].get("steps", 0))
-        totals = train_one_epoch(
-            recipe, loader, epoch, len(sampler), progress["totals"], interrupted, journal.step
-        )
-        if totals["steps"] < len(sampler):
-            progress["totals"] = totals
-            save_last()
-            journal.say(
-                f"stopped in epoch {epoch + 1} after step {totals['steps']}; "
-                f"to go on: the same command and --resume"
-            )
-            return interrupted.exit_code
-        row = _summary(totals, epoch, recipe)
-        progress |= {"epoch": epoch + 1, "totals": {}}
-        if validation and ((epoch + 1) % args.val_every == 0 or epoch + 1 == args.epochs):
-            row |= validate(result, validation, recipe.trusted.device, evaluate)
-            if row["ap"] > progress["best"]:
-                progress["best"] = row["ap"]
-                save("best")
-        journal.epoch(row)
-        if _is_numbered(epoch + 1, cfg):
-            save(f"{cfg.backbone}_2cls6anchors_epoch_{epoch + 1}")
-        save_last()
-        if sum_over_processes(torch.tensor(int(interrupted()), device=recipe.trusted.device)):
-            journal.say(f"stopped after epoch {epoch + 1}; to go on: the same command and --resume")
-            return interrupted.exit_code
-    save(f"{cfg.backbone}_2cls6anchors_Final")
-    wait_for_all()
-    return OK
-
-
-def _is_numbered(epoch: int, cfg: ModelConfig) -> bool:
-    """Whether an epoch's weights are kept: every tenth, every fifth after the first step of the schedule."""
-    return epoch % 10 == 0 or (epoch % 5 == 0 and epoch > cfg.lr_decay_epochs[0])
-
-
-def _summary(totals: dict[str, float], epoch: int, recipe: Recipe) -> dict[str, float]:
-    """An epoch's row of results.csv: means of the loss parts, rate, speed, share of time waiting for data."""
-    counted = ("steps", "images", "seconds", "seconds_waiting")
-    means = {name: value / totals["steps"] for name, value in totals.items() if name not in counted}
-    return {
-        "epoch": epoch + 1,
-        "steps": totals["steps"],
-        "lr": max(group["lr"] for group in recipe.optimizer.param_groups),
-        **means,
-        "images_per_second": totals["images"] / totals["seconds"],
-        "waiting_share": totals["seconds_waiting"] / totals["seconds"],
-    }
-
-
-def _start(network: RetinaFace, args: argparse.Namespace) -> object:
-    """Loads the weights that a new run starts with; returns what to tell about it."""
-    if args.resume_net:
-        checkpoint = load_network(args.resume_net, args.network)
-        load_strictly(network, checkpoint.state_dict(), Path(args.resume_net))
-        return f"{args.resume_net}: all weights loaded"
-    if args.init_from_face:
-        return init_from_face(network, args.init_from_face)
-    if args.pretrain is None:
+def load_start(
+    network: RetinaFace, resume_net: str | None, init_from: str | None, pretrain: str | None
+) -> object:
+    """Loads the weights that a new run starts with, from the first file given; returns what to tell of it."""
+    if resume_net:
+        load_strictly(network, load_network(resume_net, network.cfg.name).state_dict(), Path(resume_net))
+        return f"{resume_net}: all weights loaded"
+    if init_from:
+        return init_from_face(network, init_from)
+    if pretrain is None:
         return "started from nothing"
     if network.cfg.backbone == "resnet50":
-        return load_torchvision_backbone(network)
-    if not Path(args.pretrain).exists():
+        return load_backbone(network)
+    if not Path(pretrain).exists():
         raise UsageError(
-            f"{args.pretrain}: no such ImageNet weights; give them with --pretrain, start from a detector "
+            f"{pretrain}: no such ImageNet weights; give them with --pretrain, start from a detector "
             f"with --init_from_face or --resume_net, or from nothing with --no-pretrain"
         )
-    return load_backbone(network, args.pretrain)
+    return load_backbone(network, pretrain)
 
 
-def _wrap(network: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
-    if compiled:
-        network = torch.compile(network)
+def load_teachers(
+    paths: list[str], weights: list[float], cfg: ModelConfig, device: torch.device
+) -> tuple[Teachers, DistillationLoss] | tuple[None, None]:
+    """The teachers and the loss that follows them, with one weight for all classes or one each."""
+    if not paths:
+        return None, None
+    try:
+        teachers = Teachers([load_network(path) for path in paths], cfg)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    weights = weights * len(cfg.class_names) if len(weights) == 1 else weights
+    distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True)))
+    return teachers.to(device, memory_format=torch.channels_last), distillation.to(device)
+
+
+def wrap(network: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
+    """The network as the steps call it, compiled and shared between processes."""
+    if compiled:  # a shorter last batch is compiled for itself, else all become dynamic, which is slower
+        network = torch.compile(network, dynamic=False)
     if world_size() > 1:
         network = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
     return network
 
 
-def _optimizer(network: RetinaFace, args: argparse.Namespace) -> torch.optim.Optimizer:
-    heads = [p for name, p in network.named_parameters() if name.startswith(("ClassHead.", "BboxHead."))]
-    shared = [p for name, p in network.named_parameters() if not name.startswith(("ClassHead.", "BboxHead."))]
-    groups = [
-        {"params": heads, "lr": args.lr, "initial_lr": args.lr},
-        {"params": shared, "lr": args.lr, "initial_lr": args.lr * args.shared_lr_factor},
-    ]
-    if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
-
-
-def _schedule(args: argparse.Namespace, cfg: ModelConfig, steps: int) -> Callable[[int], float]:
-    """Share of the learning rate at a step of the whole run; it depends on nothing else."""
-
-    def share(step: int) -> float:
-        warm = min(1.0, (step + 1) / (args.warmup + 1))
-        if args.schedule == "cosine":
-            return warm * (1 + math.cos(math.pi * step / (steps * args.epochs))) / 2
-        return warm * args.gamma ** sum(step // steps >= epoch for epoch in cfg.lr_decay_epochs)
-
-    return share
-
-
-def _settings(args: argparse.Namespace) -> dict:
+def settings_of(arguments: dict) -> dict:
     """What a continuation must not change; a cosine ends with the run, so its length counts too."""
-    free = FREE_ON_RESUME if args.schedule == "cosine" else FREE_ON_RESUME | {"epochs"}
-    return {key: value for key, value in vars(args).items() if key not in free}
+    free = FREE_ON_RESUME if arguments["schedule"] == "cosine" else FREE_ON_RESUME | {"epochs"}
+    return {key: value for key, value in arguments.items() if key not in free}
 
 
-def _check_settings(args: argparse.Namespace, saved: dict | None, path: Path) -> None:
-    """Raises UsageError with every difference between the arguments and those of the run in ``path``."""
+def check_settings(now: dict, saved: dict | None, path: Path) -> None:
+    """Raises UsageError with every difference between the settings and those of the run in ``path``."""
     if saved is None:
         raise DataError(f"{path}: weights alone, no run to go on with; start from them with --resume_net")
-    now = _settings(args)
     changed = [
         f"--{key} {now.get(key)} (was {saved.get(key)})"
         for key in sorted(now.keys() | saved.keys())
@@ -573,74 +363,21 @@ def _check_settings(args: argparse.Namespace, saved: dict | None, path: Path) ->
         )
 
 
-def _restore(state: Checkpoint, recipe: Recipe) -> dict:
-    """Gives optimizer and average what a run left; returns its progress.
-
-    Raises:
-        DataError: a part of it is not there or does not fit.
-    """
-    try:
-        recipe.optimizer.load_state_dict(state.extra["optimizer"])
-        if recipe.average:
-            recipe.average.load_state_dict(state.extra["average"])
-        progress = state.extra["progress"]
-        return {
-            "epoch": int(progress["epoch"]),
-            "totals": dict(progress["totals"]),
-            "best": float(progress["best"]),
-        }
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{state.path}: the state of its run is damaged ({reason}); start from its weights: --resume_net"
-        ) from None
-
-
-def _describe(args: argparse.Namespace, argv: list[str]) -> dict:
-    """The run for run.json: command line, arguments, commit, versions."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return {
-        "argv": argv,
-        "arguments": {key: value if value != math.inf else None for key, value in vars(args).items()},
-        "commit": git.stdout.strip() or None,
-        "processes": world_size(),
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "opencv": cv2.__version__,
-        },
-    }
-
-
-def _debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndarray:
+def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndarray:
     """A training image with its boxes and, faint, the priors that match them."""
     image, target = sample
-    side = image.shape[0]
-    grids = criterion.grids((side, side), torch.device("cpu"))
-    matches = criterion.match([target], (side, side), torch.device("cpu"))
-    labels = target["labels"].tolist()
-    priors = grids.corners[matches.prior].numpy() * side
+    side, cpu = image.shape[0], torch.device("cpu")
+    _, targets = detection_collate([sample])
+    matches = criterion.match(targets, (side, side), cpu)
+    priors = criterion.grids((side, side), cpu).corners[matches.prior].numpy() * side
     drawn = draw_boxes(image.numpy(), priors, [""] * len(priors), [(255, 255, 255)] * len(priors))
+    labels = target["labels"].tolist()
     return draw_boxes(
         cv2.addWeighted(drawn, 0.3, image.numpy(), 0.7, 0),
         target["boxes_norm"].numpy() * side,
         [CLASS_NAMES[label] for label in labels],
         [CLASS_COLOURS[label] for label in labels],
     )
-
-
-def start_worker(number: int) -> None:
-    """A worker reads with one thread, reuses its memory, and leaves Ctrl-C to the main process."""
-    cv2.setNumThreads(0)
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

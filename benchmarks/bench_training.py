@@ -30,12 +30,11 @@ from benchmarks.tables import machine, median_times, write_table
 from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
 from data.data_augment import TrainTransform
-from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
+from data.wider_face import EpochSampler, Targets, WiderFaceDetection, make_loader
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.engine import Recipe, network_input, train_one_epoch
 from models.retinaface import RetinaFace
 from tests.plain import training as plain_training
-from train_changeclass import start_worker
 from utils.cli import parser_of, run
 from utils.images import read_image
 from utils.inputs import sample_photos
@@ -91,23 +90,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def random_targets(boxes: int, batch: int) -> list[dict]:
+def random_targets(boxes: int, batch: int) -> Targets:
     """Targets with so many boxes an image, sizes as in WIDER FACE: mostly small."""
     generator = torch.Generator().manual_seed(0)
-    targets = []
-    for _ in range(batch):
-        size = torch.exp(torch.rand(boxes, 1, generator=generator) * 3.5 - 4.2)
-        size = size * torch.exp(torch.randn(boxes, 2, generator=generator) * 0.2)
-        corner = torch.rand(boxes, 2, generator=generator) * (1 - size)
-        targets.append(
-            {
-                "boxes_norm": torch.cat([corner, corner + size], 1),
-                "labels": torch.randint(1, 3, (boxes,), generator=generator),
-                "labelled": torch.tensor([True, True]),
-                "name": "random",
-            }
-        )
-    return targets
+    size = torch.exp(torch.rand(batch * boxes, 1, generator=generator) * 3.5 - 4.2)
+    size = size * torch.exp(torch.randn(batch * boxes, 2, generator=generator) * 0.2)
+    corner = torch.rand(batch * boxes, 2, generator=generator) * (1 - size)
+    return Targets(
+        torch.cat([corner, corner + size], 1),
+        torch.randint(1, 3, (batch * boxes,), generator=generator),
+        torch.full((batch,), boxes),
+        torch.ones(batch, 2, dtype=torch.bool),
+        ["random"] * batch,
+    )
 
 
 def step_row(boxes: int, repeats: int) -> list:
@@ -132,7 +127,7 @@ def step_row(boxes: int, repeats: int) -> list:
         sum(losses.values()).backward()
 
     def plain() -> None:
-        boxes_norm, labels = ([target[name] for target in targets] for name in ("boxes_norm", "labels"))
+        boxes_norm, labels = targets.boxes_norm.split(boxes), targets.labels.split(boxes)
         loc_loss, class_loss = plain_training.multibox_loss(loc, logits, priors, boxes_norm, labels)
         (2 * loc_loss + class_loss).backward()
 
@@ -154,11 +149,13 @@ def make_dataset(folder: Path, image: str, count: int = 160) -> WiderFaceDetecti
     (folder / "images").mkdir()
     targets = random_targets(30, count)
     annotations = []
-    for i, target in enumerate(targets):
+    for i, (corners, labels) in enumerate(
+        zip(targets.boxes_norm.split(30), targets.labels.split(30), strict=True)
+    ):
         cv2.imwrite(str(folder / "images" / f"{i}.jpg"), photo)
-        boxes = target["boxes_norm"].double().numpy()
+        boxes = corners.double().numpy()
         boxes[:, 2:] -= boxes[:, :2]
-        annotations.append(ImageAnnotation(f"{i}.jpg", target["labels"].numpy(), boxes))
+        annotations.append(ImageAnnotation(f"{i}.jpg", labels.numpy(), boxes))
     write_annotations(folder / "list.txt", annotations)
     return WiderFaceDetection([folder / "list.txt"], TrainTransform(SIZE))
 
@@ -201,23 +198,16 @@ def loader_rows(dataset: WiderFaceDetection, repeats: int) -> list[list]:
 
     actions: dict[str, Callable[[], object]] = {"cv2.imread": read_alone}
     for workers in (0, 1, 2):
-        actions[str(workers)] = partial(deque, make_loader(dataset, BATCH, workers), maxlen=0)
+        actions[str(workers)] = partial(deque, loader_of(dataset, BATCH, workers), maxlen=0)
     times = median_times(actions, repeats)
     rates = {name: len(dataset) / milliseconds * 1e3 for name, milliseconds in times.items()}
     return [[name, f"{rate:.0f}", f"{rate / rates['cv2.imread']:.2f}"] for name, rate in rates.items()]
 
 
-def make_loader(dataset: WiderFaceDetection, batch: int, workers: int, repeat: float = 1) -> DataLoader:
+def loader_of(dataset: WiderFaceDetection, batch: int, workers: int, repeat: float = 1) -> DataLoader:
     """The loader of the training script."""
-    return DataLoader(
-        dataset,
-        batch_sampler=EpochSampler(dataset.list_sizes, [repeat], batch),
-        num_workers=workers,
-        collate_fn=detection_collate,
-        worker_init_fn=start_worker,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
+    sampler = EpochSampler(dataset.list_sizes, [repeat], batch)
+    return make_loader(dataset, sampler, workers, torch.cuda.is_available())
 
 
 def cuda_row(dataset: WiderFaceDetection, batch: int) -> list:
@@ -239,9 +229,9 @@ def cuda_row(dataset: WiderFaceDetection, batch: int) -> list:
             torch.zeros(2, dtype=torch.bool, device=device),
             amp=amp,
         )
-        loader = make_loader(dataset, batch, 8, repeat=30 * batch / len(dataset))
+        loader = loader_of(dataset, batch, 8, repeat=30 * batch / len(dataset))
         train_one_epoch(recipe, [next(iter(loader))], 0, 1)
-        totals = train_one_epoch(recipe, loader, 0, len(loader))
+        totals, _ = train_one_epoch(recipe, loader, 0, len(loader))
         waiting = totals["seconds_waiting"] / totals["seconds"]
         cells.append(f"{totals['images'] / totals['seconds']:.0f} ({waiting:.0%})")
     return [batch, *cells, f"{as_the_original(dataset, batch, device):.0f}"]

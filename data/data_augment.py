@@ -34,12 +34,10 @@ class TrainTransform:
     Attributes:
         image_size: side of the square result in pixels.
         zoom_out: every second image is put on a canvas of up to this many times its size (1: none is).
-        min_box: boxes whose shorter side would be below this many pixels in the result are dropped by a crop.
     """
 
     image_size: int
     zoom_out: float = 1.0
-    min_box: float = 0.0
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -51,14 +49,14 @@ class TrainTransform:
         """
         if self.zoom_out > 1 and rng.random() < 0.5:
             image, boxes = zoom_out(image, boxes, rng.uniform(1, self.zoom_out), rng)
-        crop = choose_crop(image.shape[:2], boxes, self.image_size, self.min_box, rng)
+        crop = choose_crop(image.shape[:2], boxes, rng)
         if crop is None:
             image = distort_colours(image, rng)
             image = pad_to_square(image)
         else:
             left, top, side = crop
             image = distort_colours(image[top : top + side, left : left + side], rng)
-            boxes, kept = crop_boxes(boxes, crop, self.min_box * side / self.image_size)
+            boxes, kept = crop_boxes(boxes, crop)
             labels = labels[kept]
         if rng.random() < 0.5:
             image, boxes = mirror(image, boxes)
@@ -80,15 +78,13 @@ def zoom_out(
 
 
 def choose_crop(
-    size: tuple[int, int], boxes: np.ndarray, image_size: int, min_box: float, rng: np.random.Generator
+    size: tuple[int, int], boxes: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int, int] | None:
-    """A random square that holds at least one box whole and keeps a box of `min_box` pixels or more.
+    """A random square that holds at least one box whole.
 
     Args:
         size: (height, width) of the image.
         boxes: float32[N, 4]; an image without boxes takes any square.
-        image_size: side that the crop will be resized to.
-        min_box: smallest shorter side of a kept box, in pixels after resizing.
 
     Returns:
         left, top, side; None if no square of `CROP_ATTEMPTS` will do.
@@ -103,22 +99,18 @@ def choose_crop(
         x1, y1, x2, y2 = boxes.T
         right, bottom = (left + side)[:, None], (top + side)[:, None]
         inside = (x1 >= left[:, None]) & (y1 >= top[:, None]) & (x2 <= right) & (y2 <= bottom)
-        for i in np.flatnonzero(inside.any(1)):
-            crop = int(left[i]), int(top[i]), int(side[i])
-            if min_box <= 0 or crop_boxes(boxes, crop, min_box * crop[2] / image_size)[1].any():
-                return crop
+        if inside.any():
+            first = inside.any(1).argmax()
+            return int(left[first]), int(top[first]), int(side[first])
     return None
 
 
-def crop_boxes(
-    boxes: np.ndarray, crop: tuple[int, int, int], min_side: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
+def crop_boxes(boxes: np.ndarray, crop: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes whose centre lies in a square crop, cut to it.
 
     Args:
         boxes: float32[N, 4].
         crop: left, top, side.
-        min_side: cut boxes with a shorter side below this many pixels of the image are dropped.
 
     Returns:
         float32[M, 4] relative to the crop, and the mask bool[N] of those that were kept.
@@ -128,7 +120,7 @@ def crop_boxes(
     centres = (moved[:, :2] + moved[:, 2:]) / 2
     cut = moved.clip(0, side)
     sides = cut[:, 2:] - cut[:, :2]
-    kept = ((centres > 0) & (centres < side)).all(1) & (sides > 0).all(1) & (sides >= min_side).all(1)
+    kept = ((centres > 0) & (centres < side)).all(1) & (sides > 0).all(1)
     return cut[kept], kept
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.annotations import labelled_classes, read_annotations
 from data.config import CLASS_NAMES
@@ -17,6 +22,7 @@ from data.data_augment import TrainTransform
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError
 from utils.images import read_image
+from utils.processes import keep_freed_memory
 
 
 class WiderFaceDetection(Dataset):
@@ -73,7 +79,7 @@ class WiderFaceDetection(Dataset):
             self.list_sizes.append(len(annotations))
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise DataError(f"{missing[0]}{more}; give the folder of the images with --images_dir")
+            raise DataError(f"{missing[0]}{more}; give the folder of the images with --images")
         self.labelled = torch.tensor(labelled)
 
         corners = xywh_to_xyxy(np.concatenate(boxes)).clip(0, 1).astype(np.float32)
@@ -118,10 +124,37 @@ class WiderFaceDetection(Dataset):
         return torch.from_numpy(image), target
 
 
-def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:
-    """Stacks images to uint8 Tensor[N, S, S, 3]; targets stay a list, since box counts differ."""
+class Targets(NamedTuple):
+    """What is known about the N images of a batch, their M boxes one after another.
+
+    Attributes:
+        boxes_norm: float32 Tensor[M, 4], x1 y1 x2 y2 as shares of the image; those of the first image first.
+        labels: int64 Tensor[M].
+        counts: int64 Tensor[N], boxes of each image; it stays on the CPU.
+        labelled: bool Tensor[N, classes]: whether the image's list is labelled for face, person.
+        names: paths of the images.
+    """
+
+    boxes_norm: Tensor
+    labels: Tensor
+    counts: Tensor
+    labelled: Tensor
+    names: list[str]
+
+
+def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, Targets]:
+    """Stacks images to uint8 Tensor[N, S, S, 3] and joins their targets.
+
+    A tensor that a worker sends takes a file descriptor, so a batch is a few tensors however many its images.
+    """
     images, targets = zip(*batch, strict=True)
-    return torch.stack(images), list(targets)
+    return torch.stack(images), Targets(
+        torch.cat([target["boxes_norm"] for target in targets]),
+        torch.cat([target["labels"] for target in targets]),
+        torch.tensor([len(target["labels"]) for target in targets]),
+        torch.stack([target["labelled"] for target in targets]),
+        [target["name"] for target in targets],
+    )
 
 
 class EpochSampler(Sampler):
@@ -177,3 +210,39 @@ class EpochSampler(Sampler):
                 len(positions) * (self.rank + 1) // self.world_size,
             )
             yield [(order[i], (self.seed, self.epoch, i)) for i in positions[share]]
+
+
+def make_loader(
+    dataset: WiderFaceDetection, sampler: EpochSampler, num_workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """Batches of a training set, as `detection_collate` makes them, read by ``num_workers`` processes."""
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=detection_collate,
+        worker_init_fn=start_worker,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def start_worker(number: int) -> None:
+    """A worker reads with one thread, reuses its memory, and leaves signals to the main process.
+
+    Ctrl-C, ``timeout``, ``torchrun`` and batch systems signal all processes; workers that ended with it would
+    take the epoch with them before the run can save it.
+    """
+    cv2.setNumThreads(0)
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """Ends workers that an error has left; multiprocessing would ask them by SIGTERM and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes them for crashed
+    for worker in multiprocessing.active_children():
+        worker.kill()

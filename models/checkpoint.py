@@ -1,4 +1,4 @@
-"""Checkpoints: the only place that loads and saves weights.
+"""Checkpoints: the only place that reads and writes files of weights.
 
 Read: files of this project, the published two-class files, a one-class RetinaFace of the parent project
 (its landmark head is left out), the ImageNet backbone of MobileNetV1 x0.25, with or without ``module.``
@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import pickle
-import struct
 import warnings
 import zipfile
-import zlib
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +31,6 @@ FORMAT = "retinaface_2cls/1"
 #: Parameters of the parent project that this network does not have.
 LANDMARK_HEAD = "LandmarkHead."
 
-#: Probability at which new classes and new priors start after `init_from_face`: far below any threshold.
-START_PROBABILITY = 0.005
-
 
 @dataclass
 class Checkpoint:
@@ -55,27 +48,6 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     cfg: ModelConfig | None
     extra: dict = field(default_factory=dict)
-
-
-@dataclass
-class LoadReport:
-    """What was taken from a file and what was not; ``str()`` is what a person reads."""
-
-    path: Path
-    loaded: list[str]
-    notes: list[str]
-    unused: list[str]
-
-    def __str__(self) -> str:
-        lines = [f"{self.path}: {len(self.loaded)} tensors loaded ({_by_part(self.loaded)})", *self.notes]
-        if self.unused:
-            lines.append(f"not used: {_by_part(self.unused)}")
-        return "\n  ".join(lines)
-
-
-def _by_part(names: list[str]) -> str:
-    counts = Counter(name.split(".")[0] for name in names)
-    return ", ".join(f"{part} {count}" for part, count in counts.items())
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -102,7 +74,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     ):
         raise DataError(f"{path}: holds no table of weights; expected a checkpoint of a network")
     if odd := next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None):
-        raise DataError(f"{path}: {odd} is {_kind(tensors[odd])}; expected numbers alone")
+        found = f"{tensors[odd].dtype} {tensors[odd].layout} on {tensors[odd].device}".replace("torch.", "")
+        raise DataError(f"{path}: {odd} is {found}; expected numbers alone")
     state_dict = {_strip(name): tensor for name, tensor in tensors.items() if not name.endswith("total_ops")}
     try:
         cfg = (
@@ -120,29 +93,20 @@ def _read_torch(path: Path) -> dict:
     try:
         if zipfile.is_zipfile(path):  # torch does not look at the sums
             with zipfile.ZipFile(path) as file:
+                if any(item.compress_type != zipfile.ZIP_STORED for item in file.infolist()):
+                    raise ValueError("compressed, which torch never does")
                 if broken := file.testzip():
                     raise ValueError(broken)
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols; what counts is raised
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except pickle.UnpicklingError:
         raise DataError(
             f"{path}: refused, it is no torch file or would have to run code to load; "
             f"expected tensors and plain data alone"
         ) from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        UnicodeDecodeError,
-        OverflowError,
-        struct.error,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):
+    except Exception:  # anything at all, from zipfile, zlib, pickle and torch
         raise DataError(
             f"{path}: damaged or not a torch file; expected a checkpoint (fetch it again?)"
         ) from None
@@ -171,10 +135,6 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is a table of real numbers."""
     dense = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
     return dense and not tensor.is_complex()
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
 
 
 def _strip(name: str) -> str:
@@ -230,25 +190,16 @@ def build_network(checkpoint: Checkpoint, network: str | None = None) -> RetinaF
             f"{path}: holds the network {cfg.name}, asked for was {network}; give --network {cfg.name}"
         )
     state_dict = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(LANDMARK_HEAD)}
-    _check_heads(path, cfg, state_dict)
     try:
-        model = RetinaFace(cfg)
-    except (RuntimeError, MemoryError, ValueError) as error:
+        with torch.device("meta"):  # takes no memory, whatever size the file claims
+            model = RetinaFace(cfg)
+    except RuntimeError as error:
         raise DataError(
             f"{path}: its configuration makes no network ({str(error).splitlines()[0]})"
         ) from None
-    load_strictly(model, state_dict, path)
+    _check_fit(model, state_dict, path)
+    model.to_empty(device="cpu").load_state_dict(state_dict)
     return model.eval()
-
-
-def _check_heads(path: Path, cfg: ModelConfig, state_dict: dict[str, Tensor]) -> None:
-    """Raises DataError where the first heads are not those of ``cfg``, before a network is made by it."""
-    priors = priors_per_cell(cfg)
-    for head, values in (("BboxHead", 4), ("ClassHead", cfg.num_classes)):
-        name = f"{head}.0.conv1x1.weight"
-        expected = (priors * values, cfg.fpn_channels, 1, 1)
-        if name in state_dict and (shape := tuple(state_dict[name].shape)) != expected:
-            raise DataError(f"{path}: its {name} is {shape}, by its configuration it should be {expected}")
 
 
 def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
@@ -257,6 +208,11 @@ def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -
     Raises:
         DataError: names missing, unexpected or of another shape, the first of each listed.
     """
+    _check_fit(model, state_dict, path)
+    model.load_state_dict(state_dict)
+
+
+def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     faults = {
         "missing": [name for name in own if name not in state_dict],
@@ -270,7 +226,6 @@ def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -
     found = [f"{len(names)} {kind} ({', '.join(names[:2])}, ...)" for kind, names in faults.items() if names]
     if found:
         raise DataError(f"{path}: weights do not fit the network: {'; '.join(found)}")
-    model.load_state_dict(state_dict)
 
 
 def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:
@@ -295,94 +250,3 @@ def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object)
             buffer = io.BytesIO()  # written by Python, a full disk is an OSError
             torch.save(content, buffer)
             temporary.write_bytes(buffer.getbuffer())
-
-
-def load_backbone(model: RetinaFace, path: str | os.PathLike) -> LoadReport:
-    """Loads ImageNet weights of MobileNetV1 x0.25 (or torchvision's ResNet50) into the backbone.
-
-    Raises:
-        DataError: see `read_checkpoint`; a backbone of another kind.
-    """
-    checkpoint = read_checkpoint(path)
-    wanted = model.body.state_dict()
-    load_strictly(
-        model.body,
-        {k: v for k, v in checkpoint.state_dict.items() if not k.startswith("fc.")},
-        checkpoint.path,
-    )
-    unused = [name for name in checkpoint.state_dict if name not in wanted]
-    return LoadReport(
-        checkpoint.path, [f"body.{name}" for name in wanted], ["started anew: fpn, ssh, heads"], unused
-    )
-
-
-def load_torchvision_backbone(model: RetinaFace) -> LoadReport:
-    """Loads torchvision's ImageNet weights into a ResNet50 backbone; they are downloaded at first use."""
-    from torchvision.models import ResNet50_Weights
-
-    weights = ResNet50_Weights.IMAGENET1K_V2
-    try:
-        state_dict = weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
-        raise DataError(
-            f"torchvision's {weights} cannot be downloaded ({error}); use --no-pretrain"
-        ) from None
-    wanted = model.body.state_dict()
-    load_strictly(model.body, {k: v for k, v in state_dict.items() if k in wanted}, Path(weights.url))
-    unused = [name for name in state_dict if name not in wanted]
-    return LoadReport(Path(weights.url), list(wanted), ["started anew: fpn, ssh, heads"], unused)
-
-
-def init_from_face(model: RetinaFace, path: str | os.PathLike) -> LoadReport:
-    """Starts a two-class network as the face detector that a one-class checkpoint is.
-
-    Backbone, pyramid and context modules are copied. The parent's priors are square, so its class and box
-    rows go to the ratio-1 priors of the same size. On these priors the logit of person is the background's
-    less a constant; the other priors start at fixed probabilities: in both cases nothing fires but faces.
-
-    Raises:
-        DataError: see `read_checkpoint`; not a one-class RetinaFace of the same backbone.
-    """
-    checkpoint = read_checkpoint(path)
-    cfg, parent_cfg = model.cfg, one_class(model.cfg)
-    if checkpoint.cfg is None or checkpoint.cfg != parent_cfg:
-        found = "no RetinaFace" if checkpoint.cfg is None else _describe(checkpoint.cfg)
-        raise DataError(f"{checkpoint.path}: {found}; expected {_describe(parent_cfg)}")
-    parent = build_network(checkpoint)
-
-    shared = {k: v for k, v in parent.state_dict().items() if not k.startswith(("ClassHead.", "BboxHead."))}
-    model.load_state_dict(shared, strict=False)
-    ratios = len(cfg.heights_over_widths)
-    square = [
-        size * ratios + cfg.heights_over_widths.index(1.0) for size in range(priors_per_cell(cfg) // ratios)
-    ]
-    face = cfg.class_names.index("face") + 1
-    margin = math.log(1 / START_PROBABILITY)
-    with torch.no_grad():
-        for own, old in zip(model.ClassHead, parent.ClassHead, strict=True):
-            weight = own.conv1x1.weight.view(-1, cfg.num_classes, cfg.fpn_channels).zero_()
-            bias = own.conv1x1.bias.view(-1, cfg.num_classes)
-            bias.fill_(-margin)[:, 0] = 0
-            old_weight = old.conv1x1.weight.view(-1, 2, cfg.fpn_channels)
-            old_bias = old.conv1x1.bias.view(-1, 2)
-            weight[square], bias[square] = old_weight[:, :1], old_bias[:, :1] - margin
-            for label, old_label in ((0, 0), (face, 1)):
-                weight[square, label], bias[square, label] = old_weight[:, old_label], old_bias[:, old_label]
-        for own, old in zip(model.BboxHead, parent.BboxHead, strict=True):
-            own.conv1x1.weight.view(-1, 4, cfg.fpn_channels).zero_()[square] = old.conv1x1.weight.view(
-                -1, 4, cfg.fpn_channels
-            )
-            own.conv1x1.bias.view(-1, 4).zero_()[square] = old.conv1x1.bias.view(-1, 4)
-    notes = [
-        f"face rows of both heads copied to priors {', '.join(str(i + 1) for i in square)} "
-        f"of {priors_per_cell(cfg)} (ratio 1)",
-        "started so that nothing fires: the other priors, and person on every prior",
-    ]
-    heads = [name for name in parent.state_dict() if name not in shared]
-    unused = [name for name in checkpoint.state_dict if name.startswith(LANDMARK_HEAD)]
-    return LoadReport(checkpoint.path, [*shared, *heads], notes, unused)
-
-
-def _describe(cfg: ModelConfig) -> str:
-    classes = " and ".join(cfg.class_names)
-    return f"{cfg.name} with {priors_per_cell(cfg)} priors a cell, class {classes}"

@@ -13,6 +13,9 @@ from data.config import ModelConfig
 from layers.functions.prior_box import priors_per_cell
 from models.net import FPN, SSH, MobileNetV1, ResNet50
 
+#: torch's ``SyncBatchNorm`` is no ``BatchNorm2d``.
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 class Head(nn.Module):
     """One value a prior and output: 1x1 convolution, cells and priors flattened in prior order."""
@@ -76,7 +79,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, BATCH_NORMS):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     return model

@@ -1,4 +1,4 @@
-"""Networks that teach others: their answers about a batch of images."""
+"""Networks that teach another: their scores and boxes of a batch of images, on the student's priors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from data.config import ModelConfig
 from layers.functions.prior_box import PriorBox
-from layers.modules.distillation import Lesson
+from layers.modules.distillation import SoftTargets
 from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode, encode
 
 
 class Teachers(nn.Module):
-    """Several networks as one: for a class and a prior shape the first network that has both speaks.
+    """Several networks as one: for a class and a ratio of priors, the first network that has both counts.
 
     A one-class parent knows faces on square priors; a two-class network knows both classes on all priors.
     They stay in evaluation mode, with batch norm folded.
@@ -23,7 +23,7 @@ class Teachers(nn.Module):
         cfg: the student's network.
 
     Raises:
-        ValueError: a teacher's cells, prior sizes, ratios or classes are none of the student's.
+        ValueError: a teacher's cells, prior sizes, ratios or classes are not among the student's.
     """
 
     def __init__(self, networks: list[RetinaFace], cfg: ModelConfig) -> None:
@@ -41,56 +41,39 @@ class Teachers(nn.Module):
         self.requires_grad_(False)
         self._prior_boxes = [PriorBox(teacher.cfg) for teacher in networks]
         self._own_priors = PriorBox(cfg)
-        # Number of the teacher that speaks, by ratio and class; -1: none.
-        self._speaker = [
-            [
-                next(
-                    (
-                        i
-                        for i, teacher in enumerate(networks)
-                        if ratio in teacher.cfg.heights_over_widths and name in teacher.cfg.class_names
-                    ),
-                    -1,
-                )
-                for name in cfg.class_names
-            ]
-            for ratio in cfg.heights_over_widths
-        ]
 
     def train(self, mode: bool = True) -> Teachers:
         """Teachers are never trained."""
         return super().train(False)
 
-    def taught(self, count: int, device: torch.device) -> Tensor:
-        """bool Tensor[count, classes]: whether a teacher speaks about a class on a prior."""
-        cell = torch.tensor(self._speaker, device=device) >= 0
-        return cell.repeat(count // len(cell), 1)
-
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Lesson:
-        """What the teachers say about ``images`` Tensor[N, 3, height, width]."""
-        answers = [self._ask(i, images) for i in range(len(self.networks))]
+    def forward(self, images: Tensor) -> SoftTargets:
+        """What the teachers find in ``images`` Tensor[N, 3, height, width]."""
+        outputs = [self._on_own_priors(i, images) for i in range(len(self.networks))]
+        batch, cells = outputs[0][0].shape[:2]
         ratios, classes = len(self.cfg.heights_over_widths), len(self.cfg.class_names)
-        shape = (*answers[0][0].shape[:2], ratios)
-        scores = images.new_zeros(*shape, classes)
-        loc = images.new_zeros(*shape, classes, 4)
+        scores = images.new_zeros(batch, cells, ratios, classes)
+        loc = images.new_zeros(batch, cells, ratios, classes, 4)
+        known = torch.zeros(ratios, classes, dtype=torch.bool)
         for r, ratio in enumerate(self.cfg.heights_over_widths):
             for c, name in enumerate(self.cfg.class_names):
-                speaker = self._speaker[r][c]
-                if speaker < 0:
-                    continue
-                cfg = self.networks[speaker].cfg
-                theirs = cfg.heights_over_widths.index(ratio)
-                label = cfg.class_names.index(name) + 1
-                scores[:, :, r, c] = answers[speaker][0][:, :, theirs, label]
-                loc[:, :, r, c] = answers[speaker][1][:, :, theirs]
+                for teacher, (their_scores, their_loc) in zip(self.networks, outputs, strict=True):
+                    cfg = teacher.cfg
+                    if ratio in cfg.heights_over_widths and name in cfg.class_names:
+                        row, label = cfg.heights_over_widths.index(ratio), cfg.class_names.index(name) + 1
+                        scores[:, :, r, c], loc[:, :, r, c] = (
+                            their_scores[:, :, row, label],
+                            their_loc[:, :, row],
+                        )
+                        known[r, c] = True
+                        break
         # Two teachers may both be sure of a prior; a class takes what those before it leave.
         for c in range(1, classes):
             scores[..., c] = scores[..., c].minimum(1 - scores[..., :c].sum(-1))
-        return Lesson(scores.flatten(1, 2), loc.flatten(1, 2))
+        return SoftTargets(scores.flatten(1, 2), loc.flatten(1, 2), known.repeat(cells, 1).to(images.device))
 
-    def _ask(self, i: int, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and offsets from the student's priors: Tensors[N, cells * sizes, ratios, ...]."""
+    def _on_own_priors(self, i: int, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and offsets from the student's priors: Tensors[N, cells * sizes, its ratios, ...]."""
         teacher = self.networks[i]
         loc, logits = (output.float() for output in teacher(images))
         size = images.shape[2], images.shape[3]

@@ -1,6 +1,7 @@
 """Checkpoints of every layout, the warm start, and files that must be refused."""
 
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,9 @@ import torch
 from torchvision.models import resnet18
 
 from data.config import cfg_mnet, cfg_re50, one_class
-from models.checkpoint import (
-    init_from_face,
-    load_backbone,
-    load_network,
-    load_strictly,
-    read_checkpoint,
-    save_checkpoint,
-)
+from models.checkpoint import load_network, load_strictly, read_checkpoint, save_checkpoint
 from models.retinaface import RetinaFace, fold_batch_norm
+from models.warm_start import init_from_face, load_backbone
 from utils.cli import DataError
 
 PUBLISHED = [f"mobilenet0.25_2cls6anchors_130324_epoch_{epoch}.pth" for epoch in (150, 295)]
@@ -63,6 +58,16 @@ def test_folding_keeps_the_outputs_and_the_original(cfg):
         for ours, folded in zip(network(images), fold_batch_norm(network)(images), strict=True):
             assert torch.allclose(ours, folded, atol=1e-4)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_folding_knows_synchronised_batch_norm():
+    network = seeded()
+    folded = fold_batch_norm(torch.nn.SyncBatchNorm.convert_sync_batchnorm(seeded()))
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in folded.modules())
+    images = torch.randn(1, 3, 64, 48)
+    with torch.inference_mode():
+        for ours, theirs in zip(network(images), folded(images), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -127,6 +132,22 @@ def write_half(path):
     path.write_bytes(path.read_bytes()[:100_000])
 
 
+def write_compressed(path):
+    """As a bomb would be: torch stores its files as they are."""
+    save_checkpoint(path, seeded())
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+
+
+def write_giant(path):
+    torch.save(
+        {"config": replace(cfg_mnet, fpn_channels=8192).to_dict(), "state_dict": seeded().state_dict()}, path
+    )
+
+
 def write_nothing(path):
     path.touch()
 
@@ -171,6 +192,8 @@ def write_odd_config(path):
         (write_torch_pickle, "refused"),
         (write_text, "refused|damaged"),
         (write_half, "damaged"),
+        (write_compressed, "damaged"),
+        (write_giant, r"64.* instead of .*8192"),
         (write_nothing, "damaged"),
         (write_list, "holds a list"),
         (write_numbers, "no table of weights"),

@@ -36,9 +36,9 @@ from data.open_images import image_ids, label_ids
 from data.open_images_lists import convert
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
-from models.journal import Journal
 from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
+from models.training_run import RunLog
 from utils.cli import DataError
 from utils.image_names import read_image_list
 from utils.images import read_image, read_size
@@ -163,7 +163,7 @@ def read_labels_of_yolo(folder: Path) -> None:
 
 
 def read_results(folder: Path) -> None:
-    with Journal(folder).open(2, 3):
+    with RunLog(folder).open(2, 3):
         pass
 
 

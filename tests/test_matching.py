@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,10 +37,16 @@ def random_boxes(count: int, seed: int) -> torch.Tensor:
     return boxes[(boxes[:, 2:] - boxes[:, :2] > 1e-4).all(1)]
 
 
+def joined(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What `match` takes of the boxes and labels of each image."""
+    return torch.cat(boxes), torch.cat(labels), torch.tensor([len(one) for one in labels])
+
+
 def test_no_images_and_no_boxes():
-    for batch in ([], [torch.zeros(0, 4)], [torch.zeros(0, 4)] * 3):
-        matches = match(batch, [torch.zeros(0, dtype=torch.int64)] * len(batch), FOUR)
-        assert matches.batch_size == len(batch) and not len(matches.prior)
+    for batch in (0, 1, 3):
+        none = torch.zeros(0, dtype=torch.int64)
+        matches = match(torch.zeros(0, 4), none, none.new_zeros(batch), FOUR)
+        assert matches.batch_size == batch and not len(matches.prior)
         assert matches.boxes_norm.shape == (0, 4)
 
 
@@ -50,9 +55,10 @@ def test_priors_are_taken_apart():
     assert FOUR.centres[0].tolist() == [[0.25, 0.75]] and FOUR.columns.tolist() == [2]
 
 
-def boxes_and_labels(*rows: tuple[int, float, float, float, float]) -> tuple[list, list]:
+def boxes_and_labels(*rows: tuple[int, float, float, float, float]) -> tuple[torch.Tensor, ...]:
+    """One image's."""
     table = torch.tensor(rows)
-    return [table[:, 1:].clone()], [table[:, 0].long()]
+    return joined([table[:, 1:].clone()], [table[:, 0].long()])
 
 
 def test_a_prior_takes_the_truth_that_it_overlaps_most():
@@ -76,9 +82,9 @@ def test_a_truth_below_the_least_overlap_is_dropped():
 
 
 def test_a_dropped_truth_takes_the_place_of_another_as_published():
-    boxes, labels = boxes_and_labels((2, 0.0, 0.0, 0.5, 0.5), (1, 0.1, 0.1, 0.3, 0.3))
-    matches = match(boxes, labels, FOUR)
-    assert matches.labels.tolist() == [1] and matches.boxes_norm.tolist() == boxes[0][1:].tolist()
+    boxes, *more = boxes_and_labels((2, 0.0, 0.0, 0.5, 0.5), (1, 0.1, 0.1, 0.3, 0.3))
+    matches = match(boxes, *more, FOUR)
+    assert matches.labels.tolist() == [1] and matches.boxes_norm.tolist() == boxes[1:].tolist()
 
 
 def as_dense(matches: matching.Matches, priors: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,7 +107,7 @@ def test_agrees_with_the_plain_version(image_size, counts, seed, cfg, match_iou)
     grids = grids_of(cfg, image_size)
     boxes = [random_boxes(count, seed + i) for i, count in enumerate(counts)]
     labels = [torch.randint(1, 3, (len(b),), generator=torch.Generator().manual_seed(seed)) for b in boxes]
-    found = as_dense(match(boxes, labels, grids, match_iou), len(grids.priors))
+    found = as_dense(match(*joined(boxes, labels), grids, match_iou), len(grids.priors))
     for i in range(len(counts)):
         expected = match_one(boxes[i], labels[i], grids.priors, match_iou)
         assert torch.equal(found[0][i], expected[0]) and torch.equal(found[1][i], expected[1])
@@ -110,19 +116,7 @@ def test_agrees_with_the_plain_version(image_size, counts, seed, cfg, match_iou)
 def test_work_in_small_bundles_changes_nothing(monkeypatch):
     grids, boxes = grids_of(cfg_mnet, (96, 96)), [random_boxes(80, 1), random_boxes(5, 2)]
     labels = [torch.ones(len(b), dtype=torch.int64) for b in boxes]
-    whole = match(boxes, labels, grids)
+    whole = match(*joined(boxes, labels), grids)
     monkeypatch.setattr(matching, "MAX_PAIRS", 7)
-    parts = match(boxes, labels, grids)
+    parts = match(*joined(boxes, labels), grids)
     assert torch.equal(whole.prior, parts.prior) and torch.equal(whole.boxes_norm, parts.boxes_norm)
-
-
-@pytest.mark.parametrize("start, stop", [(0, 2), (1, 3), (2, 9)])
-def test_part_of_a_batch(start, stop):
-    grids = grids_of(cfg_mnet, (64, 64))
-    boxes = [random_boxes(9, seed) for seed in range(3)]
-    labels = [torch.ones(len(b), dtype=torch.int64) for b in boxes]
-    part = match(boxes, labels, grids)[start:stop]
-    alone = match(boxes[start:stop], labels[start:stop], grids)
-    assert part.batch_size == alone.batch_size
-    for name in ("image", "prior", "labels", "boxes_norm"):
-        assert torch.equal(getattr(part, name), getattr(alone, name))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.config import cfg_mnet
+from data.wider_face import Targets
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from tests.plain.training import multibox_loss
 from tests.test_matching import random_boxes
@@ -17,18 +18,17 @@ from utils.box_utils import encode
 SIZE = (96, 96)
 
 
-def case(counts: list[int], seed: int = 0) -> tuple:
+def case(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Targets]:
     """Random outputs and targets of a batch: loc, logits, targets."""
     generator = torch.Generator().manual_seed(seed)
     priors = len(MultiBoxLoss(cfg_mnet).grids(SIZE, torch.device("cpu")).priors)
     loc = torch.randn(len(counts), priors, 4, generator=generator, requires_grad=True)
     logits = (torch.randn(len(counts), priors, 3, generator=generator) * 3).requires_grad_()
-    targets = []
-    for i, count in enumerate(counts):
-        boxes = random_boxes(count, seed + i)
-        labels = torch.randint(1, 3, (len(boxes),), generator=generator)
-        targets.append({"boxes_norm": boxes, "labels": labels})
-    return loc, logits, targets
+    boxes = [random_boxes(count, seed + i) for i, count in enumerate(counts)]
+    labels = [torch.randint(1, 3, (len(one),), generator=generator) for one in boxes]
+    lengths = torch.tensor([len(one) for one in boxes])
+    labelled = torch.ones(len(counts), 2, dtype=torch.bool)
+    return loc, logits, Targets(torch.cat(boxes), torch.cat(labels), lengths, labelled, [])
 
 
 def known(batch: int) -> torch.Tensor:
@@ -50,8 +50,8 @@ def test_agrees_with_the_plain_version(counts, negatives_of_empty):
         loc,
         logits,
         criterion.grids(SIZE, loc.device).priors,
-        [target["boxes_norm"] for target in targets],
-        [target["labels"] for target in targets],
+        targets.boxes_norm.split(targets.counts.tolist()),
+        targets.labels.split(targets.counts.tolist()),
         negatives_of_empty=negatives_of_empty,
     )
     torch.testing.assert_close(ours["loc"], 2 * plain[0], rtol=1e-5, atol=1e-5)
@@ -78,8 +78,7 @@ def test_a_image_without_boxes_gives_negatives():
 
 def test_nothing_pushes_an_unlabelled_class_down():
     loc, logits, targets = case([4, 0, 30])
-    for target in targets:
-        target["labels"].fill_(2)
+    targets.labels.fill_(2)
     unknown = known(3)
     unknown[..., 0] = True  # faces
     criterion = MultiBoxLoss(cfg_mnet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import pytest
 
 from models.arguments import DEFAULT_WEIGHTS
 from models.detector import Detector
+from results.runs import read_runs
 from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main as train
 from utils.images import read_image
 from utils.inputs import sample_photos
 
-#: The run that made them, in results/.
+#: The first of the runs that made them.
 RUN = "run4"
 
 #: xyxy in pixels by label, checked by eye in the annotated images.
@@ -39,9 +39,9 @@ def test_they_are_small():
     assert DEFAULT_WEIGHTS.stat().st_size < 2_000_000
 
 
-def test_the_stored_arguments_train(repository, reference, tmp_path, monkeypatch):
+def test_the_stored_arguments_train(reference, tmp_path, monkeypatch):
     """The run of the weights' card, on small generated images and for a few steps, lowers the loss."""
-    argv = json.loads((repository / "results" / f"{RUN}.json").read_text())["argv"]
+    argv = read_runs()[RUN]["argv"]
     seeds = {}
     for i, word in enumerate(argv):
         if word.endswith(".txt"):

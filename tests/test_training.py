@@ -7,19 +7,25 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-import train_changeclass
+from data import wider_face
 from data.config import cfg_mnet
+from data.wider_face import WiderFaceDetection
 from models import engine
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.retinaface import RetinaFace
 from tests.training_data import make_list, one_thread  # noqa: F401
-from train_changeclass import main
+from train_changeclass import main, wrap
 from utils.cli import DataError, UsageError
+from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +119,8 @@ def test_a_stopped_run_goes_on_bit_by_bit(data, start, tmp_path, monkeypatch, ca
 def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start, tmp_path, two_processes):
     slowly = ("--lr", "1e-5", "--clip_grad", "1")  # random weights are chaotic
     variants = {
-        "sync_bn": ("--sync_bn", *slowly, "--val_dataset", data[0]),
-        "teacher": (
-            "--freeze_bn",
-            "--teacher",
-            start,
-            "--accumulate",
-            "2",
-            "--lr",
-            "1e-4",
-            "--clip_grad",
-            "1",
-        ),
+        "labels": ("--freeze_bn", *slowly, "--val_dataset", data[0]),
+        "teacher": ("--freeze_bn", "--teacher", start, "--lr", "1e-4", "--clip_grad", "1"),
     }
     for name, more in variants.items():
         assert main(arguments(data, start, tmp_path / name, *more)) == 0
@@ -137,13 +133,70 @@ def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start
                 assert float(other[column]) == expected, (name, column)
 
 
-def test_parts_of_a_batch_give_the_same_losses(data, start, tmp_path):
-    for folder, parts in ((tmp_path / "a", "1"), (tmp_path / "b", "3")):
-        assert (
-            main(arguments(data, start, folder, "--freeze_bn", "--accumulate", parts, "--epochs", "1")) == 0
-        )
-    (one,), (other,) = rows(tmp_path / "a"), rows(tmp_path / "b")
-    assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+def test_two_processes_validate_the_network_that_is_saved(data, start, tmp_path, two_processes):
+    """Each has its own statistics of batch norm; those of the first are saved."""
+    argv = arguments(data, start, tmp_path, "--epochs", "1", "--val_dataset", *data)
+    both = two_processes("train_changeclass", *argv)
+    assert [one.code for one in both] == [0, 0], both
+    best = load_network(tmp_path / "best.pth")
+    alone = engine.validate(best, WiderFaceDetection(data), torch.device("cpu"), evaluate)
+    (row,) = rows(tmp_path)
+    assert {name: float(row[name]) for name in alone} == pytest.approx(alone, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")]
+)
+def test_a_signal_to_all_processes_saves_the_run(data, start, tmp_path, repository, launcher):
+    argv = arguments(data, start, tmp_path, "--epochs", "100000", "--num_workers", "2")
+    process = subprocess.Popen(
+        [sys.executable, *launcher, repository / "train_changeclass.py", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "results.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=300)
+    assert "stopped in epoch" in out and "reading process died" not in out, out
+    assert launcher or process.returncode == 128 + signal.SIGTERM
+    assert read_checkpoint(tmp_path / "last.pth").extra["progress"]["totals"]["steps"] > 0
+
+
+def test_a_run_that_is_killed_while_it_validates_goes_on_there(data, start, tmp_path, monkeypatch):
+    argv = arguments(data, start, tmp_path / "killed", "--val_dataset", data[0])
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train_changeclass.validate", die)
+        with pytest.raises(KeyboardInterrupt):
+            main(argv)
+    assert main([*argv, "--resume"]) == 0
+    assert main(arguments(data, start, tmp_path / "whole", "--val_dataset", data[0])) == 0
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_frozen_batch_norm_stays_frozen_when_it_is_synchronised():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(RetinaFace(cfg_mnet)).train()
+    engine.freeze_batch_norm(network)
+    norms = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert norms and not any(norm.training for norm in norms)
+
+
+def test_synchronised_batch_norm_needs_cuda(data, start, tmp_path):
+    with pytest.raises(UsageError, match="--sync_bn: works on CUDA alone, this is cpu"):
+        main(arguments(data, start, tmp_path, "--sync_bn"))
+
+
+def test_a_short_batch_does_not_make_the_compiled_network_dynamic(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **options: options)
+    assert wrap(nn.Identity(), True, torch.device("cpu")) == {"dynamic": False}
 
 
 def test_the_published_schedule_goes_on_where_it_is(data, start, tmp_path):
@@ -186,10 +239,13 @@ def test_the_loss_falls(data, start, tmp_path):
 def test_a_run_is_not_overwritten_nor_continued_with_other_settings(data, start, tmp_path):
     argv = arguments(data, start, tmp_path, "--epochs", "1")
     assert main(argv) == 0
+    before = (tmp_path / "last.pth").read_bytes()
     without = [*argv]
     del without[without.index("--resume_net") : without.index("--resume_net") + 2]
-    with pytest.raises(UsageError, match="a run is there; go on with it"):
-        main([*without, "--no-pretrain"])
+    for anew in (argv, [*without, "--no-pretrain"]):
+        with pytest.raises(UsageError, match="a run is there; go on with it"):
+            main(anew)
+    assert (tmp_path / "last.pth").read_bytes() == before
     with pytest.raises(UsageError, match=r"--batch_size 3 \(was 4\), --lr 0.5 \(was 0.001\)"):
         main([*argv, "--resume", "--lr", "0.5", "--batch_size", "3"])
     # The step schedule does not depend on the end of the run, so a run may be made longer.
@@ -236,7 +292,7 @@ def test_a_corrupt_image_is_named_with_its_line_in_one_line(start, tmp_path):
 
 
 def test_a_dead_worker_is_named(data, start, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_changeclass, "start_worker", lambda number: os._exit(9))
+    monkeypatch.setattr(wider_face, "start_worker", lambda number: os._exit(9))
     argv = arguments(data, start, tmp_path, "--num_workers", "1")
     with pytest.raises(DataError, match=r"DataLoader worker \(pid.*\d+\).*; a reading process died"):
         main(argv)

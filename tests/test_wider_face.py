@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from data.annotations import ImageAnnotation, write_annotations
 from data.data_augment import TrainTransform
-from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate
+from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from tests.training_data import make_list
 from utils.cli import DataError
 
@@ -24,7 +29,10 @@ def test_images_without_boxes_and_classes_without_labels(tmp_path):
     assert [dataset[i, 0][1]["labelled"].tolist() for i in (0, 5)] == [[True, False], [True, True]]
     assert torch.equal(dataset[1][0], dataset[1, 1][0]) and not torch.equal(dataset[1][0], dataset[1, 2][0])
     images, targets = detection_collate([dataset[0, 0], dataset[3, 0]])
-    assert images.shape == (2, 32, 32, 3) and len(targets) == 2
+    assert images.shape == (2, 32, 32, 3)
+    assert targets.counts.tolist() == [len(dataset[0, 0][1]["labels"]), 0]
+    assert targets.labelled.tolist() == [[True, False]] * 2 and targets.names == dataset.paths[0:4:3]
+    assert torch.equal(targets.boxes_norm, dataset[0, 0][1]["boxes_norm"])
 
 
 def test_boxes_are_cut_to_the_image_and_those_without_area_dropped(tmp_path):
@@ -45,7 +53,7 @@ def test_faults_name_the_line(tmp_path):
     with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: not an image"):
         dataset[1, 0]
     (tmp_path / "images" / "1.png").unlink()
-    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: no such image; .*--images_dir"):
+    with pytest.raises(DataError, match=r"list\.txt:4: .*1\.png: no such image; .*--images"):
         WiderFaceDetection([path])
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match=r"empty\.txt: names no image"):
@@ -90,3 +98,35 @@ def test_processes_share_the_same_batches(processes):
     joined = [[key for part in parts for key in part] for parts in zip(*shares, strict=True)]
     assert joined == whole
     assert all(batch for share in shares for batch in share)
+
+
+def test_large_batches_need_few_file_descriptors(tmp_path):
+    dataset = WiderFaceDetection([make_list(tmp_path, 8)], TrainTransform(16))
+    sampler = EpochSampler(dataset.list_sizes, [64], 256)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, limits[1]))
+    try:
+        batches = list(make_loader(dataset, sampler, 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [len(images) for images, _ in batches] == [256, 256]
+    assert all(len(targets.labels) == targets.counts.sum() for _, targets in batches)
+
+
+def test_workers_outlive_sigterm_but_not_the_main_process(tmp_path, repository):
+    path = make_list(tmp_path, 4)
+    code = f"""
+import multiprocessing
+from data.wider_face import *
+dataset = WiderFaceDetection([{str(path)!r}], TrainTransform(16))
+batches = iter(make_loader(dataset, EpochSampler(dataset.list_sizes, [1], 1), 1))
+next(batches)
+for worker in multiprocessing.active_children():
+    worker.terminate()
+print(len(list(batches)), len(multiprocessing.active_children()))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "3 1\n", "")

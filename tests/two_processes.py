@@ -58,6 +58,7 @@ class TwoProcesses:
     def close(self) -> None:
         for process in self.processes:
             process.stdin.close()
+            process.terminate()  # a loader's worker of a failed test may hold the other end of the pipe
             process.wait()
             process.stdout.close()
 

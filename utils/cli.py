@@ -209,11 +209,11 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+class StopSignal:
+    """Notes SIGINT and SIGTERM while it is entered; called, it says whether one came.
 
-
-class Interruption:
-    """Notes a signal while it is entered; called, it says whether one came. A second one stops at once."""
+    A second Ctrl-C stops at once. A second SIGTERM does not: a batch system and torchrun may both send one.
+    """
 
     def __init__(self) -> None:
         self.number = 0
@@ -226,8 +226,9 @@ class Interruption:
         """What shells expect of a process that a signal stopped; SIGTERM if another process got it."""
         return 128 + (self.number or signal.SIGTERM)
 
-    def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+    def __enter__(self) -> StopSignal:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -235,6 +236,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
+        if not self.number:
+            warn(f"{signal.Signals(number).name}: stopping after the step")
         self.number = number
-        signal.signal(number, self._before[number])
-        warn(f"{signal.Signals(number).name}: stopping after the step")
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])

@@ -1,28 +1,47 @@
-"""Several training processes that work as one, started by ``torchrun``; without it, one process."""
+"""Several processes that work as one, started by ``torchrun``; without it, one process."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+
+from utils.cli import UsageError
+
+#: For how long a process waits for another: one may read in minutes what another has to work out in hours.
+PATIENCE = timedelta(days=1)
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that ``torchrun`` started; yields this process's device."""
-    if "WORLD_SIZE" not in os.environ:
+    """Joins the processes that ``torchrun`` started; yields this process's device.
+
+    Raises:
+        UsageError: more processes than GPUs.
+    """
+    together, on_gpu = "WORLD_SIZE" in os.environ, device.type == "cuda"
+    if on_gpu:
+        number, gpus = device.index or 0, torch.cuda.device_count()
+        if together and (number := int(os.environ["LOCAL_RANK"])) >= gpus:
+            raise UsageError(
+                f"no GPU for process {number + 1} of this machine, which has {gpus}; start at most as many "
+                f"processes as there are GPUs (torchrun --nproc_per_node={gpus})"
+            )
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+    if not together:
         yield device
         return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", timeout=PATIENCE, device_id=device if on_gpu else None
+    )
     try:
         yield device
     finally:
@@ -46,6 +65,13 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Gives tensors the values that they have in process 0."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def gather_from_processes(found: dict) -> dict:
     """The union of a dictionary over all processes, on each of them."""
     if not dist.is_initialized():
@@ -61,53 +87,6 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: object, values: Tensor) -> Tensor:
-        return sum_over_processes(values.clone())
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return sum_over_processes(gradient.clone())
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of all processes, on any device (torch's own needs a GPU)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized()):
-            return super().forward(x)
-        exact = x.float()
-        count = _Sum.apply(exact.new_tensor(x.numel() / x.shape[1]))
-        mean = _Sum.apply(exact.sum((0, 2, 3))) / count
-        centred = exact - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Makes every batch norm use the statistics of all processes; names of weights stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                norm = SyncBatchNorm(child.num_features, child.eps, child.momentum)
-                norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
-    return network
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
 def keep_freed_memory() -> None:
     """Lets the process keep freed memory for its next use instead of returning it to the system.
 
@@ -115,11 +94,6 @@ def keep_freed_memory() -> None:
     them back each time and the kernel clears them page by page anew, a quarter of the whole time at
     1024x768. Does nothing where the C library is not glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

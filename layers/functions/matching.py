@@ -81,18 +81,11 @@ class Matches:
     labels: Tensor
     boxes_norm: Tensor
 
-    def __getitem__(self, part: slice) -> Matches:
-        """Those of the images ``part``."""
-        start, stop, _ = part.indices(self.batch_size)
-        mine = (self.image >= start) & (self.image < stop)
-        return Matches(
-            stop - start, self.image[mine] - start, self.prior[mine], self.labels[mine], self.boxes_norm[mine]
-        )
-
 
 def match(
-    boxes_norm: list[Tensor],
-    labels: list[Tensor],
+    boxes_norm: Tensor,
+    labels: Tensor,
+    counts: Tensor,
     grids: PriorGrids,
     match_iou: float = 0.45,
     best_prior_iou: float = 0.2,
@@ -108,23 +101,23 @@ def match(
     around the truth's centre. Memory: about 50 bytes a prior of the batch, and `MAX_PAIRS` pairs.
 
     Args:
-        boxes_norm: Tensor[M, 4] an image, x1 y1 x2 y2, normalised, positive width and height.
-        labels: int64 Tensor[M] an image.
-        grids: the priors.
+        boxes_norm: Tensor[M, 4] of all images one after another, x1 y1 x2 y2, normalised, with positive width
+            and height.
+        labels: int64 Tensor[M].
+        counts: int64 Tensor[N] on the CPU, boxes of each image.
+        grids: the priors, on the device of boxes and labels.
     """
     device, count = grids.priors.device, len(grids.priors)
-    counts = torch.tensor([len(boxes) for boxes in boxes_norm], dtype=torch.int64)
     image = torch.repeat_interleave(counts).to(device)
-    truths = torch.cat([*boxes_norm, grids.priors.new_zeros(0, 4)])
-    everyone = torch.arange(len(truths), device=device)
+    everyone = torch.arange(len(boxes_norm), device=device)
 
-    floor = _best_iou(truths, grids).clamp(max=match_iou) * (1 - 1e-3)  # a margin for rounding
-    truth, prior, iou = _pairs_from(truths, floor, grids)
+    floor = _best_iou(boxes_norm, grids).clamp(max=match_iou) * (1 - 1e-3)  # a margin for rounding
+    truth, prior, iou = _pairs_from(boxes_norm, floor, grids)
     key = image[truth] * count + prior
 
     # The best prior of every truth, the first of equal ones; `nowhere` if it overlaps none.
-    nowhere = len(boxes_norm) * count
-    best_iou = iou.new_zeros(len(truths)).scatter_reduce_(0, truth, iou, "amax")
+    nowhere = len(counts) * count
+    best_iou = iou.new_zeros(len(boxes_norm)).scatter_reduce_(0, truth, iou, "amax")
     best = iou == best_iou[truth]
     best_key = torch.full_like(image, nowhere).scatter_reduce_(0, truth[best], key[best], "amin")
 
@@ -133,15 +126,14 @@ def match(
     key, truth, iou = key[near], truth[near], iou[near]
     key_iou = iou.new_zeros(nowhere).scatter_reduce_(0, key, iou, "amax")
     best = iou == key_iou[key]
-    owner = image.new_full((nowhere + 1,), len(truths)).scatter_reduce_(0, key[best], truth[best], "amin")
-    matched = owner < len(truths)
+    owner = image.new_full((nowhere + 1,), len(boxes_norm)).scatter_reduce_(0, key[best], truth[best], "amin")
+    matched = owner < len(boxes_norm)
     matched[best_key[best_iou >= best_prior_iou]] = True
     owner.scatter_reduce_(0, best_key, everyone, "amax", include_self=False)
 
     key = matched[:nowhere].nonzero()[:, 0]
     owner = owner[key]
-    label = torch.cat([*labels, image.new_zeros(0)])
-    return Matches(len(boxes_norm), key // count, key % count, label[owner], truths[owner])
+    return Matches(len(counts), key // count, key % count, labels[owner], boxes_norm[owner])
 
 
 def _best_iou(truths: Tensor, grids: PriorGrids) -> Tensor:

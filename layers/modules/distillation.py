@@ -1,4 +1,4 @@
-"""Keeping what other networks know: their scores and boxes as soft targets."""
+"""Keeping what other networks know: their scores and boxes as soft targets (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.functions.matching import Matches
-
 #: A teacher's box counts from this score on.
 MIN_BOX_SCORE = 0.05
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What the teachers say about a batch.
+class SoftTargets:
+    """What the teachers find in a batch.
 
     Attributes:
-        scores: Tensor[N, P, classes], probability of each class, 0 where no teacher speaks; at most 1 in all.
-        loc: Tensor[N, P, classes, 4], offsets of the box from the student's prior, 0 where no teacher speaks.
+        scores: Tensor[N, P, classes], probability of each class, at most 1 in all; 0 where none is known.
+        loc: Tensor[N, P, classes, 4], offsets of the box from the student's prior; 0 where none is known.
+        known: bool Tensor[P, classes]: whether a teacher knows the class on the prior.
     """
 
     scores: Tensor
     loc: Tensor
-
-    def __getitem__(self, part: slice) -> Lesson:
-        """That of the images ``part``."""
-        return Lesson(self.scores[part], self.loc[part])
+    known: Tensor
 
 
 class DistillationLoss(nn.Module):
@@ -36,7 +32,8 @@ class DistillationLoss(nn.Module):
 
     For each class by itself: Kullback-Leibler divergence of "class or not" (so a teacher that knows one
     class says nothing about the split of the rest), and smooth-L1 of the offsets weighted with its score.
-    Summed over all priors where the teachers decide; near zero, with its gradient, where the student agrees.
+    Summed over all priors where the teachers set the target; near zero, with its gradient, where the student
+    agrees.
 
     Args:
         class_weights: weight of each class by name, in label order.
@@ -50,67 +47,39 @@ class DistillationLoss(nn.Module):
         self.loc_weight = loc_weight
 
     @staticmethod
-    def positives(lesson: Lesson, decides: Tensor) -> Tensor:
-        """Scalar: scores of one half or more where the teachers decide."""
-        return ((lesson.scores >= 0.5) & decides).sum()
+    def positives(targets: SoftTargets, soft: Tensor) -> Tensor:
+        """Scalar: scores of one half or more where the teachers set the target."""
+        return ((targets.scores >= 0.5) & soft).sum()
 
     def forward(
-        self, loc: Tensor, logits: Tensor, lesson: Lesson, decides: Tensor, positives: Tensor | float
+        self, loc: Tensor, logits: Tensor, targets: SoftTargets, soft: Tensor, positives: Tensor | float
     ) -> dict[str, Tensor]:
         """Weighted losses of a batch.
 
         Args:
             loc: Tensor[N, P, 4], the student's offsets.
             logits: Tensor[N, P, 1 + classes], the student's, background first.
-            lesson: the teachers'.
-            decides: bool Tensor[N, P, classes]: where the teachers, not the labels, set the target.
+            targets: the teachers' scores and boxes.
+            soft: bool Tensor[N, P, classes]: where they are the target, see `choose_targets`.
             positives: what the sums are divided by, see `positives`.
 
         Returns:
             ``distil_loc`` and, by class, ``distil_face`` and ``distil_person``, scalars.
         """
-        logits, weights = logits.float(), decides * self.class_weights
+        logits, weights = logits.float(), soft * self.class_weights
         losses = {}
         for c, name in enumerate(self.names):
             rest = torch.cat([logits[..., : c + 1], logits[..., c + 2 :]], 2).logsumexp(2)
-            score = lesson.scores[..., c]
+            score = targets.scores[..., c]
             entropy = F.binary_cross_entropy(score, score, reduction="none")
             cross = F.binary_cross_entropy_with_logits(logits[..., c + 1] - rest, score, reduction="none")
             losses[f"distil_{name}"] = ((cross - entropy) * weights[..., c]).sum() / positives
 
         # A prior has one box: that of the class with the greatest weighted score.
-        weight, chosen = (lesson.scores * weights).max(2)
-        score = lesson.scores.gather(2, chosen[..., None])[..., 0]
+        weight, chosen = (targets.scores * weights).max(2)
+        score = targets.scores.gather(2, chosen[..., None])[..., 0]
         image, prior = ((score >= MIN_BOX_SCORE) & (weight > 0)).nonzero(as_tuple=True)
-        theirs = lesson.loc[image, prior, chosen[image, prior]]
+        theirs = targets.loc[image, prior, chosen[image, prior]]
         distance = F.smooth_l1_loss(loc[image, prior].float(), theirs, reduction="none").sum(1)
         losses["distil_loc"] = self.loc_weight * (distance * weight[image, prior]).sum() / positives
         return losses
-
-
-def who_decides(
-    labelled: Tensor, matches: Matches, taught: Tensor | None, trusted: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Where labels, teachers or nobody set the target of a class.
-
-    A matched prior learns its label. Of the others, labels decide about the classes that an image is
-    labelled for, but not about trusted classes where a teacher speaks; of what labels leave open teachers
-    decide if they speak; the rest is unknown.
-
-    Args:
-        labelled: bool Tensor[N, classes].
-        matches: matched priors.
-        taught: bool Tensor[P, classes] from `Teachers.taught`; None without teachers.
-        trusted: bool Tensor[classes], classes for which teachers go before labels.
-
-    Returns:
-        ``unknown`` for `MultiBoxLoss`, bool Tensor[N, 1 or P, classes]: where labels do not decide, and
-        ``decides`` for `DistillationLoss`, bool Tensor[N, P, classes], None without teachers.
-    """
-    unknown = ~labelled[:, None]
-    if taught is None:
-        return unknown, None
-    unknown = unknown | (taught & trusted)
-    decides = unknown & taught
-    decides[matches.image, matches.prior] = False
-    return unknown, decides

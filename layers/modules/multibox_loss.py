@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import complete_box_iou_loss, generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss
 
 from data.config import ModelConfig
+from data.wider_face import Targets
 from layers.functions.matching import Matches, PriorGrids, match
 from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
 from utils.box_utils import decode, encode
 
-#: Localisation losses by the value of ``--loc_loss``; those of torchvision compare decoded boxes.
-LOC_LOSSES = {
-    "smooth_l1": F.smooth_l1_loss,
-    "giou": generalized_box_iou_loss,
-    "ciou": complete_box_iou_loss,
-}
+#: Localisation losses by the value of ``--loc_loss``: of offsets, and of decoded boxes.
+LOC_LOSSES = {"smooth_l1": F.smooth_l1_loss, "giou": generalized_box_iou_loss}
 
 
 class MultiBoxLoss(nn.Module):
@@ -64,11 +61,11 @@ class MultiBoxLoss(nn.Module):
             self._grids = {key: PriorGrids.of(priors, levels, priors_per_cell(self.cfg))}
         return self._grids[key]
 
-    def match(self, targets: list[dict], image_size: tuple[int, int], device: torch.device) -> Matches:
-        """Gives the priors of a batch their truths: ``boxes_norm`` and ``labels`` of each target."""
-        boxes_norm = [target["boxes_norm"].to(device) for target in targets]
-        labels = [target["labels"].to(device) for target in targets]
-        return match(boxes_norm, labels, self.grids(image_size, device), self.match_iou, self.best_prior_iou)
+    def match(self, targets: Targets, image_size: tuple[int, int], device: torch.device) -> Matches:
+        """Gives the priors of a batch their truths."""
+        boxes_norm, labels = targets.boxes_norm.to(device), targets.labels.to(device)
+        grids = self.grids(image_size, device)
+        return match(boxes_norm, labels, targets.counts, grids, self.match_iou, self.best_prior_iou)
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
 import subprocess
@@ -20,6 +19,7 @@ from data.config import cfg_mnet, one_class
 from data.download import SPLITS
 from models.checkpoint import save_checkpoint
 from models.retinaface import RetinaFace
+from results.runs import read_runs
 from results.tables import METRICS
 from tests.e2e.scenes import HEIGHT, PERSONS, WIDTH, make_scenes, serve, write_open_images, write_wider
 from tests.test_readme import SCRIPTS
@@ -131,20 +131,17 @@ def test_the_commands_are_understood(recorded):
     assert recorded("reproduce_full")[len(commands) :] == [commands[-1]]
 
 
-def test_small_are_the_runs_of_the_weights(repository, recorded):
-    commands = recorded("reproduce_small")
+def test_small_are_the_runs_of_the_weights(recorded):
+    stored, commands = read_runs(), recorded("reproduce_small")
     for script, *arguments in commands:
         if script in MODULES:
             importlib.import_module(MODULES[script]).parse_args(arguments)
     runs = [command for command in commands if command[0] == "train_changeclass.py"]
     for name, command in zip(RUNS, runs, strict=True):
-        stored = json.loads((repository / "results" / f"{name}.json").read_text())["arguments"]
         arguments = vars(train_changeclass.parse_args(command[1:]))
-        for key, value in stored.items():
-            assert key in OWN or (arguments[key] if arguments[key] != math.inf else None) == value, (
-                name,
-                key,
-            )
+        for key, value in stored[name]["arguments"].items():
+            own = arguments[key] if arguments[key] != math.inf else None
+            assert key in OWN or own == value, (name, key)
 
 
 @full

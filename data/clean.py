@@ -25,7 +25,7 @@ import numpy as np
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, list_arguments, write_list
 from data.config import CLASS_LABELS, CLASS_NAMES
 from data.lists import write_sheet
-from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
+from utils.box_utils import areas, intersections, xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import OK, option, overlap, print_rows, share
 from utils.files import write_text
 
@@ -183,10 +183,9 @@ def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
 def _faces_outside(boxes: np.ndarray, labels: np.ndarray, least: float) -> np.ndarray:
     """bool[N]: faces that have less than ``least`` of their area in every person."""
     outside = labels == CLASS_LABELS["face"]
-    faces, persons = boxes[outside][:, None], boxes[~outside][None]
-    shared = np.minimum(faces[..., 2:], persons[..., 2:]) - np.maximum(faces[..., :2], persons[..., :2])
-    area = (faces[..., 2:] - faces[..., :2]).prod(-1)
-    outside[outside] = (shared.clip(0).prod(-1) / area).max(1, initial=0) < least
+    faces, persons = boxes[outside], boxes[~outside]
+    inside = intersections(faces, persons) / areas(faces)[:, None]
+    outside[outside] = inside.max(1, initial=0) < least
     return outside
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -33,7 +33,7 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     text = "label ids and names, e.g. oidv7-class-descriptions-boxable.csv (default: the six names above)"
     option(group, "--class_descriptions", text, Path, metavar="CSV")
     text = "take the persons from these MIAP files, which box all of them, and only the images in them"
-    option(group, "--miap", text, Path, nargs="+", metavar="CSV")
+    option(group, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
     group = parser.add_argument_group("choices")
     for name, what in (
         ("group_of", "one box around more than five that touch"),
@@ -93,13 +93,13 @@ def openimages(args: argparse.Namespace) -> int:
 
 
 def convert(
-    paths: Iterable[Path],
+    paths: Sequence[Path],
     output: Path,
     labels: Mapping[str, int],
     counts: Counter[str],
     marked: Mapping[str, str] = MARKED,
     one_class: str = "keep",
-    miap: Iterable[Path] | None = None,
+    miap: Sequence[Path] = (),
     images: Path | None = None,
     image_labels: Iterable[Path] = (),
     bad_rows: list[str] | None = None,
@@ -130,33 +130,12 @@ def convert(
     wanted = [CLASS_NAMES[label] for label in sorted(set(labels.values()))]
     if one_class != "split":
         check_labelled_classes(output, wanted)
-    sources = [(tuple(paths), labels)]
-    if miap:
-        persons = {mid: label for mid, label in labels.items() if label == CLASS_LABELS["person"]}
-        faces = {mid: label for mid, label in labels.items() if mid not in persons}
-        sources = [(tuple(miap), persons), (tuple(paths), faces)]
-    attributes = [name for name in ATTRIBUTES if marked.get(name, "keep") != "keep"]
-    refused = pl.Series(dtype=pl.String)
-    tables: list[pl.DataFrame] = []
-    for files, chosen in sources:
-        boxes = read_boxes(files, chosen, attributes, bad_rows)
-        counts["rows read"] += sum(map(count_rows, files))
-        if tables:
-            boxes = boxes.filter(_is_in(tables[0]["image"]))
-        for name in attributes:
-            if boxes[name].any():
-                counts[f"boxes marked {name}, {marked[name]}"] += boxes[name].sum()
-            if marked[name] == "drop_image":
-                refused = refused.append(boxes["image"].filter(boxes[name]))
-            boxes = boxes.filter(~pl.col(name))
-        tables.append(boxes)
-    boxes = _joined(pl.concat(tables), counts)
+    boxes, refused = _read(paths, miap, labels, marked, counts, bad_rows)
     if boxes.is_empty():
-        raise DataError(
-            f"{sources[0][0][0]}: none of its {counts['rows read']} rows is a box of the chosen classes; "
-            f"check the class names and that this is a box CSV"
-        )
+        found = f"none of its {counts['rows read']} rows is a box of the chosen classes"
+        raise DataError(f"{paths[0]}: {found}; check the class names and that this is a box CSV")
     found = _classes_of_images(boxes, counts).filter(~_is_in(refused))
+    boxes = _joined(boxes, counts)
     if images is not None:
         has_file = (found["image"] + ".jpg").is_in([path.name for path in images.iterdir()])
         counts["images without a file, left out"] += (~has_file).sum()
@@ -175,6 +154,38 @@ def convert(
         write_labelled_classes(path, [name] if name in CLASS_LABELS else wanted)
         lists[path] = len(ids)
     return lists
+
+
+def _read(
+    paths: Sequence[Path],
+    miap: Sequence[Path],
+    labels: Mapping[str, int],
+    marked: Mapping[str, str],
+    counts: Counter[str],
+    bad_rows: list[str] | None,
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The boxes that are not dropped for a mark, and the ids of images that are to go for one."""
+    sources = [(paths, labels)]
+    if miap:
+        persons = {mid: label for mid, label in labels.items() if label == CLASS_LABELS["person"]}
+        faces = {mid: label for mid, label in labels.items() if mid not in persons}
+        sources = [(miap, persons), (paths, faces)]
+    attributes = [name for name in ATTRIBUTES if marked.get(name, "keep") != "keep"]
+    refused = pl.Series(dtype=pl.String)
+    tables: list[pl.DataFrame] = []
+    for files, chosen in sources:
+        boxes = read_boxes(files, chosen, attributes, bad_rows)
+        counts["rows read"] += sum(map(count_rows, files))
+        if tables:
+            boxes = boxes.filter(_is_in(tables[0]["image"]))
+        for name in attributes:
+            if boxes[name].any():
+                counts[f"boxes marked {name}, {marked[name]}"] += boxes[name].sum()
+            if marked[name] == "drop_image":
+                refused = refused.append(boxes["image"].filter(boxes[name]))
+            boxes = boxes.filter(~pl.col(name))
+        tables.append(boxes)
+    return pl.concat(tables), refused
 
 
 def _is_in(ids: pl.Series) -> pl.Expr:

@@ -93,7 +93,7 @@ def test_damage_within_a_file_is_one_line_for_every_compression(tmp_path, method
     with zipfile.ZipFile(path, "w", method) as opened:
         opened.writestr("a.txt", random.Random(0).randbytes(5000))
     whole = path.read_bytes()
-    for place in (45, 60, len(whole) // 2):
+    for place in (45, len(whole) // 2):
         path.write_bytes(whole[:place] + b"\xff" * 9 + whole[place + 9 :])
         with pytest.raises(DataError, match="not a zip file, or damaged"):
             unpack(path)

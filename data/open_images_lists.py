@@ -134,8 +134,10 @@ def convert(
     if boxes.is_empty():
         found = f"none of its {counts['rows read']} rows is a box of the chosen classes"
         raise DataError(f"{paths[0]}: {found}; check the class names and that this is a box CSV")
-    found = _classes_of_images(boxes, counts).filter(~_is_in(refused))
+    found = _classes_of_images(boxes, counts)
     boxes = _joined(boxes, counts)
+    if len(refused):
+        found = found.filter(~_is_in(refused))
     if images is not None:
         has_file = (found["image"] + ".jpg").is_in([path.name for path in images.iterdir()])
         counts["images without a file, left out"] += (~has_file).sum()
@@ -150,7 +152,7 @@ def convert(
     lists = {}
     for name, ids in parts.items():
         path = output.parent / name / output.name
-        _write(path, boxes.filter(_is_in(ids)))
+        _write(path, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
         write_labelled_classes(path, [name] if name in CLASS_LABELS else wanted)
         lists[path] = len(ids)
     return lists
@@ -196,8 +198,8 @@ def _joined(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
     """The boxes of an image together, where the first one is."""
     ids = boxes["image"]
     heads = ids.filter(ids.ne_missing(ids.shift(1)))
-    counts["images whose rows were apart, joined"] = heads.filter(heads.is_duplicated()).n_unique()
-    if len(heads) > heads.n_unique():
+    if len(heads) > counts["images with boxes"]:
+        counts["images whose rows were apart, joined"] = heads.filter(heads.is_duplicated()).n_unique()
         row = pl.col("row")
         boxes = boxes.with_row_index("row").sort(row.min().over("image"), row).drop("row")
     return boxes

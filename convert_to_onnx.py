@@ -38,6 +38,9 @@ from utils.inputs import sample_photos
 #: Longer side of calibration images where the size of the input is free.
 CALIBRATION_SIDE = 640
 
+#: Most images that int8 takes its ranges from.
+CALIBRATION_IMAGES = 96
+
 #: Priors that the check compares, those that score highest.
 COMPARED = 100
 
@@ -70,11 +73,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("arithmetic")
     option(group, "--precision", "of the network in the file", default="fp32", choices=list(LIMITS))
     option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="DIR")
-    option(group, "--calibration_images", "as many of them, evenly spaced", count, 96)
     group = parser.add_argument_group("file")
     output = "file to write (default: the checkpoint's name, size and kind)"
     option(group, "--output --out", output, Path, metavar="FILE")
-    option(group, "--image", "image for the check (default: a sample photo)", Path, metavar="FILE")
     args = parser.parse_args(argv)
     if (args.precision == "int8") != bool(args.calibrate):
         parser.error("--precision int8 and --calibrate DIR: expected both or neither")
@@ -86,7 +87,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     thresholds = Thresholds(args.confidence_threshold, 10**9, args.nms_threshold, args.keep_top_k)
-    photo = read_image(args.image or sample_photos()[0])
     weights = weights_path(args.trained_model)
     if is_onnx(weights):
         raise UsageError(f"{weights}: an ONNX file already; expected a checkpoint")
@@ -94,9 +94,6 @@ def main(argv: list[str] | None = None) -> int:
     size = InputSize(fixed=tuple(args.image_size) if args.image_size else None)
     outputs = "detections" if args.nms else "boxes" if args.decode else "scores" if args.softmax else "logits"
     one_image = args.batch_size == "1"
-    inputs = ()
-    if args.calibrate:
-        inputs = calibration_inputs(network, args.calibrate, args.calibration_images, size.fixed)
     model = export(
         network,
         outputs,
@@ -104,14 +101,14 @@ def main(argv: list[str] | None = None) -> int:
         batch_size=1 if one_image else None,
         precision=args.precision,
         thresholds=thresholds,
-        calibration=inputs,
+        calibration=calibration_inputs(network, args.calibrate, size.fixed) if args.calibrate else (),
     ).SerializeToString()
     output = args.output or Path(default_name(weights.stem, size.fixed, args.precision, outputs))
     box_limit, score_limit = LIMITS[args.precision]
     detector = Detector(network, thresholds=thresholds, input_size=size)
     noise = np.random.default_rng(0).integers(0, 256, (250, 333, 3), np.uint8)
     failed = False
-    for name, image in (("noise", noise), ("photo", photo)):
+    for name, image in (("noise", noise), ("photo", read_image(sample_photos()[0]))):
         images = [image] if one_image else [image] * 2
         apart = compare(model, outputs, detector, images, exact=args.precision == "fp32")
         print(f"{name}: onnxruntime and torch differ by at most {apart[0]:.2g} px, {apart[1]:.2g} in score")
@@ -136,9 +133,9 @@ def default_name(stem: str, image_size: tuple[int, int] | None, precision: str, 
 
 
 def calibration_inputs(
-    network: RetinaFace, folder: Path, number: int, image_size: tuple[int, int] | None
+    network: RetinaFace, folder: Path, image_size: tuple[int, int] | None
 ) -> Iterator[np.ndarray]:
-    """Inputs of the network from ``number`` images below ``folder``, evenly spaced.
+    """Inputs of the network from up to `CALIBRATION_IMAGES` images below ``folder``, evenly spaced.
 
     Raises:
         DataError: no such folder, no image in it, or one that cannot be read.
@@ -148,7 +145,7 @@ def calibration_inputs(
         raise DataError(f"{folder}: no images there; expected a folder of images like those to come")
     size = InputSize(fixed=image_size) if image_size else InputSize(long_side=CALIBRATION_SIDE)
     detector = Detector(network, input_size=size)
-    picked = np.linspace(0, len(paths) - 1, min(number, len(paths))).round().astype(int)
+    picked = np.linspace(0, len(paths) - 1, min(CALIBRATION_IMAGES, len(paths))).round().astype(int)
     return (detector.preprocess([read_image(folder / paths[i])]).contiguous().numpy() for i in picked)
 
 

@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(
         parser,
         "inputs",
-        "images, folders (searched to the bottom), globs, .txt lists with one image a line, videos, "
+        "images, folders with their subfolders, globs, .txt lists with one image a line, videos, "
         "a camera's number or a stream's address (default: sample photos of installed packages)",
         nargs="*",
         metavar="INPUT",

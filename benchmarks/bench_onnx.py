@@ -115,7 +115,7 @@ def calibration(
     if not args.calibrate:
         detector = Detector(network, input_size=InputSize(fixed=size))
         return [detector.preprocess([photo]).contiguous().numpy()]
-    return calibration_inputs(network, Path(args.calibrate), 96, size)
+    return calibration_inputs(network, Path(args.calibrate), size)
 
 
 def speed(

@@ -43,7 +43,7 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--nms_threshold --iou", "NMS drops overlaps above this", overlap, default.nms_iou)
     option(group, "--keep_top_k", "detections a class after NMS", count, default.keep_top_k)
     classes = list(CLASS_NAMES.values())
-    option(group, "--classes", "look for these alone (default: all)", nargs="+", choices=classes)
+    option(group, "--classes", "classes to look for (default: all)", nargs="+", choices=classes)
 
 
 def pick_device(name: str, cpu: bool = False) -> torch.device:

@@ -65,7 +65,7 @@ PARSERS = [
 def test_what_is_no_number_of_the_kind_is_refused_in_one_line(parser, capsys):
     for action in parser._actions:
         kind = action.type
-        if kind in (None, Path) and not action.choices:
+        if kind in (None, str, Path) and not action.choices:
             continue
         for text in NO_NUMBERS:
             values = [text] * (action.nargs if isinstance(action.nargs, int) else 1)

@@ -33,6 +33,10 @@ class Source:
     output: Path
 
 
+#: What an input leads to: kind, file or address, and the path below the output folder.
+Found = tuple[str, str | Path, Path]
+
+
 def expand_inputs(inputs: Iterable[str]) -> tuple[list[Source], list[str]]:
     """Sources of any mix of images, folders (recursive), globs, ``.txt`` lists, videos and cameras.
 
@@ -42,64 +46,65 @@ def expand_inputs(inputs: Iterable[str]) -> tuple[list[Source], list[str]]:
     Returns:
         The sources in the order given (folders and globs sorted), and a message for each that gave none.
     """
-    sources: list[Source] = []
+    sources: dict[str, Source] = {}
     faults: list[str] = []
-    seen: set[str] = set()
     outputs: set[Path] = set()
     for text in inputs:
-        found = _expand(text)
-        if isinstance(found, str):
-            faults.append(found)
+        try:
+            found = _look_up(text)
+        except DataError as error:
+            faults.append(str(error))
             continue
         for kind, path, output in found:
             key = str(path) if kind == "camera" else os.path.realpath(path)
-            if key not in seen:
-                seen.add(key)
-                sources.append(Source(kind, str(path), _unique(_output(kind, output), outputs)))
-    return sources, faults
+            if key not in sources:
+                sources[key] = Source(kind, str(path), _unique(_writable(kind, output), outputs))
+    return list(sources.values()), faults
 
 
-def _expand(text: str, listed: bool = False) -> list[tuple[str, str | Path, Path]] | str:
-    """(kind, path, output) of one input, or what is wrong with it."""
+def _look_up(text: str, listed: bool = False) -> list[Found]:
+    """What one input, or one line of a list, leads to.
+
+    Raises:
+        DataError: nothing.
+    """
+    path, found = Path(text), []
     try:
-        return _look_up(text, listed)
+        if path.is_dir():
+            found = [(_kind(file), file, file.relative_to(path)) for file in _files_below(path)]
+            nothing = "no image or video in this folder"
+        elif path.is_file():
+            is_list = path.suffix.lower() == ".txt" and not listed
+            found = _read_list(path) if is_list else [(_kind(path), path, Path(path.name))]
+            nothing = "an empty list; expected one image a line"
+        elif text.isdecimal() and len(text) < 5:
+            return [("camera", text, Path(f"camera{text}"))]
+        elif "://" in text:
+            return [("camera", text, Path("stream"))]
+        elif glob.has_magic(text):
+            files = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+            found = [(_kind(file), file, Path(file.name)) for file in files if file.is_file()]
+            nothing = "no file fits this pattern"
+        else:
+            nothing = "no such file or folder"
     except OSError as error:  # e.g. a name that is too long
-        return f"{text}: {error.strerror}"
+        nothing = error.strerror
+    if not found:
+        raise DataError(f"{text}: {nothing}")
+    return found
 
 
-def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | str:
-    path = Path(text)
-    if path.is_dir():
-        found = [(_kind(file), file, file.relative_to(path)) for file in _files_below(path)]
-        return found or f"{text}: no image or video in this folder"
-    if path.is_file() and path.suffix.lower() == ".txt" and not listed:
-        return _read_list(path)
-    if path.is_file():
-        return [(_kind(path), path, Path(path.name))]
-    if text.isdecimal() and len(text) < 5:
-        return [("camera", text, Path(f"camera{text}"))]
-    if "://" in text:
-        return [("camera", text, Path("stream"))]
-    if glob.has_magic(text):
-        files = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
-        return [
-            (_kind(f), f, Path(f.name)) for f in files if f.is_file()
-        ] or f"{text}: no file fits this pattern"
-    return f"{text}: no such file or folder"
-
-
-def _read_list(path: Path) -> list[tuple[str, str | Path, Path]] | str:
-    try:
-        lines = [line.strip() for line in read_text(path, "a list with one image a line").split("\n")]
-    except DataError as error:
-        return str(error)
-    found: list[tuple[str, str | Path, Path]] = []
-    for line in filter(None, lines):
+def _read_list(path: Path) -> list[Found]:
+    found: list[Found] = []
+    for line in map(str.strip, read_text(path, "a list with one image a line").split("\n")):
+        if not line:
+            continue
         beside = path.parent / line
-        # A line that names nothing stays a source, so that reading it reports the file.
-        entry = _expand(str(beside if os.path.exists(beside) else line), listed=True)  # noqa: PTH110 - of any length
-        found += [("image", line, Path(Path(line).name))] if isinstance(entry, str) else entry
-    return found or f"{path}: an empty list; expected one image a line"
+        try:
+            found += _look_up(str(beside if os.path.exists(beside) else line), listed=True)  # noqa: PTH110
+        except DataError:  # stays a source, so that reading it reports the file
+            found.append(("image", line, Path(Path(line).name)))
+    return found
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -115,7 +120,7 @@ def _kind(path: Path) -> str:
     return "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
 
 
-def _output(kind: str, path: Path) -> Path:
+def _writable(kind: str, path: Path) -> Path:
     """``path`` with an ending that can be written."""
     if kind != "image":
         return path.with_suffix(".mp4")

@@ -63,6 +63,43 @@ def test_reference_numbers(published, reference, protocol):
     assert numbers["images"] == 3226 and len(numbers["by_event"]) == 61
 
 
+def test_numbers_of_the_official_tool(published, reference, capsys):
+    """Of the tool itself, run on the same files under Octave, faces alone in five columns."""
+    arguments = "-p", published, "-g", reference / "widerface_ground_truth", "--protocol", "matlab"
+    said = [float(f"{ap:.15g}") for ap in aps(scores_of(*arguments))]
+    assert said == [0.891208528333103, 0.853552862934362, 0.618076373158159]
+    with pytest.raises(UsageError, match="--protocol matlab"):
+        main([*map(str, arguments), "--iou", "0.3"])
+
+
+@pytest.mark.parametrize("kernel", [matching.kernel, None])
+@pytest.mark.parametrize(
+    ("faces", "boxes", "standard", "matlab"),
+    [
+        # 10 x 10 pixels against 10 x 5: one half exactly is a hit by both.
+        ([[0, 0, 9, 9]], [[0, 0, 9, 4]], [1], [1]),
+        # 999 of 2000 pixels: 0.4995 is no hit, and rounds to 0.
+        ([[0, 0, 1999, 0]], [[0, 0, 998, 0]], [0], [0]),
+        # A side at .5 goes up to the next pixel: 10 x 4.5 of 10 x 10 is 0.45, and 10 x 5 of 95 - 50.
+        ([[0, 0, 9, 9]], [[0, 0, 9, 3.5]], [0], [1]),
+        # One below it goes down: 4 rows of 95.
+        ([[0, 0, 9, 9]], [[0, 0, 9, 3.49]], [0], [0]),
+        # A corner at -0.5 goes away from zero, to -1, and 0.5 to 1: 9 x 9 pixels in both.
+        ([[0, 0, 9, 9]], [[0.5, 0.5, 8, 8]], [1], [1]),
+        # Two faces that both round to 1: the tool takes the first, which the second detection finds taken.
+        ([[0, 0, 9, 9], [0, 0, 9, 8]], [[0, 0, 9, 8], [0, 0, 9, 9]], [1, 1], [1, 0]),
+        ([], [[0, 0, 9, 9]], [-1], [-1]),
+    ],
+)
+def test_where_the_tool_differs(faces, boxes, standard, matlab, kernel, monkeypatch):
+    monkeypatch.setattr(matching, "kernel", kernel)
+    truths = truths_of([faces], all=[True] * len(faces))
+    found = table_of([(boxes, np.linspace(0.9, 0.5, len(boxes)), [1] * len(boxes))])
+    for protocol, outcome in (("standard", standard), ("matlab", matlab)):
+        faces_found = faces_of(found, protocol)
+        assert score(faces_found, truths, protocol=protocol)["all"].outcome.tolist() == outcome
+
+
 @pytest.mark.parametrize(
     ("iou", "expected"), [(0.5, [0.849509, 0.775701, 0.418764]), (0.3, [0.867159, 0.791400, 0.431074])]
 )
@@ -130,11 +167,11 @@ def test_plain_loops_give_the_same(images, iou, protocol):
 
 
 @compiled
-@given(st.lists(image, max_size=4), st.booleans(), st.booleans(), st.sampled_from([1, 7, 1 << 18]))
-def test_numpy_and_the_kernel_give_the_same(images, plus, inside, piece):
+@given(st.lists(image, max_size=4), st.booleans(), st.integers(0, 2), st.sampled_from([1, 7, 1 << 18]))
+def test_numpy_and_the_kernel_give_the_same(images, plus, kind, piece):
     parts = [(np.array([d[0] for d in r], float), [d[1] for d in r], [1] * len(r)) for r, _, _ in images]
     found, truths = faces_of(table_of(parts)), to_truths(images)
-    arguments = found.boxes, found.offsets, truths.boxes, truths.offsets, plus, inside
+    arguments = found.boxes, found.offsets, truths.boxes, truths.offsets, plus, kind
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "PIECE", piece)
         slow = matching.best_overlaps_numpy(*arguments)

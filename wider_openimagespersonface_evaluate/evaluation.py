@@ -37,6 +37,7 @@ from widerface_evaluate.command import Score
 HERE = Path(__file__).resolve().parent
 
 LENIENT_IOU = 0.3
+PROTOCOLS = command.STANDARD, command.LEGACY
 
 
 def score(predictions: BoxTable, truths: BoxTable, iou: float = 0.5) -> dict[str, Score]:
@@ -100,7 +101,9 @@ def evaluate(
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(parser, HERE / "results_wider_OIpersonface_150_1803txt", HERE / "ground_truth")
+    command.add_arguments(
+        parser, HERE / "results_wider_OIpersonface_150_1803txt", HERE / "ground_truth", PROTOCOLS
+    )
     csv = parser.add_argument_group("ground truth as CSV")
     option(csv, "--image_labels", "verified image-level labels", Path, metavar="CSV")
     option(csv, "--class_descriptions", "oidv7-class-descriptions-boxable.csv", Path, metavar="CSV")

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.predictions import BoxTable
 from utils.box_utils import ious
-from widerface_evaluate.matching import best_overlaps, firsts, insides
+from widerface_evaluate.matching import INSIDE, best_overlaps, firsts, insides
 
 try:
     from wider_openimagespersonface_evaluate import kernel
@@ -34,7 +34,7 @@ def match_open_images(detections: BoxTable, truths: BoxTable, thresholds: np.nda
     group_of = groups(truths)
     single, group = truths.select(~group_of), truths.select(group_of)
     best, overlap = best_overlaps(detections, single)
-    best_group, inside = best_overlaps(detections, group, inside=True)
+    best_group, inside = best_overlaps(detections, group, kind=INSIDE)
     outcome = np.zeros((len(thresholds), len(detections)), np.int8)
     for result, threshold in zip(outcome, thresholds, strict=True):
         result[firsts(np.flatnonzero(overlap > threshold), best, len(single))] = 1

@@ -17,7 +17,7 @@ from utils.evaluation.average_precision import Curve
 from utils.files import write_text
 from utils.image_names import image_key, read_image_list
 
-STANDARD, LEGACY = "standard", "legacy"
+STANDARD, LEGACY, MATLAB = "standard", "legacy", "matlab"
 
 #: `typical_extent` of normalised boxes is about 1, and a little more for those of the original, which are
 #: divided by the wrong side; that of boxes in pixels is far beyond.
@@ -53,7 +53,9 @@ class Score:
         return {"ap": self.curve.area, **self.columns, **self.curve.best_f1()}
 
 
-def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Path) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, predictions: Path, truths: Path, protocols: Sequence[str]
+) -> None:
     """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g."""
     data = parser.add_argument_group("data")
     pred = f"folder of predictions (default: {predictions.name}/)"
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, predictions: Path, truths: Pa
     option(data, "--image_list", "score only the images named there, one a line", Path, metavar="FILE")
     option(data, "--allow_missing", "a missing prediction file means no detection")
     rule = parser.add_argument_group("rule")
-    option(rule, "--protocol", "how detections are matched", default=STANDARD, choices=(STANDARD, LEGACY))
+    option(rule, "--protocol", "how detections are matched", default=STANDARD, choices=protocols)
     option(rule, "--iou", "overlap of a hit", overlap, 0.5)
     least = Number(float, -(2**31), metavar="SCORE")
     option(rule, "--confidence_threshold --conf --min_score", "leave out detections that score less", least)
@@ -79,6 +81,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raises UsageError for values that make no sense, DataError where there are no predictions."""
     if not 0 < args.iou < 1:
         raise UsageError(f"--iou {args.iou:g}: expected a number between 0 and 1")
+    if args.protocol == MATLAB and args.iou != 0.5:
+        raise UsageError(
+            f"--iou {args.iou:g} with --protocol matlab, whose overlaps are 0 or 1; leave it out"
+        )
     if args.worst and args.images is None:
         raise UsageError("--worst needs the images: give --images DIR")
     if args.images is not None and not args.images.is_dir():
@@ -178,11 +184,16 @@ def warn_without(kernel: object) -> None:
 def in_order(detections: BoxTable, protocol: str) -> BoxTable:
     """Detections of one class in the order in which they are matched: best first.
 
+    Matlab's scores are float32: the benchmark's own tool stretches them in single precision.
+
     Legacy keeps the order of the file. The original then counted, at each score, all detections up to the
     last that reaches it: the same as giving each the best score that still follows in its image.
     """
     if protocol == STANDARD:
         return detections.by_score()
+    if protocol == MATLAB:
+        detections = detections.by_score()
+        return replace(detections, scores=detections.scores.astype(np.float32))
     scores = detections.scores.copy()
     for start, end in zip(detections.offsets[:-1], detections.offsets[1:], strict=True):
         scores[start:end] = np.maximum.accumulate(scores[start:end][::-1])[::-1]

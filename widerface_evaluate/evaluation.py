@@ -7,8 +7,10 @@
 Predictions are the text files of test_widerface_personface.py --dataset widerface; persons in them are left
 out. The ground truth is the folder of the benchmark's .mat files, or its text annotation, which has one
 subset, "all". The rule is the benchmark's: scores stretched to 0..1 over the set, the pixel convention in
-overlaps, faces outside of the subset ignored, 1,000 scores. --protocol legacy takes detections in the order
-of the file, as the original did; standard sorts them. On sorted files both give the same.
+overlaps, faces outside of the subset ignored, 1,000 scores. --protocol matlab gives the numbers of the
+benchmark's own tool, which rounds in whole numbers where its Python ports do not. --protocol legacy takes
+detections in the order of the file, as the original did; standard sorts them. On sorted files both give the
+same.
 """
 
 from __future__ import annotations
@@ -32,25 +34,31 @@ from widerface_evaluate.ground_truth import read_ground_truth
 
 HERE = Path(__file__).resolve().parent
 
+PROTOCOLS = command.STANDARD, command.MATLAB, command.LEGACY
+
 
 def faces_of(predictions: BoxTable, protocol: str = command.STANDARD) -> BoxTable:
     """The faces, in the order in which they are matched."""
     return command.in_order(predictions.of_class(CLASS_LABELS["face"]), protocol)
 
 
-def score(faces: BoxTable, truths: BoxTable, iou: float = 0.5) -> dict[str, Score]:
+def score(
+    faces: BoxTable, truths: BoxTable, iou: float = 0.5, protocol: str = command.STANDARD
+) -> dict[str, Score]:
     """Scores what `faces_of` gives in every subset of ``truths``: the same images, boxes in pixels.
 
     Curves are at the benchmark's 1,000 scores, on the scale of the detections.
     """
-    outcomes = matching.match(faces, truths, np.stack(list(truths.counted.values())), iou)
+    matlab = protocol == command.MATLAB
+    kind = matching.WHOLE if matlab else matching.IOU
+    outcomes = matching.match(faces, truths, np.stack(list(truths.counted.values())), iou, kind)
     bins = wider_bins(normalised(faces.scores))
     least, greatest = score_range(faces.scores)
     result = {}
     for (name, counted), outcome in zip(truths.counted.items(), outcomes, strict=True):
         to_find = truths.select(counted)
         curve = wider_curve(bins, outcome, len(to_find))
-        curve = replace(curve, scores=least + curve.scores * (greatest - least))
+        curve = replace(curve, scores=least + curve.scores * (greatest - least), one_by_one=matlab)
         result[name] = Score(faces, outcome, to_find, curve, {"faces": len(to_find)})
     return result
 
@@ -59,7 +67,7 @@ def evaluate(
     predictions: BoxTable, truths: BoxTable, iou: float = 0.5, protocol: str = command.STANDARD
 ) -> dict[str, dict]:
     """Numbers by subset (see `command.Score.numbers`) of detections in memory."""
-    found = score(faces_of(predictions, protocol), truths, iou)
+    found = score(faces_of(predictions, protocol), truths, iou, protocol)
     return {name: subset.numbers() for name, subset in found.items()}
 
 
@@ -80,7 +88,7 @@ def average_precision_by_event(faces: BoxTable, found: dict[str, Score]) -> dict
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(parser, HERE / "results_widerface_150_1803txt", HERE / "ground_truth")
+    command.add_arguments(parser, HERE / "results_widerface_150_1803txt", HERE / "ground_truth", PROTOCOLS)
     option(parser, "--by_event", "print the table by event as well")
     return parser.parse_args(argv)
 
@@ -101,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if not len(faces):
         warn(f"{args.pred}: no detections at all")
-    found = score(faces, truths, args.iou)
+    found = score(faces, truths, args.iou, args.protocol)
     events = average_precision_by_event(faces, found) if args.by_event or args.output else {}
     rows = [(event, *aps.values()) for event, aps in events.items()]
     command.report(

@@ -5,8 +5,8 @@ Wortsman et al. 2022). Towards the parent faces come back and persons pay; the h
 the parent has no persons.
 
 Examples:
-  python3 results/mix.py runs/a/best.pth runs/b/best.pth --out mean.pth
-  python3 results/mix.py mean.pth --parent parent.pth --share 0.4 --layers body.stage2 --out new.pth
+  python3 results/mix.py runs/a/best.pth runs/b/best.pth --output mean.pth
+  python3 results/mix.py mean.pth --parent parent.pth --share 0.4 --layers body.stage2 --output new.pth
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.checkpoint import load_network, save_checkpoint
 from models.retinaface import RetinaFace
 from models.warm_start import init_from_face
-from utils.cli import OK, DataError, UsageError, number, parser_of, run
+from utils.cli import OK, DataError, UsageError, option, parser_of, run, share
 
 BEFORE_HEADS = ("body", "fpn", "ssh")
 
@@ -29,20 +29,11 @@ BEFORE_HEADS = ("body", "fpn", "ssh")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("trained", type=Path, nargs="+", help="two-class checkpoints")
-    parser.add_argument(
-        "--parent", type=Path, metavar="FILE", help="one-class checkpoint that they started from"
-    )
-    parser.add_argument(
-        "--share", type=number(float, 0, 1), default=0.0, metavar="S", help="of the parent (default: 0)"
-    )
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        default=list(BEFORE_HEADS),
-        metavar="NAME",
-        help="what goes towards the parent: starts of names, as body.stage2 (default: all before the heads)",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write")
+    option(parser, "--parent", "one-class checkpoint that they started from", type=Path, metavar="FILE")
+    option(parser, "--share", "of the parent (default: 0)", share, 0.0, metavar="S")
+    layers = "what goes towards the parent: starts of names, as body.stage2 (default: all before the heads)"
+    option(parser, "--layers", layers, default=list(BEFORE_HEADS), nargs="+", metavar="NAME")
+    option(parser, "--output --out", "checkpoint to write", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
     if bool(args.parent) != bool(args.share):
         parser.error("--parent and --share go together")
@@ -57,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     network = average([load_network(path) for path in args.trained])
     if args.parent:
         network = mix(network, args.parent, args.share, args.layers)
-    save_checkpoint(args.out, network)
+    save_checkpoint(args.output, network)
     return OK
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from data.annotations import iter_annotations, list_arguments
-from data.config import CLASS_NAMES, NETWORKS, ModelConfig
+from data.config import CLASS_COLOURS, CLASS_NAMES, NETWORKS, ModelConfig
 from data.lists import iter_sizes
 from utils.box_utils import xywh_to_cxcywh
 from utils.cli import OK, DataError, count, natural, option, pixels, print_rows
+from utils.draw import hex_colour
 from utils.files import write_text
 from utils.images import image_folder, write_figure
 
@@ -302,11 +303,11 @@ def plot(
 
     figure, ((scatter, ratio), (curve, recall)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     shown, rows = shapes.sample(6000), prior_recall(shapes, cfg)
-    for (label, name), colour in zip(CLASS_NAMES.items(), ("#e69f00", "#0072b2"), strict=True):
+    for label, name in CLASS_NAMES.items():
         width, height = shown[shown.labels == label].boxes_cxcywh[:, 2:].T
         if not len(width):
             continue
-        style = {"color": colour, "label": name}
+        style = {"color": hex_colour(CLASS_COLOURS[label]), "label": name}
         scatter.plot(width, height, ".", ms=2, alpha=0.35, **style)
         width, height = shapes[shapes.labels == label].boxes_cxcywh[:, 2:].T
         logs = np.log2(height / width).clip(-2.99, 2.99)

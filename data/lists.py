@@ -357,7 +357,7 @@ def write_sheet(
         if marked:
             focus = ImageAnnotation("", [0], [marked[1]]).boxes(image.shape[:2])[0]
             boxes, texts, colours = np.vstack([boxes, focus]), [*texts, marked[0]], [*colours, _RED]
-        tiles.append(tile(image, boxes, texts, colours, focus))
+        tiles.append(tile(image, boxes, texts, colours, annotation.path, focus))
     if not tiles:
         raise DataError(f"{images_dir}: none of the images to show can be read")
     write_image(output, contact_sheet(tiles))

@@ -336,19 +336,30 @@ def _read_bytes(path: Path) -> bytes | None:
 
 
 def draw_detections(
-    image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    names: Sequence[str] | None = None,
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
-    """A copy of ``image`` with class and score at every box, the best on top.
+    """A copy of ``image`` with name and score at every box, the best on top; no caption covers a face.
 
     Args:
         image: uint8[height, width, 3], BGR.
         boxes: [N, 4], xyxy in pixels.
         scores, labels: [N].
+        names, colours: N names and BGR colours; those of the classes by default.
     """
+    labels = np.asarray(labels)
+    names = names or [CLASS_NAMES[label] for label in labels.tolist()]
+    colours = colours or [CLASS_COLOURS[label] for label in labels.tolist()]
     order = np.argsort(scores, kind="stable")
     return draw_boxes(
         image,
         np.asarray(boxes)[order],
-        [f"{CLASS_NAMES[int(labels[i])]} {scores[i]:.2f}" for i in order],
-        [CLASS_COLOURS[int(labels[i])] for i in order],
+        [f"{names[i]} {scores[i]:.2f}" for i in order],
+        [colours[i] for i in order],
+        labels[order] == CLASS_LABELS["face"],
     )

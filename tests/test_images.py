@@ -8,7 +8,7 @@ from PIL import Image
 from data.config import CLASS_COLOURS
 from data.predictions import draw_detections
 from utils.cli import DataError
-from utils.draw import draw_boxes
+from utils.draw import contact_sheet, distinct_colour, draw_boxes, hex_colour, tile
 from utils.images import read_image, write_image
 
 # Four coloured quarters, so that a turned or mirrored image is noticed.
@@ -124,3 +124,72 @@ def test_a_box_has_the_colour_of_its_class():
     drawn = draw_detections(image, np.array([[50.0, 60, 200, 250]]), np.array([0.9]), np.array([2]))
     assert tuple(drawn[150, 50]) == CLASS_COLOURS[2]
     assert not drawn[150, 120].any()
+
+
+GROUND = (9, 200, 9)  # of a caption
+
+
+def captions_of(boxes: list, texts: list[str], clear: list[bool], size=(200, 300)) -> np.ndarray:
+    """bool[height, width]: where captions stand, told from frames of another colour by what text adds."""
+    image = np.full((*size, 3), 120, np.uint8)
+    arguments = np.array(boxes, float).reshape(-1, 4), [GROUND] * len(boxes), np.array(clear, bool)
+    bare, full = (
+        draw_boxes(image, arguments[0], words, *arguments[1:]) for words in ([""] * len(texts), texts)
+    )
+    return (bare != full).any(2)
+
+
+def test_captions_stand_above_inside_below_or_beside_their_box():
+    assert not captions_of([], [], []).any()
+    for box, where in (
+        ([100, 100, 160, 160], np.s_[80:100, 100:160]),
+        ([100, 2, 160, 60], np.s_[2:22, 100:160]),  # no room above: inside
+    ):
+        found = captions_of([box], ["face"], [False])
+        inside = found[where].copy()
+        found[where] = False
+        assert inside.any() and not found.any()
+    below = captions_of([[100, 2, 160, 60]], ["face"], [True])
+    assert below[60:80].any() and not below[:60].any()
+    beside = captions_of([[100, 0, 160, 30]], ["face"], [True], size=(30, 300))
+    assert beside[:, 160:].any() and not beside[:, :160].any()
+
+
+def test_captions_cover_no_face_and_no_other_caption():
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, [260, 160], (40, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(15, 50, (40, 2))])
+    clear = np.arange(40) % 2 == 0
+    found = captions_of(boxes, ["a 0.9"] * 40, clear)
+    assert found.any()
+    for x1, y1, x2, y2 in boxes[clear].round().astype(int).clip(0).tolist():
+        assert not found[y1:y2, x1:x2].any()
+    alone = [captions_of([box], ["a 0.9"], [False]).sum() for box in boxes]
+    assert found.sum() < sum(alone)  # where there is no room they are left out
+
+
+def test_captions_of_two_boxes_at_one_place_lie_apart():
+    box = [100, 100, 160, 160]
+    one, two = captions_of([box], ["person"], [False]), captions_of([box, box], ["person"] * 2, [False] * 2)
+    assert two.sum() > 1.8 * one.sum()  # the second covers a part of the frame, of the same colour
+
+
+def test_a_large_face_that_fills_the_image_has_its_caption_inside():
+    assert captions_of([[0, 0, 300, 200]], ["face"], [True]).any()
+    assert not captions_of([[0, 0, 300, 40]], ["face"], [True], size=(40, 300)).any()
+
+
+def test_tiles_carry_the_end_of_their_name():
+    arguments = PICTURE, np.zeros((0, 4)), [], []
+    plain, short, long = (tile(*arguments, name) for name in ("", "a.jpg", "folder/" * 20 + "a.jpg"))
+    assert plain.shape == short.shape == long.shape == (256, 240, 3)
+    assert np.array_equal(plain[:240], short[:240])
+    for named in (short, long):
+        assert not np.array_equal(plain[240:], named[240:])
+    assert (long[240:, -3:] == plain[240:, -3:]).all()
+    assert contact_sheet([plain] * 7).shape == (2 * 258 - 2, 6 * 242 - 2, 3)
+
+
+def test_numbers_have_colours_of_their_own():
+    assert len({distinct_colour(number) for number in range(40)}) == 40
+    assert hex_colour(CLASS_COLOURS[1]) == "#e69f00"

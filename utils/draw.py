@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from colorsys import hsv_to_rgb
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 _GREY = 40
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_PIXELS = 22  # cap height of this font at scale 1
+_NAME_LINE, _NAME_SCALE = 16, 0.36  # of a tile's name: height in pixels, size of the letters
 
 
 def draw_boxes(
@@ -17,14 +19,19 @@ def draw_boxes(
     boxes: np.ndarray,
     texts: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
+    keep_clear: np.ndarray | None = None,
 ) -> np.ndarray:
     """A copy of ``image`` with a frame and a caption a box; later boxes lie over earlier ones.
+
+    A caption stands above its box, inside, below or beside it, where it covers no other caption and no box to
+    keep clear; where there is no room for it, it is left out. Those of later boxes find their place first.
 
     Args:
         image: uint8[height, width, 3], BGR.
         boxes: [N, 4], xyxy in pixels; parts outside of the image are cut.
         texts: N captions, "" for none.
         colours: N BGR colours.
+        keep_clear: bool[N]: boxes that no caption may cover, but for their own inside a large one.
     """
     image = image.copy()
     height, width = image.shape[:2]
@@ -34,26 +41,68 @@ def draw_boxes(
         np.nan_to_num(boxes, nan=0.0, posinf=limit, neginf=-limit).clip(-limit, limit).round().astype(int)
     )
     for (x1, y1, x2, y2), colour in zip(corners.tolist(), colours, strict=True):
-        cv2.rectangle(image, (x1, y1), (x2, y2), colour, line)
-    for (x1, y1, _, y2), text, colour in zip(corners.tolist(), texts, colours, strict=True):
-        if text:
-            _caption(image, x1, y1, y2, text, colour)
+        thin = max(1, min(abs(x2 - x1), abs(y2 - y1)) // 10)  # a small box stays see-through
+        cv2.rectangle(image, (x1, y1), (x2, y2), colour, min(line, thin))
+
+    clear = np.zeros(len(corners), bool) if keep_clear is None else np.asarray(keep_clear, bool)
+    corners = np.maximum(corners, 0)
+    owner = np.zeros((height, width), np.int32)  # of each pixel: box to keep clear from 1 on, -1 a caption
+    for index in np.flatnonzero(clear).tolist():
+        x1, y1, x2, y2 = corners[index]
+        owner[y1:y2, x1:x2] = index + 1
+    caption = _Caption(max(height, width))
+    for index in reversed(range(len(corners))):
+        if texts[index]:
+            size = caption.size(texts[index])
+            for left, top in _places(corners[index], size, (height, width), clear[index]):
+                there = owner[top : top + size[1], left : left + size[0]]
+                if ((there == 0) | (there == index + 1)).all():
+                    there[:] = -1
+                    caption.draw(image, left, top, texts[index], colours[index])
+                    break
     return image
 
 
-def _caption(image: np.ndarray, x1: int, y1: int, y2: int, text: str, colour: tuple[int, int, int]) -> None:
-    """Dark text on the class colour: above the box, inside where there is no room, never off the image."""
-    height, width = image.shape[:2]
-    letters = max(9.0, max(height, width) / 85)
-    scale, weight = letters / _FONT_PIXELS, max(1, round(letters / 10))
-    (text_width, _), _ = cv2.getTextSize(text, _FONT, scale, weight)
-    pad = max(2, round(letters / 4))
-    box_height = round(letters) + 2 * pad
-    top = y1 - box_height if y1 >= box_height else min(max(y1, 0), max(0, min(y2, height) - box_height))
-    left = min(max(x1, 0), max(0, width - text_width - 2 * pad))
-    cv2.rectangle(image, (left, top), (left + text_width + 2 * pad, top + box_height), colour, -1)
-    baseline = (left + pad, top + box_height - pad)
-    cv2.putText(image, text, baseline, _FONT, scale, (0, 0, 0), weight, cv2.LINE_AA)
+def _places(
+    box: np.ndarray, size: tuple[int, int], image_size: tuple[int, int], clear: bool
+) -> Iterator[tuple[int, int]]:
+    """Left and top of the places for a caption of ``size`` (width, height) at a box, the best first.
+
+    A box to keep clear has its caption inside only where nothing else is left and little of it is covered.
+    """
+    (x1, y1, x2, y2), (width, height) = box.tolist(), size
+    x2, y2 = min(x2, image_size[1]), min(y2, image_size[0])
+    above, inside, below = ([(x1, top), (x2 - width, top)] for top in (y1 - height, y1, y2))
+    beside = [(x2, y1), (x1 - width, y1)]
+    if clear:
+        places = [*above, *below, *beside, *(inside if y2 - y1 > 5 * height else [])]
+    else:
+        places = [*above, *inside, *below, *beside]
+    most = image_size[1] - width
+    for place in places:
+        left, top = place if place in beside else (max(0, min(place[0], most)), place[1])
+        if 0 <= left <= most and 0 <= top <= image_size[0] - height:
+            yield left, top
+
+
+class _Caption:
+    """Dark text on a coloured ground, its letters by the longer side of the image."""
+
+    def __init__(self, long_side: int) -> None:
+        letters = max(9.0, long_side / 85)
+        self.scale, self.weight = letters / _FONT_PIXELS, max(1, round(letters / 10))
+        self.pad = max(2, round(letters / 4))
+        self.height = round(letters) + 2 * self.pad
+
+    def size(self, text: str) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return cv2.getTextSize(text, _FONT, self.scale, self.weight)[0][0] + 2 * self.pad, self.height
+
+    def draw(self, image: np.ndarray, left: int, top: int, text: str, colour: tuple[int, int, int]) -> None:
+        width, height = self.size(text)
+        cv2.rectangle(image, (left, top), (left + width - 1, top + height - 1), colour, -1)
+        baseline = (left + self.pad, top + height - self.pad)
+        cv2.putText(image, text, baseline, _FONT, self.scale, (0, 0, 0), self.weight, cv2.LINE_AA)
 
 
 def tile(
@@ -61,15 +110,17 @@ def tile(
     boxes: np.ndarray,
     texts: Sequence[str],
     colours: Sequence[tuple[int, int, int]],
+    name: str,
     focus: np.ndarray | None = None,
     side: int = 240,
 ) -> np.ndarray:
-    """A square image with boxes, for a contact sheet: uint8[side, side, 3], BGR.
+    """A square image with boxes over a line with its name, for a contact sheet: uint8[height, side, 3], BGR.
 
     Args:
         image: uint8[height, width, 3], BGR.
         boxes: [N, 4], xyxy in pixels of ``image``.
         texts, colours: caption ("" for none) and BGR colour of each box.
+        name: what the line below says; the end of one that is too long.
         focus: box in pixels around which to cut, with as much again on each side; None: the whole image.
     """
     height, width = image.shape[:2]
@@ -86,18 +137,35 @@ def tile(
     size = [max(1, round(length * scale)) for length in cut.shape[1::-1]]
     cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     moved = (np.asarray(boxes, np.float64).reshape(-1, 4) - [left, top, left, top]) * scale
-    framed = np.full((side, side, 3), _GREY, np.uint8)
+    framed = np.full((side + _NAME_LINE, side, 3), _GREY, np.uint8)
     framed[: size[1], : size[0]] = draw_boxes(cut, moved, texts, colours)
+    shown = name
+    while len(shown) > 4 and cv2.getTextSize(shown, _FONT, _NAME_SCALE, 1)[0][0] > side - 6:
+        shown = f"...{shown.removeprefix('...')[1:]}"
+    baseline = (3, side + _NAME_LINE - 5)
+    cv2.putText(framed, shown, baseline, _FONT, _NAME_SCALE, (220, 220, 220), 1, cv2.LINE_AA)
     return framed
 
 
 def contact_sheet(tiles: Sequence[np.ndarray], columns: int = 6) -> np.ndarray:
     """Tiles of one size in rows, two pixels apart: uint8[height, width, 3]."""
-    side, gap = tiles[0].shape[0], 2
+    (height, width), gap = tiles[0].shape[:2], 2
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    sheet = np.zeros((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), np.uint8)
+    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.uint8)
     for i, tile in enumerate(tiles):
-        y, x = (side + gap) * (i // columns), (side + gap) * (i % columns)
-        sheet[y : y + side, x : x + side] = tile
+        y, x = (height + gap) * (i // columns), (width + gap) * (i % columns)
+        sheet[y : y + height, x : x + width] = tile
     return sheet
+
+
+def distinct_colour(number: int) -> tuple[int, int, int]:
+    """A bright BGR colour for each number from 0 on, unlike those of the numbers beside it."""
+    turn = number * 0.618034 % 1  # the golden ratio spreads hues evenly, however many there are
+    red, green, blue = hsv_to_rgb(turn, 0.75, 1 - 0.25 * (number // 5 % 2))
+    return round(255 * blue), round(255 * green), round(255 * red)
+
+
+def hex_colour(colour: tuple[int, int, int]) -> str:
+    """A BGR colour as figures take it: ``#rrggbb``."""
+    return "#{2:02x}{1:02x}{0:02x}".format(*colour)

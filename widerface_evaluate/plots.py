@@ -7,23 +7,27 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.config import CLASS_COLOURS, CLASS_LABELS
 from utils.box_utils import intersections, ious
 from utils.cli import DataError, warn
-from utils.draw import draw_boxes
+from utils.draw import draw_boxes, hex_colour
 from utils.evaluation.average_precision import Curve, image_costs, normalised, wider_bins
 from utils.image_names import IMAGE_SUFFIXES
 from utils.images import read_image, write_figure, write_image
 from widerface_evaluate.command import Score
 
-#: BGR; told apart by colour-blind eyes too (Okabe and Ito).
-FOUND, HIT, MISSED, FALSE = (233, 180, 86), (115, 158, 0), (0, 94, 213), (66, 228, 240)
+#: BGR; told apart by colour-blind eyes too (Okabe and Ito), and from the colours of the classes.
+FOUND, HIT, MISSED, FALSE = (200, 200, 200), (115, 158, 0), (0, 94, 213), (66, 228, 240)
 
 #: Pixels: captions of smaller boxes would hide their neighbours in a crowd.
 LEAST_CAPTIONED = 40
 
 
 def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
-    """Draws precision over recall of each named curve, its AP in the legend, its best F1 as a dot."""
+    """Draws precision over recall of each named curve, its AP in the legend, its best F1 as a dot.
+
+    Curves named after a class have its colour.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -34,7 +38,9 @@ def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
         # Drawn from recall 0 on; a class without detections is a line without length.
         recall = np.append(0, curve.recall)
         precision = np.append(curve.envelope[0] if len(curve.envelope) else 0, curve.envelope)
-        (line,) = axes.plot(recall, precision, label=f"{name}: AP {curve.area:.4f}")
+        known = CLASS_LABELS.get(name)
+        colour = None if known is None else hex_colour(CLASS_COLOURS[known])
+        (line,) = axes.plot(recall, precision, color=colour, label=f"{name}: AP {curve.area:.4f}")
         best = curve.best_f1()
         if best["score"] is not None:
             line.set_label(f"{line.get_label()}, best F1 {best['f1']:.4f} at score {best['score']:.3f}")

@@ -44,7 +44,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig
+from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig, label_name
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from layers.modules.distillation import DistillationLoss
@@ -375,8 +375,8 @@ def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndar
     return draw_boxes(
         cv2.addWeighted(drawn, 0.3, image.numpy(), 0.7, 0),
         target["boxes_norm"].numpy() * side,
-        [CLASS_NAMES[label] for label in labels],
-        [CLASS_COLOURS[label] for label in labels],
+        [label_name(label) for label in labels],
+        [CLASS_COLOURS[abs(label)] for label in labels],
     )
 
 

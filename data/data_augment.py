@@ -1,7 +1,8 @@
 """Augmentation of training images: small pure functions on uint8 images, and their order.
 
 Images are uint8[height, width, 3], BGR; boxes float32[N, 4], x1 y1 x2 y2 in pixels. Every random choice
-comes from the generator that is passed in, so a sample depends on its seed alone.
+comes from the generator that is passed in, so a sample depends on its seed alone. Negative labels are ignore
+regions (see `data.annotations`).
 """
 
 from __future__ import annotations
@@ -49,15 +50,14 @@ class TrainTransform:
         """
         if self.zoom_out > 1 and rng.random() < 0.5:
             image, boxes = zoom_out(image, boxes, rng.uniform(1, self.zoom_out), rng)
-        crop = choose_crop(image.shape[:2], boxes, rng)
+        crop = choose_crop(image.shape[:2], boxes[labels > 0], rng)
         if crop is None:
             image = distort_colours(image, rng)
             image = pad_to_square(image)
         else:
             left, top, side = crop
             image = distort_colours(image[top : top + side, left : left + side], rng)
-            boxes, kept = crop_boxes(boxes, crop)
-            labels = labels[kept]
+            boxes, labels = crop_boxes(boxes, labels, crop)
         if rng.random() < 0.5:
             image, boxes = mirror(image, boxes)
         boxes_norm = boxes / np.float32(image.shape[0])
@@ -105,23 +105,25 @@ def choose_crop(
     return None
 
 
-def crop_boxes(boxes: np.ndarray, crop: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes whose centre lies in a square crop, cut to it.
+def crop_boxes(
+    boxes: np.ndarray, labels: np.ndarray, crop: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes whose centre lies in a square crop, and every ignore region that it shows, cut to it.
 
     Args:
-        boxes: float32[N, 4].
+        boxes, labels: float32[N, 4], int64[N].
         crop: left, top, side.
 
     Returns:
-        float32[M, 4] relative to the crop, and the mask bool[N] of those that were kept.
+        float32[M, 4] relative to the crop, and their labels int64[M].
     """
     left, top, side = crop
     moved = boxes - np.float32([left, top, left, top])
     centres = (moved[:, :2] + moved[:, 2:]) / 2
     cut = moved.clip(0, side)
     sides = cut[:, 2:] - cut[:, :2]
-    kept = ((centres > 0) & (centres < side)).all(1) & (sides > 0).all(1)
-    return cut[kept], kept
+    kept = (((centres > 0) & (centres < side)).all(1) | (labels < 0)) & (sides > 0).all(1)
+    return cut[kept], labels[kept]
 
 
 def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

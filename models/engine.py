@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.config import PIXEL_MEAN_BGR
 from data.predictions import BoxTable
 from data.wider_face import Targets, WiderFaceDetection
-from layers.functions.targets import choose_targets
+from layers.functions.matching import choose_targets
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.detector import Detector, detect_images
@@ -148,7 +148,7 @@ def training_step(
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else nullcontext()
     matches = recipe.criterion.match(targets, image_size, device)
     priors = recipe.criterion.grids(image_size, device).priors
-    labelled = targets.labelled.to(device)[:, None]
+    labelled = recipe.criterion.labelled(targets, image_size, device)
     soft_targets, soft_positives = None, 0
     if recipe.teachers is not None:
         with precision:
@@ -215,6 +215,7 @@ def validate(
     boxes, labels = zip(*map(dataset.annotation, images), strict=True)
     verified = {label: known.numpy() for label, known in enumerate(dataset.labelled.T, 1)}
     truths = BoxTable.from_images(dataset.paths, boxes, labels, verified=verified)
+    truths = truths.select(truths.labels > 0)  # no ignore regions
     found = zip(*(found[index] for index in images), strict=True)
     results = evaluate(BoxTable.from_images(dataset.paths, *found), truths)
     scores = {f"ap_{name}": result["ap"] for name, result in results.items() if result["boxes"]}

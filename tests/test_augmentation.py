@@ -23,17 +23,33 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_a_crop_keeps_boxes_by_their_centre_and_cuts_them():
     boxes = np.float32([[0, 0, 10, 10], [8, 8, 20, 20], [28, 28, 34, 36], [5, 5, 15, 15], [10, 12, 10, 20]])
-    cut, kept = data_augment.crop_boxes(boxes, (10, 10, 20))
+    cut, labels = data_augment.crop_boxes(boxes, np.arange(1, 6), (10, 10, 20))
     # The centre of the fourth lies on the border, the fifth has no width.
-    assert kept.tolist() == [False, True, False, False, False]
+    assert labels.tolist() == [2]
     assert cut.tolist() == [[0, 0, 10, 10]]
 
 
 def test_a_crop_of_nothing():
-    cut, kept = data_augment.crop_boxes(NO_BOXES, (0, 0, 5))
-    assert cut.shape == (0, 4) and kept.shape == (0,)
+    cut, labels = data_augment.crop_boxes(NO_BOXES, np.zeros(0, np.int64), (0, 0, 5))
+    assert cut.shape == (0, 4) and labels.shape == (0,)
     crop = data_augment.choose_crop((40, 60), NO_BOXES, np.random.default_rng(0))
     assert crop is not None
+
+
+def test_a_crop_shows_a_part_of_an_ignore_region():
+    boxes = np.float32([[0, 0, 15, 15], [0, 0, 15, 15], [12, 12, 18, 18], [0, 0, 10, 10], [14, 14, 40, 40]])
+    cut, labels = data_augment.crop_boxes(boxes, np.array([2, -2, 2, -1, -1]), (10, 10, 20))
+    # The first box has its centre outside, the region at its place stays in part, the fourth only touches.
+    assert labels.tolist() == [-2, 2, -1]
+    assert cut.tolist() == [[0, 0, 5, 5], [2, 2, 8, 8], [4, 4, 20, 20]]
+
+
+def test_no_crop_is_chosen_for_an_ignore_region():
+    image, boxes = noise(40, 80), np.float32([[0, 0, 80, 40], [30, 10, 32, 12]])
+    for seed in range(9):
+        chance = np.random.default_rng(seed)
+        _, boxes_norm, labels = TrainTransform(32)(image, boxes, np.array([2, -1]), chance)
+        assert labels.tolist() == [2, -1] and boxes_norm[0, 3] == 0.5
 
 
 @settings(max_examples=60, deadline=None)

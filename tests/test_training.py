@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from data import wider_face
+from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
+from data.predictions import BoxTable
 from data.wider_face import WiderFaceDetection
 from models import engine
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
@@ -142,6 +144,21 @@ def test_two_processes_validate_the_network_that_is_saved(data, start, tmp_path,
     alone = engine.validate(best, WiderFaceDetection(data), torch.device("cpu"), evaluate)
     (row,) = rows(tmp_path)
     assert {name: float(row[name]) for name in alone} == pytest.approx(alone, rel=1e-9)
+
+
+def test_validation_counts_no_ignore_region(tmp_path):
+    path = make_list(tmp_path, 2)
+    write_annotations(path, [ImageAnnotation("0.png", [-1, 2], [[0, 0, 1, 1], [0, 0, 0.5, 1]])])
+    seen = {}
+
+    def note(found: BoxTable, truths: BoxTable) -> dict[str, dict]:
+        seen.update(labels=truths.labels.tolist(), boxes=truths.boxes.tolist())
+        return {"face": {"ap": 0.0, "boxes": 0}, "person": {"ap": 0.5, "boxes": 1}}
+
+    found = engine.validate(
+        RetinaFace(cfg_mnet).eval(), WiderFaceDetection([path]), torch.device("cpu"), note
+    )
+    assert seen == {"labels": [2], "boxes": [[0, 0, 0.5, 1]]} and found == {"ap_person": 0.5, "ap": 0.5}
 
 
 @pytest.mark.parametrize(

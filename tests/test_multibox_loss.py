@@ -147,6 +147,17 @@ def test_ignore_regions_leave_their_class_unknown(monkeypatch):
     assert torch.equal(criterion.labelled(without, SIZE, device), targets.labelled[:, None])
 
 
+def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
+    loc, logits, targets = case([0, 0])
+    logits = torch.full_like(logits, -20.0)
+    logits[..., 0] = 0.0
+    logits[1, [3, 4]] = torch.tensor([0.5, 0.4, 0.1]).log()
+    by_image = MultiBoxLoss(cfg_mnet, negatives_of_empty=1)
+    of_batch = MultiBoxLoss(cfg_mnet, negatives_of_empty=1, mine_batch=True)
+    one, two = (loss_of(c, loc, logits, targets, known(2))["class"].item() for c in (by_image, of_batch))
+    assert one == pytest.approx(-math.log(0.5), abs=1e-5) and two == pytest.approx(2 * one, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", LOC_LOSSES)
 def test_boxes_that_fit_cost_nothing(name):
     criterion = MultiBoxLoss(cfg_mnet, loc_loss=name)

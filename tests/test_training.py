@@ -84,7 +84,23 @@ def assert_same(one: object, other: object) -> None:
 
 EVERYTHING = (
     *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--amp"),
-    *("--zoom_out", "1.5", "--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
+    *(
+        "--scales",
+        "0.5",
+        "2",
+        "--aspect",
+        "1.2",
+        "--min_box",
+        "4",
+        "--mine_batch",
+        "--clip_grad",
+        "10",
+        "--shared_lr_factor",
+        "0.5",
+        "--repeat",
+        "1",
+        "0.6",
+    ),
 )
 
 
@@ -335,6 +351,7 @@ def test_a_full_disk_leaves_the_last_good_file(data, start, tmp_path):
     [
         (["--repeat", "1"], "--repeat: expected 2 numbers"),
         (["--distil", "1", "2", "3"], "--distil: expected 1 or 2 weights"),
+        (["--scales", "2", "0.5"], "--scales: expected the smaller factor first, got 2.0 0.5"),
         (["--init_from_face", "x.pth"], "two ways to start"),
         (["--batch_size", "0"], "expected a whole number from 1"),
     ],

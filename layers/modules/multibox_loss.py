@@ -30,6 +30,8 @@ class MultiBoxLoss(nn.Module):
         match_iou, best_prior_iou: see `match`.
         negatives_per_positive: hard negatives of an image for each of its positives.
         negatives_of_empty: hard negatives of an image without positives.
+        mine_batch: the hard negatives are those of the whole batch, so that an image with many positives does
+            not take easy ones while another with few leaves hard ones out.
         loc_loss: one of `LOC_LOSSES`.
         loc_weight: weight of the localisation loss.
     """
@@ -41,6 +43,7 @@ class MultiBoxLoss(nn.Module):
         best_prior_iou: float = 0.2,
         negatives_per_positive: int = 7,
         negatives_of_empty: int = 7,
+        mine_batch: bool = False,
         loc_loss: str = "smooth_l1",
         loc_weight: float = 2.0,
     ) -> None:
@@ -48,7 +51,7 @@ class MultiBoxLoss(nn.Module):
         self.cfg = cfg
         self.match_iou, self.best_prior_iou = match_iou, best_prior_iou
         self.negatives_per_positive, self.negatives_of_empty = negatives_per_positive, negatives_of_empty
-        self.loc_loss, self.loc_weight = loc_loss, loc_weight
+        self.mine_batch, self.loc_loss, self.loc_weight = mine_batch, loc_loss, loc_weight
         self._prior_box = PriorBox(cfg)
         self._grids: dict[tuple[tuple[int, int], torch.device], PriorGrids] = {}
 
@@ -135,7 +138,7 @@ class MultiBoxLoss(nn.Module):
 
     @torch.no_grad()
     def _hard_negatives(self, logits: Tensor, matches: Matches, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and prior of the negatives that are furthest from the background, by image.
+        """Image and prior of the negatives that are furthest from the background, of each image or all.
 
         They are ranked by the odds of the known classes against the rest, which orders as the loss does.
         """
@@ -151,6 +154,9 @@ class MultiBoxLoss(nn.Module):
         wanted = self.negatives_per_positive * positives
         wanted[positives == 0] = self.negatives_of_empty
         wanted = torch.minimum(wanted, logits.shape[1] - positives)
+        if self.mine_batch:
+            hardest = odds.flatten().topk(int(wanted.sum())).indices
+            return hardest // odds.shape[1], hardest % odds.shape[1]
         hardest = odds.topk(int(wanted.max()), dim=1).indices
         chosen = torch.arange(hardest.shape[1], device=odds.device) < wanted[:, None]
         return chosen.nonzero()[:, 0], hardest[chosen]

@@ -50,13 +50,11 @@ from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate,
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
-from models.checkpoint import load_network, load_strictly, read_checkpoint
-from models.engine import Recipe, validate
-from models.optimizer import make_optimizer, make_schedule, weight_average
+from models.checkpoint import init_from_face, load_backbone, load_network, load_strictly, read_checkpoint
+from models.engine import Recipe, make_optimizer, make_schedule, validate, weight_average
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
 from models.training_run import RunLog, TrainingRun, describe_run
-from models.warm_start import init_from_face, load_backbone
 from utils.cli import (
     DataError,
     Number,
@@ -135,8 +133,8 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--repeat", repeat, repeats, nargs="+")
     option(group, "--image_size --imgsz", "side of training images (default: the network's)", pixels)
     option(group, "--zoom_out", "show images up to F times smaller, half of the time", enlargement, 1.0)
-    scales = """cut windows that are resized by a factor between these two, instead of crops by the image's size;
-        what they cut is ignored, not background"""
+    scales = """cut windows that are resized by a factor between these two, instead of crops by the image's
+        size; what they cut is ignored, not background"""
     option(group, "--scales", scales, scale, nargs=2, metavar=("MIN", "MAX"))
     option(group, "--aspect", "with --scales: stretch windows by up to this factor", enlargement, 1.0)
     option(group, "--min_box", "with --scales: ignore boxes with a side below this", at_least_zero, 0.0)

@@ -44,19 +44,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig
+from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig, label_name
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
-from models.checkpoint import load_network, load_strictly, read_checkpoint
-from models.engine import Recipe, validate
-from models.optimizer import make_optimizer, make_schedule, weight_average
+from models.checkpoint import init_from_face, load_backbone, load_network, load_strictly, read_checkpoint
+from models.engine import Recipe, make_optimizer, make_schedule, validate, weight_average
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
 from models.training_run import RunLog, TrainingRun, describe_run
-from models.warm_start import init_from_face, load_backbone
 from utils.cli import (
     DataError,
     Number,
@@ -90,6 +88,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 repeats = Number(float, 0, 10_000, above=True, metavar="R")
 workers = Number(int, 0, 256)
 enlargement = Number(float, 1, 100, metavar="F")
+scale = Number(float, 0, 100, above=True)
 decay = Number(float, 0, 0.999999, metavar="DECAY")
 
 
@@ -109,6 +108,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if len(args.distil) not in (1, len(CLASS_NAMES)):
         parser.error(f"--distil: expected 1 or {len(CLASS_NAMES)} weights, got {len(args.distil)}")
+    if args.scales and args.scales[0] > args.scales[1]:
+        parser.error(f"--scales: expected the smaller factor first, got {args.scales[0]} {args.scales[1]}")
     if args.resume_net and args.init_from_face:
         parser.error("--resume_net and --init_from_face are two ways to start; give one")
     cfg = NETWORKS[args.network]
@@ -132,6 +133,11 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--repeat", repeat, repeats, nargs="+")
     option(group, "--image_size --imgsz", "side of training images (default: the network's)", pixels)
     option(group, "--zoom_out", "show images up to F times smaller, half of the time", enlargement, 1.0)
+    scales = """cut windows that are resized by a factor between these two, instead of crops by the image's
+        size; what they cut is ignored, not background"""
+    option(group, "--scales", scales, scale, nargs=2, metavar=("MIN", "MAX"))
+    option(group, "--aspect", "with --scales: stretch windows by up to this factor", enlargement, 1.0)
+    option(group, "--min_box", "with --scales: ignore boxes with a side below this", at_least_zero, 0.0)
     option(group, "--num_workers --workers", "processes that read images; 0: none", workers, 4)
 
 
@@ -154,6 +160,8 @@ def add_start_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=list(LOC_LOSSES))
+    mine = "hard negatives of the whole batch, wherever they are, instead of so many of each image"
+    option(group, "--mine_batch", mine)
     option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
         "checkpoints whose scores and boxes are kept; the first one that knows a class on a prior counts"
@@ -238,7 +246,7 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     torch.manual_seed(args.seed)
 
     log = RunLog(folder, active=rank() == 0)
-    transform = TrainTransform(args.image_size, args.zoom_out)
+    transform = TrainTransform(args.image_size, args.zoom_out, args.scales, args.aspect, args.min_box)
     dataset = WiderFaceDetection(args.training_dataset, transform, args.images)
     validation = WiderFaceDetection(args.val_dataset) if args.val_dataset else None
     sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
@@ -266,7 +274,9 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
             network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
         ),
         learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
-        criterion=MultiBoxLoss(cfg, match_iou=args.match_iou, loc_loss=args.loc_loss),
+        criterion=MultiBoxLoss(
+            cfg, match_iou=args.match_iou, mine_batch=args.mine_batch, loc_loss=args.loc_loss
+        ),
         teacher_first=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
         teachers=teachers,
         distillation=distillation,
@@ -375,8 +385,8 @@ def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndar
     return draw_boxes(
         cv2.addWeighted(drawn, 0.3, image.numpy(), 0.7, 0),
         target["boxes_norm"].numpy() * side,
-        [CLASS_NAMES[label] for label in labels],
-        [CLASS_COLOURS[label] for label in labels],
+        [label_name(label) for label in labels],
+        [CLASS_COLOURS[abs(label)] for label in labels],
     )
 
 

@@ -127,7 +127,7 @@ class BoxShapes:
 def read_shapes(
     path: Path, side: int, images_dir: Path | None, image_size: tuple[int, int] | None
 ) -> BoxShapes:
-    """Boxes of a list at training scale; those without area are left out.
+    """Boxes of a list at training scale; those without area and ignore regions are left out.
 
     Args:
         path: annotation list.
@@ -145,7 +145,7 @@ def read_shapes(
         labels.append(annotation.labels)
         boxes.append(xywh_to_cxcywh(annotation.boxes_xywh_norm * scale))
     shapes = BoxShapes(np.concatenate(boxes), np.concatenate(labels), side)
-    shapes = shapes[(shapes.boxes_cxcywh[:, 2:] > 0).all(1)]
+    shapes = shapes[(shapes.boxes_cxcywh[:, 2:] > 0).all(1) & (shapes.labels > 0)]
     if not len(shapes):
         raise DataError(f"{path}: no box with an area; nothing to measure")
     return shapes

@@ -6,6 +6,9 @@ of the top left corner, width and height, all divided by the image's width or he
     # 0--Parade/0_Parade_marchingband_1_849.jpg
     1 0.4385 0.3289 0.1191 0.1076
 
+A negative label makes the box an ignore region: whether the class -1 (face) or -2 (person) is inside is not
+known, so that training takes nothing there for background and no evaluation counts it.
+
 An image without boxes is a header alone. Paths are relative to the ``images`` folder beside the list.
 
 A file ``dataset.json`` beside a list, or one folder above it, says which classes the boxes were drawn for;
@@ -39,6 +42,9 @@ DATASET_INFO = "dataset.json"
 
 _BLOCK_BYTES = 1 << 20
 
+#: Labels of boxes and of ignore regions.
+_LABELS = (*CLASS_NAMES, *(-label for label in CLASS_NAMES))
+
 #: What an image's name must not have: the list would not give it back.
 _UNWRITABLE = re.compile(r"^\s|\s$|[\n\r\0\ud800-\udfff]")
 
@@ -49,7 +55,7 @@ class ImageAnnotation:
 
     Attributes:
         path: image path as the list has it, with forward slashes.
-        labels: int64[N], 1 face, 2 person.
+        labels: int64[N], 1 face, 2 person; negative for ignore regions.
         boxes_xywh_norm: float64[N, 4], x y of the top left corner, width, height; normalised, as read.
         line: line of the image's header in the file it was read from (0: not read).
     """
@@ -67,6 +73,11 @@ class ImageAnnotation:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def without_regions(self) -> ImageAnnotation:
+        """The boxes alone, without ignore regions."""
+        kept = self.labels > 0
+        return ImageAnnotation(self.path, self.labels[kept], self.boxes_xywh_norm[kept], self.line)
 
     def boxes(self, image_size: tuple[int, int]) -> np.ndarray:
         """float64[N, 4], x1 y1 x2 y2 in pixels of an image of (height, width) ``image_size``."""
@@ -137,7 +148,7 @@ def _parse_rows(block: bytes) -> np.ndarray | None:
         rows = pl.read_csv(block, schema=schema, **options).to_numpy()
     except pl.exceptions.PolarsError:
         return None
-    valid = np.isfinite(rows).all() and np.isin(rows[:, 0], list(CLASS_NAMES)).all()
+    valid = np.isfinite(rows).all() and np.isin(rows[:, 0], _LABELS).all()
     return np.ascontiguousarray(rows) if valid else None
 
 
@@ -163,9 +174,12 @@ def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) ->
         if len(row) != 5 or not np.isfinite(row).all():
             found = line.decode("utf-8", "replace").strip()[:80]
             raise DataError(f"{path}:{number}: found {found!r}; expected five numbers 'label x y w h'")
-        if row[0] not in CLASS_NAMES:
+        if row[0] not in _LABELS:
             known = ", ".join(f"{label} {name}" for label, name in CLASS_NAMES.items())
-            raise DataError(f"{path}:{number}: found label {row[0]:g}; expected one of: {known}")
+            raise DataError(
+                f"{path}:{number}: found label {row[0]:g}; expected one of: {known}, or negative to ignore a "
+                f"region"
+            )
         rows.append(row)
     return np.reshape(rows, (-1, 5))
 

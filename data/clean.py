@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, list_arguments, write_list
-from data.config import CLASS_LABELS, CLASS_NAMES
+from data.config import CLASS_LABELS, label_name
 from data.lists import write_sheet
 from utils.box_utils import areas, intersections, xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import OK, option, overlap, print_rows, share
@@ -117,7 +117,7 @@ def draw_findings(findings: list[Finding], list_path: Path, images_dir: Path, ou
     chosen = [f for of_rule in by_rule.values() for f in chance.sample(of_rule, min(most, len(of_rule)))]
     wanted = {finding.path for finding in chosen}
     annotations = {a.path: a for a in iter_annotations(list_path) if a.path in wanted}
-    marked = [(f.path, (f"{f.rule} {CLASS_NAMES[f.label]}", f.box_xywh_norm)) for f in chosen]
+    marked = [(f.path, (f"{f.rule} {label_name(f.label)}", f.box_xywh_norm)) for f in chosen]
     write_sheet(output, images_dir, [(annotations[path], mark) for path, mark in marked])
 
 
@@ -151,7 +151,7 @@ def _clean_block(
     degenerate = ~outside & (boxes[:, 2:] <= limits.min_side).any(1)
 
     # Boxes of different images are moved apart, so that they cannot meet.
-    apart = cut + 4.0 * image[:, None]
+    apart = cut + 16.0 * image[:, None]
     alive = np.flatnonzero(~outside & ~degenerate)
     kept = alive[_firsts(apart[alive], labels[alive], limits.merge_iou)]
     repeated = np.zeros(len(image), bool)
@@ -175,15 +175,15 @@ def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
     import torch  # slow to import, and the step's help does not need it
     from torchvision.ops import nms
 
-    # Non-maximum suppression by position in the list, classes apart.
-    by_class = torch.from_numpy(boxes + 2.0 * (labels == CLASS_LABELS["face"])[:, None])
+    # Non-maximum suppression by position in the list; classes and the regions to ignore apart.
+    by_class = torch.from_numpy(boxes + 2.0 * labels[:, None])
     return nms(by_class, -torch.arange(len(labels), dtype=torch.float64), iou).sort().values.numpy()
 
 
 def _faces_outside(boxes: np.ndarray, labels: np.ndarray, least: float) -> np.ndarray:
     """bool[N]: faces that have less than ``least`` of their area in every person."""
     outside = labels == CLASS_LABELS["face"]
-    faces, persons = boxes[outside], boxes[~outside]
+    faces, persons = boxes[outside], boxes[labels == CLASS_LABELS["person"]]
     inside = intersections(faces, persons) / areas(faces)[:, None]
     outside[outside] = inside.max(1, initial=0) < least
     return outside

@@ -18,6 +18,11 @@ CLASS_COLOURS: dict[int, tuple[int, int, int]] = {1: (0, 159, 230), 2: (233, 180
 PIXEL_MEAN_BGR: tuple[float, float, float] = (104.0, 117.0, 123.0)
 
 
+def label_name(label: int) -> str:
+    """The class of a label; ``ignore face`` or ``ignore person`` of a negative one."""
+    return CLASS_NAMES[label] if label > 0 else f"ignore {CLASS_NAMES[-label]}"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A network and its published training schedule.

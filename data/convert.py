@@ -111,6 +111,7 @@ def write_coco(output: Path, list_path: Path, images_dir: Path) -> tuple[int, in
     images: list[dict] = []
     boxes: list[dict] = []
     for image_id, (annotation, (height, width)) in enumerate(iter_sizes(list_path, images_dir), 1):
+        annotation = annotation.without_regions()
         images.append({"id": image_id, "file_name": annotation.path, "width": width, "height": height})
         pixels = (annotation.boxes_xywh_norm * [width, height, width, height]).round(6).tolist()
         for label, box in zip(annotation.labels.tolist(), pixels, strict=True):
@@ -192,7 +193,7 @@ def write_yolo(folder: Path, annotations: Iterable[ImageAnnotation], images_dir:
     with TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
         unfinished = Path(temporary, "labels")
         unfinished.mkdir()
-        for annotation in annotations:
+        for annotation in map(ImageAnnotation.without_regions, annotations):
             target = unfinished / Path(annotation.path).with_suffix(".txt")
             if ".." in target.parts or not target.is_relative_to(unfinished):
                 raise DataError(f"{annotation.path!r} leads out of the folder of the images")

@@ -1,11 +1,13 @@
 """Augmentation of training images: small pure functions on uint8 images, and their order.
 
 Images are uint8[height, width, 3], BGR; boxes float32[N, 4], x1 y1 x2 y2 in pixels. Every random choice
-comes from the generator that is passed in, so a sample depends on its seed alone.
+comes from the generator that is passed in, so a sample depends on its seed alone. Negative labels are ignore
+regions (see `data.annotations`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -22,6 +24,12 @@ CROP_ATTEMPTS = 250
 #: Crops judged at once: most images need few.
 CROP_BLOCK = 25
 
+#: Sides of a window: least share of the image's short side, most of its long side.
+WINDOW_LIMITS = (0.3, 1.5)
+
+#: Windows tried until one holds a box whole.
+WINDOW_ATTEMPTS = 25
+
 INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_LANCZOS4)
 
 _LEVELS = np.arange(256, dtype=np.float64)
@@ -31,13 +39,22 @@ _LEVELS = np.arange(256, dtype=np.float64)
 class TrainTransform:
     """What a training image goes through: zoom out, crop, colours, pad, mirror, resize.
 
+    With ``scales`` a window of any size and place takes the part of zoom out, crop and pad.
+
     Attributes:
         image_size: side of the square result in pixels.
         zoom_out: every second image is put on a canvas of up to this many times its size (1: none is).
+        scales: least and greatest factor by which a window is resized, see `choose_window`; None: crops.
+        aspect: with ``scales``, width and height are resized by factors that differ by up to this one.
+        min_box: with ``scales``, boxes whose shorter side would be below this many pixels in the result
+            become ignore regions.
     """
 
     image_size: int
     zoom_out: float = 1.0
+    scales: tuple[float, float] | None = None
+    aspect: float = 1.0
+    min_box: float = 0.0
 
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -47,22 +64,34 @@ class TrainTransform:
         Returns:
             uint8[image_size, image_size, 3], ``boxes_norm`` float32[M, 4] within 0..1, labels int64[M].
         """
-        if self.zoom_out > 1 and rng.random() < 0.5:
-            image, boxes = zoom_out(image, boxes, rng.uniform(1, self.zoom_out), rng)
-        crop = choose_crop(image.shape[:2], boxes, rng)
-        if crop is None:
-            image = distort_colours(image, rng)
-            image = pad_to_square(image)
-        else:
-            left, top, side = crop
-            image = distort_colours(image[top : top + side, left : left + side], rng)
-            boxes, kept = crop_boxes(boxes, crop)
-            labels = labels[kept]
+        cut = self._cut_crop if self.scales is None else self._cut_window
+        image, boxes, labels = cut(image, boxes, labels, rng)
         if rng.random() < 0.5:
             image, boxes = mirror(image, boxes)
-        boxes_norm = boxes / np.float32(image.shape[0])
+        boxes_norm = boxes / np.float32([image.shape[1], image.shape[0]] * 2)
         image = resize(image, self.image_size, INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))])
         return image, boxes_norm.astype(np.float32), labels
+
+    def _cut_crop(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.zoom_out > 1 and rng.random() < 0.5:
+            image, boxes = zoom_out(image, boxes, rng.uniform(1, self.zoom_out), rng)
+        crop = choose_crop(image.shape[:2], boxes[labels > 0], rng)
+        if crop is None:
+            return pad_to_square(distort_colours(image, rng)), boxes, labels
+        left, top, side = crop
+        image = distort_colours(image[top : top + side, left : left + side], rng)
+        return image, *crop_boxes(boxes, labels, crop)
+
+    def _cut_window(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        window = choose_window(
+            image.shape[:2], boxes[labels > 0], self.image_size, self.scales, self.aspect, rng
+        )
+        image = cut_window(image, window, rng)
+        return image, *boxes_in_window(boxes, labels, window, self.image_size, self.min_box)
 
 
 def zoom_out(
@@ -105,23 +134,104 @@ def choose_crop(
     return None
 
 
-def crop_boxes(boxes: np.ndarray, crop: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes whose centre lies in a square crop, cut to it.
+def crop_boxes(
+    boxes: np.ndarray, labels: np.ndarray, crop: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes whose centre lies in a square crop, and every ignore region that it shows, cut to it.
 
     Args:
-        boxes: float32[N, 4].
+        boxes, labels: float32[N, 4], int64[N].
         crop: left, top, side.
 
     Returns:
-        float32[M, 4] relative to the crop, and the mask bool[N] of those that were kept.
+        float32[M, 4] relative to the crop, and their labels int64[M].
     """
     left, top, side = crop
     moved = boxes - np.float32([left, top, left, top])
     centres = (moved[:, :2] + moved[:, 2:]) / 2
     cut = moved.clip(0, side)
     sides = cut[:, 2:] - cut[:, :2]
-    kept = ((centres > 0) & (centres < side)).all(1) & (sides > 0).all(1)
-    return cut[kept], kept
+    kept = (((centres > 0) & (centres < side)).all(1) | (labels < 0)) & (sides > 0).all(1)
+    return cut[kept], labels[kept]
+
+
+def choose_window(
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    image_size: int,
+    scales: tuple[float, float],
+    aspect: float,
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """A window to be resized to a square, at a random place, that holds a box whole if one of several does.
+
+    Its scale is uniform in the logarithm, so that objects are seen as often small as large, whatever the size
+    of the photo. A window may reach beyond the image, at most to `WINDOW_LIMITS` of its sides.
+
+    Args:
+        size: (height, width) of the image.
+        boxes: float32[N, 4]; an image without boxes takes any window.
+        image_size: side of the square.
+        scales: least and greatest factor of resizing.
+        aspect: factors of width and height differ by up to this one, either way.
+
+    Returns:
+        left, top, width, height.
+    """
+    height, width = size
+    low, high = WINDOW_LIMITS[0] * min(size), WINDOW_LIMITS[1] * max(size)
+    for _ in range(WINDOW_ATTEMPTS):
+        side = image_size / math.exp(rng.uniform(*np.log(scales)))
+        stretch = math.exp(rng.uniform(-0.5, 0.5) * math.log(aspect))
+        window_width, window_height = (
+            max(round(min(max(side * factor, low), high)), 1) for factor in (stretch, 1 / stretch)
+        )
+        left, top = (
+            int(rng.integers(min(0, room), max(0, room) + 1))
+            for room in (width - window_width, height - window_height)
+        )
+        x1, y1, x2, y2 = boxes.T
+        inside = (x1 >= left) & (y1 >= top) & (x2 <= left + window_width) & (y2 <= top + window_height)
+        if inside.any() or not len(boxes):
+            break
+    return left, top, window_width, window_height
+
+
+def cut_window(image: np.ndarray, window: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """What a window shows of the image, with other colours, and the mean colour beyond its edges."""
+    left, top, width, height = window
+    x, y = max(left, 0), max(top, 0)
+    shown = distort_colours(image[y : top + height, x : left + width], rng)
+    if shown.shape[:2] == (height, width):
+        return shown
+    canvas = _mean_canvas(height, width)
+    canvas[y - top : y - top + shown.shape[0], x - left : x - left + shown.shape[1]] = shown
+    return canvas
+
+
+def boxes_in_window(
+    boxes: np.ndarray, labels: np.ndarray, window: tuple[int, int, int, int], image_size: int, min_box: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut to a window. Those whose centre lies outside or that are too small become ignore regions.
+
+    Args:
+        boxes, labels: float32[N, 4], int64[N].
+        window: left, top, width, height.
+        image_size: side of the square that the window will be resized to.
+        min_box: shortest side of a box in that square.
+
+    Returns:
+        float32[M, 4] relative to the window, and their labels int64[M].
+    """
+    left, top, width, height = window
+    moved = boxes - np.float32([left, top, left, top])
+    centres = (moved[:, :2] + moved[:, 2:]) / 2
+    cut = moved.clip(0, np.float32([width, height, width, height]))
+    sides = cut[:, 2:] - cut[:, :2]
+    inside = ((centres > 0) & (centres < (width, height))).all(1)
+    inside &= (sides * (image_size / width, image_size / height) >= min_box).all(1)
+    shown = (sides > 0).all(1)
+    return cut[shown], np.where(inside, labels, -np.abs(labels))[shown]
 
 
 def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -28,7 +28,7 @@ from utils.files import file_digest
 from utils.images import image_folder, read_image, read_size, write_image
 from utils.threads import map_ahead
 
-_RED = (60, 60, 255)
+_RED, _GREY = (60, 60, 255), (150, 150, 150)
 _PROBLEMS_SHOWN = 20
 
 
@@ -276,7 +276,10 @@ def stats(args: argparse.Namespace) -> int:
     faults: Counter[str] = Counter()
     counts: list[int] = []
     seen: set[str] = set()
-    for annotation in iter_annotations(args.list):
+    regions = 0
+    for whole in iter_annotations(args.list):
+        annotation = whole.without_regions()
+        regions += len(whole) - len(annotation)
         names = [CLASS_NAMES[label] for label in annotation.labels.tolist()]
         present = set(names)
         images["both" if len(present) == 2 else present.pop() if present else "none"] += 1
@@ -291,6 +294,8 @@ def stats(args: argparse.Namespace) -> int:
     rows = [("images", len(counts))]
     rows += [(f"  with {name}", shares.get(name, 0)) for name in ("both", *CLASS_NAMES.values(), "none")]
     rows += [("boxes", boxes.total()), *((f"  {name}", boxes[name]) for name in CLASS_NAMES.values())]
+    if regions:
+        rows.append(("ignore regions", regions))
     if counts:
         quantiles = " / ".join(f"{number:g}" for number in np.quantile(counts, [0.5, 0.9, 0.99, 1]))
         rows.append(("boxes an image, median / 90 % / 99 % / most", quantiles))
@@ -322,7 +327,8 @@ def draw(args: argparse.Namespace) -> int:
     if not chosen:
         raise DataError(f"{args.list}: names no image")
     shown = write_sheet(args.output, images_dir, [(annotation, None) for annotation in chosen])
-    print(f"{args.output}: {shown} images; {CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue")
+    colours = f"{CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue, what is ignored grey"
+    print(f"{args.output}: {shown} images; {colours}")
     return OK
 
 
@@ -352,7 +358,7 @@ def write_sheet(
             continue
         order = np.argsort(-annotation.labels, kind="stable")  # persons first, so that faces lie on top
         boxes = annotation.boxes(image.shape[:2])[order]
-        colours = [CLASS_COLOURS[label] for label in annotation.labels[order].tolist()]
+        colours = [CLASS_COLOURS.get(label, _GREY) for label in annotation.labels[order].tolist()]
         texts, focus = [""] * len(boxes), None
         if marked:
             focus = ImageAnnotation("", [0], [marked[1]]).boxes(image.shape[:2])[0]

@@ -137,12 +137,13 @@ class BoxTable:
 
     @classmethod
     def from_annotations(cls, annotations: Sequence[ImageAnnotation]) -> BoxTable:
-        """Normalised boxes of an annotation list."""
-        return cls.from_images(
+        """Normalised boxes of an annotation list, without ignore regions."""
+        table = cls.from_images(
             [image_key(annotation.path) for annotation in annotations],
             [xywh_to_xyxy(annotation.boxes_xywh_norm) for annotation in annotations],
             [annotation.labels for annotation in annotations],
         )
+        return table.select(table.labels > 0)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -35,7 +35,8 @@ class WiderFaceDetection(Dataset):
     depend on which worker makes it; an index alone is its own seed. An item is a pair of the image, uint8
     Tensor[S, S, 3], BGR, and a dict:
 
-    - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the image, ``labels`` int64 Tensor[N];
+    - ``boxes_norm`` float32 Tensor[N, 4], x1 y1 x2 y2 as shares of the image, ``labels`` int64 Tensor[N],
+      negative for ignore regions;
     - ``labelled`` bool Tensor[classes]: whether the list is labelled for face, person;
     - ``name``: the image's path.
 
@@ -93,7 +94,7 @@ class WiderFaceDetection(Dataset):
         return len(self.paths)
 
     def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image."""
+        """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image, regions too."""
         boxes = slice(self._first_box[index], self._first_box[index + 1])
         return self._boxes_norm[boxes], self._labels[boxes]
 
@@ -133,6 +134,8 @@ class Targets(NamedTuple):
         counts: int64 Tensor[N], boxes of each image; it stays on the CPU.
         labelled: bool Tensor[N, classes]: whether the image's list is labelled for face, person.
         names: paths of the images.
+        regions_norm: float32 Tensor[R, 4], x1 y1 x2 y2 of all ignore regions.
+        region_of: int64 Tensor[R, 2], the image in the batch and the class (0 face, 1 person) of each.
     """
 
     boxes_norm: Tensor
@@ -140,6 +143,8 @@ class Targets(NamedTuple):
     counts: Tensor
     labelled: Tensor
     names: list[str]
+    regions_norm: Tensor = torch.zeros(0, 4)
+    region_of: Tensor = torch.zeros(0, 2, dtype=torch.int64)
 
 
 def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, Targets]:
@@ -148,12 +153,18 @@ def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, Tar
     A tensor that a worker sends takes a file descriptor, so a batch is a few tensors however many its images.
     """
     images, targets = zip(*batch, strict=True)
+    boxes_norm = torch.cat([target["boxes_norm"] for target in targets])
+    labels = torch.cat([target["labels"] for target in targets])
+    image = torch.repeat_interleave(torch.tensor([len(target["labels"]) for target in targets]))
+    truth, region = labels > 0, labels < 0
     return torch.stack(images), Targets(
-        torch.cat([target["boxes_norm"] for target in targets]),
-        torch.cat([target["labels"] for target in targets]),
-        torch.tensor([len(target["labels"]) for target in targets]),
+        boxes_norm[truth],
+        labels[truth],
+        torch.bincount(image[truth], minlength=len(images)),
         torch.stack([target["labelled"] for target in targets]),
         [target["name"] for target in targets],
+        boxes_norm[region],
+        torch.stack([image[region], -labels[region] - 1], 1),
     )
 
 

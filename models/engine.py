@@ -1,4 +1,4 @@
-"""Training loops: one epoch, and validation. Both return dictionaries of numbers."""
+"""Training: a step, an epoch, validation; optimizers, learning rates and the running average of weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from data.config import PIXEL_MEAN_BGR
+from data.config import PIXEL_MEAN_BGR, ModelConfig
 from data.predictions import BoxTable
 from data.wider_face import Targets, WiderFaceDetection
-from layers.functions.targets import choose_targets
+from layers.functions.matching import choose_targets
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.detector import Detector, detect_images
@@ -148,7 +148,7 @@ def training_step(
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else nullcontext()
     matches = recipe.criterion.match(targets, image_size, device)
     priors = recipe.criterion.grids(image_size, device).priors
-    labelled = targets.labelled.to(device)[:, None]
+    labelled = recipe.criterion.labelled(targets, image_size, device)
     soft_targets, soft_positives = None, 0
     if recipe.teachers is not None:
         with precision:
@@ -215,6 +215,7 @@ def validate(
     boxes, labels = zip(*map(dataset.annotation, images), strict=True)
     verified = {label: known.numpy() for label, known in enumerate(dataset.labelled.T, 1)}
     truths = BoxTable.from_images(dataset.paths, boxes, labels, verified=verified)
+    truths = truths.select(truths.labels > 0)  # no ignore regions
     found = zip(*(found[index] for index in images), strict=True)
     results = evaluate(BoxTable.from_images(dataset.paths, *found), truths)
     scores = {f"ap_{name}": result["ap"] for name, result in results.items() if result["boxes"]}
@@ -253,3 +254,55 @@ def _timed(batches: Iterable[tuple[Tensor, Targets]]) -> Iterator[tuple[Tensor, 
         except DataError as error:  # raised in a worker, it carries the worker's traceback
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
         yield *batch, time.perf_counter() - began
+
+
+def make_optimizer(
+    network: RetinaFace, name: str, lr: float, shared_lr_factor: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """``sgd`` or ``adamw``; what stands before the heads learns at ``shared_lr_factor`` of the rate."""
+    heads, shared = [], []
+    for key, parameter in network.named_parameters():
+        (heads if key.startswith(("ClassHead.", "BboxHead.")) else shared).append(parameter)
+    groups = [
+        {"params": heads, "lr": lr, "initial_lr": lr},
+        {"params": shared, "lr": lr, "initial_lr": lr * shared_lr_factor},
+    ]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
+
+
+def make_schedule(
+    name: str, cfg: ModelConfig, steps: int, epochs: int, warmup: int, gamma: float
+) -> Callable[[int], float]:
+    """Share of the learning rate at a step of the whole run; it depends on nothing else.
+
+    Args:
+        name: ``step``, times ``gamma`` at the network's epochs, or ``cosine``, to zero at the end.
+        cfg: the network.
+        steps: of an epoch.
+        epochs: of the run.
+        warmup: steps in which the share rises to 1.
+        gamma: factor of ``step``.
+    """
+
+    def share(step: int) -> float:
+        warm = min(1.0, (step + 1) / (warmup + 1))
+        if name == "cosine":
+            return warm * (1 + math.cos(math.pi * step / (steps * epochs))) / 2
+        return warm * gamma ** sum(step // steps >= epoch for epoch in cfg.lr_decay_epochs)
+
+    return share
+
+
+def weight_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Running average of weights; its memory grows with the steps until ``decay`` is reached."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        steps = int(count)
+        share = 1 - min(decay, (1 + steps) / (10 + steps))
+        for old, new in zip(averaged, current, strict=True):
+            old.lerp_(new, share)
+
+    return AveragedModel(network, multi_avg_fn=update)

@@ -18,9 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models.checkpoint import load_network, save_checkpoint
+from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
-from models.warm_start import init_from_face
 from utils.cli import OK, DataError, UsageError, option, parser_of, run, share
 
 BEFORE_HEADS = ("body", "fpn", "ssh")

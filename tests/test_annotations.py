@@ -86,6 +86,14 @@ def test_blank_lines_tabs_and_windows_line_ends(tmp_path):
     assert [a.line for a in found] == [2, 5]
 
 
+def test_ignore_regions_read_back(tmp_path):
+    annotation = ImageAnnotation("a.jpg", [-2, 1, -1], [[0, 0, 1, 1], [0, 0.5, 0.5, 0.5], [0.5, 0, 0.5, 1]])
+    write_annotations(tmp_path / "list.txt", [annotation])
+    (found,) = read_annotations(tmp_path / "list.txt")
+    assert_same([found], [annotation])
+    assert_same([found.without_regions()], [ImageAnnotation("a.jpg", [1], [[0, 0.5, 0.5, 0.5]])])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -98,6 +106,8 @@ def test_blank_lines_tabs_and_windows_line_ends(tmp_path):
         (b"# a.jpg\n1 0 0 inf 1\n", ":2: found"),
         (b"# a.jpg\n1 a b c d\n", ":2: found '1 a b c d'"),
         (b"# a.jpg\n# b.jpg\n3 0 0 1 1\n", ":3: found label 3; expected one of: 1 face, 2 person"),
+        (b"# a.jpg\n-3 0 0 1 1\n", ":2: found label -3; expected one of: 1 face, 2 person, or negative for"),
+        (b"# a.jpg\n0 0 0 1 1\n", ":2: found label 0"),
         (b"# a.jpg\n1.5 0 0 1 1\n", ":2: found label 1.5"),
         (b"# \xff.jpg\n", ":1: not UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0", ":1: a box before the first image"),

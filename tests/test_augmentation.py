@@ -23,17 +23,33 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_a_crop_keeps_boxes_by_their_centre_and_cuts_them():
     boxes = np.float32([[0, 0, 10, 10], [8, 8, 20, 20], [28, 28, 34, 36], [5, 5, 15, 15], [10, 12, 10, 20]])
-    cut, kept = data_augment.crop_boxes(boxes, (10, 10, 20))
+    cut, labels = data_augment.crop_boxes(boxes, np.arange(1, 6), (10, 10, 20))
     # The centre of the fourth lies on the border, the fifth has no width.
-    assert kept.tolist() == [False, True, False, False, False]
+    assert labels.tolist() == [2]
     assert cut.tolist() == [[0, 0, 10, 10]]
 
 
 def test_a_crop_of_nothing():
-    cut, kept = data_augment.crop_boxes(NO_BOXES, (0, 0, 5))
-    assert cut.shape == (0, 4) and kept.shape == (0,)
+    cut, labels = data_augment.crop_boxes(NO_BOXES, np.zeros(0, np.int64), (0, 0, 5))
+    assert cut.shape == (0, 4) and labels.shape == (0,)
     crop = data_augment.choose_crop((40, 60), NO_BOXES, np.random.default_rng(0))
     assert crop is not None
+
+
+def test_a_crop_shows_a_part_of_an_ignore_region():
+    boxes = np.float32([[0, 0, 15, 15], [0, 0, 15, 15], [12, 12, 18, 18], [0, 0, 10, 10], [14, 14, 40, 40]])
+    cut, labels = data_augment.crop_boxes(boxes, np.array([2, -2, 2, -1, -1]), (10, 10, 20))
+    # The first box has its centre outside, the region at its place stays in part, the fourth only touches.
+    assert labels.tolist() == [-2, 2, -1]
+    assert cut.tolist() == [[0, 0, 5, 5], [2, 2, 8, 8], [4, 4, 20, 20]]
+
+
+def test_no_crop_is_chosen_for_an_ignore_region():
+    image, boxes = noise(40, 80), np.float32([[0, 0, 80, 40], [30, 10, 32, 12]])
+    for seed in range(9):
+        chance = np.random.default_rng(seed)
+        _, boxes_norm, labels = TrainTransform(32)(image, boxes, np.array([2, -1]), chance)
+        assert labels.tolist() == [2, -1] and boxes_norm[0, 3] == 0.5
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,6 +67,61 @@ def test_a_chosen_crop_lies_in_the_image_and_holds_a_box_whole(height, width, co
     if count:
         moved = boxes - np.float32([left, top, left, top])
         assert ((moved >= 0) & (moved <= side)).all(1).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_a_window_stays_in_its_limits_and_near_the_image(height, width, count, seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.random((count, 2, 2)) * (width, height)
+    boxes = np.concatenate([corners.min(1), corners.max(1)], 1).astype(np.float32)
+    window = data_augment.choose_window((height, width), boxes, 64, (0.5, 2.0), 1.5, rng)
+    assert all(0.3 * min(height, width) - 1 < side < 1.5 * max(height, width) + 1 for side in window[2:])
+    for start, side, whole in zip(window[:2], window[2:], (width, height), strict=True):
+        # Within the image, or the image within it.
+        assert min(0, whole - side) <= start <= max(0, whole - side)
+    assert data_augment.cut_window(noise(height, width), window, rng).shape == (window[3], window[2], 3)
+
+
+def test_a_window_scales_by_the_factors_asked_for():
+    rng = np.random.default_rng(0)
+    windows = [
+        data_augment.choose_window((1000, 1000), NO_BOXES, 400, (0.5, 1.0), 2.0, rng) for _ in range(300)
+    ]
+    width, height = 400 / np.array(windows)[:, 2:].T
+    scale, stretch = np.sqrt(width * height), height / width
+    assert 0.495 < scale.min() < 0.52 and 0.96 < scale.max() < 1.01
+    assert 0.495 < stretch.min() < 0.52 and 1.9 < stretch.max() < 2.02
+
+
+def test_beyond_the_image_a_window_shows_the_mean_colour():
+    class Still:
+        def random(self):
+            return 0.9
+
+    image = noise(4, 6)
+    shown = data_augment.cut_window(image, (-2, 1, 9, 3), Still())
+    assert np.array_equal(shown[:, 2:8], image[1:4])
+    assert (shown[:, [0, 1, 8]] == (104, 117, 123)).all()
+
+
+def test_what_a_window_cuts_or_makes_small_is_unknown():
+    boxes = np.float32([[0, 0, 15, 15], [12, 12, 22, 22], [0, 0, 10, 10], [14, 14, 40, 40], [12, 12, 17, 13]])
+    labels = np.array([2, 2, 1, -1, 1])
+    cut, found = data_augment.boxes_in_window(boxes, labels, (10, 10, 20, 10), 40, min_box=5)
+    # The centre of the first is outside, the third only touches, the last is 1 px high: 4 after resizing.
+    assert found.tolist() == [-2, 2, -1, -1]
+    assert cut.tolist() == [[0, 0, 5, 5], [2, 2, 12, 10], [4, 4, 20, 10], [2, 2, 7, 3]]
+    assert data_augment.boxes_in_window(NO_BOXES, labels[:0], (0, 0, 9, 9), 40, 0)[0].shape == (0, 4)
+
+
+def test_a_window_is_resized_to_the_square():
+    image, boxes = noise(40, 80), np.float32([[0, 0, 80, 40]])
+    transform = TrainTransform(32, scales=(0.2, 0.2), aspect=1.0)
+    out, boxes_norm, labels = transform(image, boxes, np.array([2]), np.random.default_rng(1))
+    # 32 / 0.2 is 160, more than 1.5 times the long side: the window is 120 px wide and high.
+    assert out.shape == (32, 32, 3) and labels.tolist() == [2]
+    np.testing.assert_allclose(boxes_norm[0, 2:] - boxes_norm[0, :2], [80 / 120, 40 / 120], atol=1e-6)
 
 
 def test_a_image_whose_boxes_fit_no_crop_is_padded():

@@ -10,9 +10,15 @@ import torch
 from torchvision.models import resnet18
 
 from data.config import cfg_mnet, cfg_re50, one_class
-from models.checkpoint import load_network, load_strictly, read_checkpoint, save_checkpoint
+from models.checkpoint import (
+    init_from_face,
+    load_backbone,
+    load_network,
+    load_strictly,
+    read_checkpoint,
+    save_checkpoint,
+)
 from models.retinaface import RetinaFace, fold_batch_norm
-from models.warm_start import init_from_face, load_backbone
 from utils.cli import DataError
 
 PUBLISHED = [f"mobilenet0.25_2cls6anchors_130324_epoch_{epoch}.pth" for epoch in (150, 295)]

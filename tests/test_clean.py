@@ -57,6 +57,16 @@ def test_repeats_merge_within_a_class_and_the_first_stays():
     assert cleaned([2, 2], [first, near], merge_iou=0.96)[1] == []
 
 
+def test_ignore_regions_are_classes_of_their_own():
+    whole, face = [0.1, 0.1, 0.8, 0.8], [0.2, 0.2, 0.1, 0.1]
+    annotation, rules = cleaned([-2, 2, -1, -2, 1], [whole, whole, whole, whole, face], face_inside=0.5)
+    assert annotation.labels.tolist() == [-2, 2, -1, 1] and rules == ["repeated"]
+    images = [ImageAnnotation(str(i), [label], [whole]) for i, label in enumerate((2, -1, -2, 1))]
+    assert [len(annotation) for annotation, _ in clean_images(images)] == [1, 1, 1, 1]
+    # A face within a region is not within a person.
+    assert cleaned([-2, 1], [whole, face], face_inside=0.5)[1] == ["face_outside"]
+
+
 def test_small_boxes_and_faces_outside_of_persons():
     assert cleaned([2], [[0, 0, 0.01, 0.5]], min_side=0.01)[1] == ["degenerate"]
     person, inside, half, outside = (

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from data.config import cfg_mnet, one_class
-from layers.functions.matching import Matches
+from layers.functions.matching import Matches, choose_targets
 from layers.functions.prior_box import PriorBox
-from layers.functions.targets import choose_targets
 from layers.modules.distillation import DistillationLoss, SoftTargets
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
@@ -132,6 +131,15 @@ def test_labels_may_tell_of_a_class_at_some_priors_alone():
         )
         assert torch.equal(unknown, ~labelled)
     assert torch.equal(soft, ~labelled)
+
+
+def test_a_teacher_sets_the_target_in_an_ignore_region():
+    labelled = ~torch.tensor([[[True, False], [False, True]]])
+    known = torch.tensor([[True, False], [True, False]])
+    unknown, soft = choose_targets(labelled, matches_at(batch=1), known, torch.tensor([False, False]))
+    assert torch.equal(unknown, ~labelled)
+    # The teacher knows faces alone, and counts only where labels leave them open.
+    assert soft.tolist() == [[[True, False], [False, False]]]
 
 
 def test_without_teachers_labels_set_the_target():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.config import cfg_mnet, cfg_re50
 from layers.functions import matching
-from layers.functions.matching import PriorGrids, match
+from layers.functions.matching import PriorGrids, match, much_covered
 from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
 from tests.plain.training import match_one
 from tests.training_data import one_thread  # noqa: F401
@@ -120,3 +120,13 @@ def test_work_in_small_bundles_changes_nothing(monkeypatch):
     monkeypatch.setattr(matching, "MAX_PAIRS", 7)
     parts = match(*joined(boxes, labels), grids)
     assert torch.equal(whole.prior, parts.prior) and torch.equal(whole.boxes_norm, parts.boxes_norm)
+
+
+def test_boxes_that_regions_cover():
+    boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 8, 1], [3, 3, 7, 7], [8, 8, 9, 9.0]])
+    assert much_covered(boxes, torch.zeros(0, 4)).shape == (0, 4)
+    regions = torch.tensor([[1, 0, 3, 4], [4, 4, 6, 6], [4, 4, 6.5, 6]])
+    # Of the first box a half lies in the first region; of the second a quarter, at an IoU of 1 / 14. The
+    # third has 4 of 16 in the second region, at an IoU of 4 / 16, and 5 of 16 in the last: above 0.3.
+    covered = much_covered(boxes, regions).tolist()
+    assert covered == [[True, False, False, False], [False] * 4, [False, False, True, False]]

@@ -7,9 +7,8 @@ import torch
 
 from data.config import cfg_mnet, one_class
 from models.arguments import DEFAULT_WEIGHTS
-from models.checkpoint import load_network, save_checkpoint
+from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
-from models.warm_start import init_from_face
 from results.mix import BEFORE_HEADS, main
 from utils.cli import DataError, UsageError
 

@@ -9,6 +9,7 @@ import torch
 
 from data.config import cfg_mnet
 from data.wider_face import Targets
+from layers.modules import multibox_loss as loss_module
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from tests.plain.training import multibox_loss
 from tests.test_matching import random_boxes
@@ -119,6 +120,42 @@ def test_unknown_at_single_priors():
     unknown[0, 5, 0] = True
     loss = loss_of(criterion, loc, logits, targets, unknown)["class"].item()
     assert loss == pytest.approx(-math.log(0.6), abs=1e-5)
+
+
+def test_ignore_regions_leave_their_class_unknown(monkeypatch):
+    criterion = MultiBoxLoss(cfg_mnet)
+    device = torch.device("cpu")
+    priors = criterion.grids(SIZE, device).corners
+    targets = Targets(
+        priors[700:701],
+        torch.tensor([1]),
+        torch.tensor([0, 1]),
+        torch.tensor([[True, True], [False, True]]),
+        [],
+        priors[[200, 200, 300, 0]],
+        torch.tensor([[0, 1], [1, 0], [1, 1], [1, 1]]),
+    )
+    labelled = criterion.labelled(targets, SIZE, device)
+    assert labelled.shape == (2, len(priors), 2)
+    assert labelled[0, 200].tolist() == [True, False] and labelled[0, :, 0].all()
+    assert 1 < (~labelled[0, :, 1]).sum() < len(priors) / 4
+    # Unlabelled faces of the second image stay so; both its regions of persons count.
+    assert not labelled[1, :, 0].any() and not labelled[1, [0, 300], 1].any() and labelled[1, -1, 1]
+    monkeypatch.setattr(loss_module, "MAX_PAIRS", 1)
+    assert torch.equal(criterion.labelled(targets, SIZE, device), labelled)
+    without = targets._replace(regions_norm=priors[:0], region_of=torch.zeros(0, 2, dtype=torch.int64))
+    assert torch.equal(criterion.labelled(without, SIZE, device), targets.labelled[:, None])
+
+
+def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
+    loc, logits, targets = case([0, 0])
+    logits = torch.full_like(logits, -20.0)
+    logits[..., 0] = 0.0
+    logits[1, [3, 4]] = torch.tensor([0.5, 0.4, 0.1]).log()
+    by_image = MultiBoxLoss(cfg_mnet, negatives_of_empty=1)
+    of_batch = MultiBoxLoss(cfg_mnet, negatives_of_empty=1, mine_batch=True)
+    one, two = (loss_of(c, loc, logits, targets, known(2))["class"].item() for c in (by_image, of_batch))
+    assert one == pytest.approx(-math.log(0.5), abs=1e-5) and two == pytest.approx(2 * one, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LOC_LOSSES)

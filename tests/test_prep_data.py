@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.annotations import ImageAnnotation, labelled_classes, read_annotations, write_list
+from data.annotations import (
+    ImageAnnotation,
+    labelled_classes,
+    read_annotations,
+    write_annotations,
+    write_list,
+)
+from data.predictions import BoxTable
 from prep_data import main
 from utils.cli import DataError, UsageError
 from utils.images import write_image
@@ -202,6 +209,26 @@ def test_stats_and_draw(tmp_path, listed, capsys):
                 str(listed.parent / "images"),
             ]
         )
+
+
+def test_ignore_regions_are_no_boxes(tmp_path, listed, capsys):
+    annotations = read_annotations(listed)
+    for annotation in annotations:
+        annotation.labels = -annotation.labels
+    regions = listed.parent / "regions.txt"
+    write_annotations(regions, annotations)
+    assert main(["stats", str(regions)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "with none 12 (100.0%)" in printed and "boxes 0 face 0 person 0 ignore regions 18" in printed
+    assert main(["draw", str(regions), "--output", str(tmp_path / "sheet.png")]) == 0
+    assert main(["check", str(regions)]) == 0
+    assert main(["export", str(regions), "--format", "coco", "--output", str(tmp_path / "coco.json")]) == 0
+    assert json.loads((tmp_path / "coco.json").read_text())["annotations"] == []
+    assert main(["export", str(regions), "--format", "yolo", "--output", str(tmp_path / "yolo")]) == 0
+    assert not any(f.read_text() for f in (tmp_path / "yolo" / "labels").rglob("*.txt"))
+    with pytest.raises(DataError, match="no box with an area"):
+        main(["anchors", str(regions), "--output", str(tmp_path / "anchors")])
+    assert not len(BoxTable.from_annotations(annotations))
 
 
 # check

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from data import wider_face
+from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
+from data.predictions import BoxTable
 from data.wider_face import WiderFaceDetection
 from models import engine
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
@@ -82,12 +84,15 @@ def assert_same(one: object, other: object) -> None:
 
 EVERYTHING = (
     *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--amp"),
-    *("--zoom_out", "1.5", "--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
+    *("--scales", "0.5", "2", "--aspect", "1.2", "--min_box", "4", "--mine_batch"),
+    *("--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
 )
 
 
 @pytest.mark.parametrize(
-    "more, stop_after", [((), 2), ((), 4), (EVERYTHING, 3)], ids=["published", "end of epoch", "everything"]
+    "more, stop_after",
+    [((), 2), (("--zoom_out", "1.5"), 4), (EVERYTHING, 3)],
+    ids=["published", "end of epoch", "everything"],
 )
 def test_a_stopped_run_goes_on_bit_by_bit(data, start, tmp_path, monkeypatch, capsys, more, stop_after):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -112,7 +117,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(data, start, tmp_path, monkeypatch, ca
     assert losses(whole) == losses(parts)
     one, other = (read_checkpoint(folder / "last.pth") for folder in (whole, parts))
     assert_same(dict(one.state_dict), dict(other.state_dict))
-    for name in ("optimizer", "progress", *(["average"] if more else [])):
+    for name in ("optimizer", "progress", *(["average"] if "--ema" in more else [])):
         assert_same(one.extra[name], other.extra[name])
 
 
@@ -142,6 +147,21 @@ def test_two_processes_validate_the_network_that_is_saved(data, start, tmp_path,
     alone = engine.validate(best, WiderFaceDetection(data), torch.device("cpu"), evaluate)
     (row,) = rows(tmp_path)
     assert {name: float(row[name]) for name in alone} == pytest.approx(alone, rel=1e-9)
+
+
+def test_validation_counts_no_ignore_region(tmp_path):
+    path = make_list(tmp_path, 2)
+    write_annotations(path, [ImageAnnotation("0.png", [-1, 2], [[0, 0, 1, 1], [0, 0, 0.5, 1]])])
+    seen = {}
+
+    def note(found: BoxTable, truths: BoxTable) -> dict[str, dict]:
+        seen.update(labels=truths.labels.tolist(), boxes=truths.boxes.tolist())
+        return {"face": {"ap": 0.0, "boxes": 0}, "person": {"ap": 0.5, "boxes": 1}}
+
+    found = engine.validate(
+        RetinaFace(cfg_mnet).eval(), WiderFaceDetection([path]), torch.device("cpu"), note
+    )
+    assert seen == {"labels": [2], "boxes": [[0, 0, 0.5, 1]]} and found == {"ap_person": 0.5, "ap": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -318,6 +338,7 @@ def test_a_full_disk_leaves_the_last_good_file(data, start, tmp_path):
     [
         (["--repeat", "1"], "--repeat: expected 2 numbers"),
         (["--distil", "1", "2", "3"], "--distil: expected 1 or 2 weights"),
+        (["--scales", "2", "0.5"], "--scales: expected the smaller factor first, got 2.0 0.5"),
         (["--init_from_face", "x.pth"], "two ways to start"),
         (["--batch_size", "0"], "expected a whole number from 1"),
     ],

@@ -35,6 +35,19 @@ def test_images_without_boxes_and_classes_without_labels(tmp_path):
     assert torch.equal(targets.boxes_norm, dataset[0, 0][1]["boxes_norm"])
 
 
+def test_ignore_regions_are_apart_from_the_boxes_of_a_batch(tmp_path):
+    path = make_list(tmp_path, 2)
+    boxes = [[0, 0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1]]
+    annotations = [ImageAnnotation("0.png", [1], boxes[:1]), ImageAnnotation("1.png", [-2, 2, -1], boxes)]
+    write_annotations(path, annotations)
+    dataset = WiderFaceDetection([path], lambda image, boxes, labels, rng: (image, boxes / 80, labels))
+    _, targets = detection_collate([dataset[0], dataset[1]])
+    assert targets.labels.tolist() == [1, 2] and targets.counts.tolist() == [1, 1]
+    assert targets.boxes_norm.tolist() == [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]
+    assert targets.regions_norm.tolist() == [[0, 0, 0.5, 0.5], [0, 0, 1, 1]]
+    assert targets.region_of.tolist() == [[1, 1], [1, 0]]  # both in the second image: a person, a face
+
+
 def test_boxes_are_cut_to_the_image_and_those_without_area_dropped(tmp_path):
     path = make_list(tmp_path, 1)
     boxes = [[-0.1, 0.2, 0.3, 0.9], [0.5, 0.5, 0.0, 0.1], [1.2, 0.1, 0.2, 0.2], [0.3, 0.3, -0.1, 0.1]]

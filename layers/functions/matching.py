@@ -1,4 +1,4 @@
-"""Which prior learns which truth."""
+"""What a prior learns: the truth that it matches, the background, what a teacher says, or nothing."""
 
 from __future__ import annotations
 
@@ -134,6 +134,57 @@ def match(
     key = matched[:nowhere].nonzero()[:, 0]
     owner = owner[key]
     return Matches(len(counts), key // count, key % count, labels[owner], boxes_norm[owner])
+
+
+def much_covered(boxes: Tensor, regions: Tensor, share: float = 0.5, iou: float = 0.3) -> Tensor:
+    """bool Tensor[R, P]: boxes that have ``share`` of their area in a region, or reach ``iou`` with it.
+
+    Args:
+        boxes, regions: Tensor[P, 4] and Tensor[R, 4], x1 y1 x2 y2.
+    """
+    areas, region_areas = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, regions))
+    sides = torch.minimum(boxes[:, 2:], regions[:, None, 2:]) - torch.maximum(
+        boxes[:, :2], regions[:, None, :2]
+    )
+    shared = sides.clamp(min=0).prod(2)
+    return (shared >= share * areas) | (shared >= iou * (areas + region_areas[:, None] - shared))
+
+
+def choose_targets(
+    labelled: Tensor, matches: Matches, teacher_knows: Tensor | None, teacher_first: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Decides for every prior and class who sets the target; the losses follow the two masks.
+
+    ====================================================  =============================  =======  ====
+    prior, and what is known of the class there           target                         unknown  soft
+    ====================================================  =============================  =======  ====
+    matched to a box                                      its label                      either   no
+    not matched; labelled                                 background, hard negatives     no       no
+    the same, class in ``teacher_first``, a teacher       the teacher's score and box    yes      yes
+    knows it
+    not matched; not labelled or ignored, a teacher       the teacher's score and box    yes      yes
+    knows it
+    the same, no teacher knows it                         nothing: background and class  yes      no
+                                                          merge
+    ====================================================  =============================  =======  ====
+
+    Args:
+        labelled: bool Tensor[N, 1 or P, classes], see `MultiBoxLoss.labelled`.
+        matches: matched priors.
+        teacher_knows: bool Tensor[P, classes], see `SoftTargets`; None without teachers.
+        teacher_first: bool Tensor[classes], classes for which teachers go before labels.
+
+    Returns:
+        ``unknown`` for `MultiBoxLoss`, bool Tensor[N, 1 or P, classes], and ``soft`` for `DistillationLoss`,
+        bool Tensor[N, P, classes], None without teachers.
+    """
+    unknown = ~labelled
+    if teacher_knows is None:
+        return unknown, None
+    unknown = unknown | (teacher_knows & teacher_first)
+    soft = unknown & teacher_knows
+    soft[matches.image, matches.prior] = False
+    return unknown, soft
 
 
 def _best_iou(truths: Tensor, grids: PriorGrids) -> Tensor:

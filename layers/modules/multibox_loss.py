@@ -9,7 +9,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from data.config import ModelConfig
 from data.wider_face import Targets
-from layers.functions.matching import Matches, PriorGrids, match
+from layers.functions.matching import MAX_PAIRS, Matches, PriorGrids, match, much_covered
 from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
 from utils.box_utils import decode, encode
 
@@ -20,8 +20,8 @@ LOC_LOSSES = {"smooth_l1": F.smooth_l1_loss, "giou": generalized_box_iou_loss}
 class MultiBoxLoss(nn.Module):
     """Localisation loss of matched priors and cross entropy with hard negatives (SSD, Liu et al. 2016).
 
-    For a class that is *unknown* at a prior (its image is not labelled for it) background and class merge:
-    the loss of a negative prior there is -log(p_background + p_class) (Cermelli et al. 2020, "Modeling the
+    For a class that is *unknown* at a prior (not labelled or ignored in its image) background and class
+    merge: the loss of a negative prior is -log(p_background + p_class) (Cermelli et al. 2020, "Modeling the
     Background", equation 5), so nothing pushes the class down where it may be. An image without positives
     gives `negatives_of_empty` negatives; the published code took none.
 
@@ -30,6 +30,8 @@ class MultiBoxLoss(nn.Module):
         match_iou, best_prior_iou: see `match`.
         negatives_per_positive: hard negatives of an image for each of its positives.
         negatives_of_empty: hard negatives of an image without positives.
+        mine_batch: the hard negatives are those of the whole batch, so that an image with many positives does
+            not take easy ones while another with few leaves hard ones out.
         loc_loss: one of `LOC_LOSSES`.
         loc_weight: weight of the localisation loss.
     """
@@ -41,6 +43,7 @@ class MultiBoxLoss(nn.Module):
         best_prior_iou: float = 0.2,
         negatives_per_positive: int = 7,
         negatives_of_empty: int = 7,
+        mine_batch: bool = False,
         loc_loss: str = "smooth_l1",
         loc_weight: float = 2.0,
     ) -> None:
@@ -48,7 +51,7 @@ class MultiBoxLoss(nn.Module):
         self.cfg = cfg
         self.match_iou, self.best_prior_iou = match_iou, best_prior_iou
         self.negatives_per_positive, self.negatives_of_empty = negatives_per_positive, negatives_of_empty
-        self.loc_loss, self.loc_weight = loc_loss, loc_weight
+        self.mine_batch, self.loc_loss, self.loc_weight = mine_batch, loc_loss, loc_weight
         self._prior_box = PriorBox(cfg)
         self._grids: dict[tuple[tuple[int, int], torch.device], PriorGrids] = {}
 
@@ -66,6 +69,25 @@ class MultiBoxLoss(nn.Module):
         boxes_norm, labels = targets.boxes_norm.to(device), targets.labels.to(device)
         grids = self.grids(image_size, device)
         return match(boxes_norm, labels, targets.counts, grids, self.match_iou, self.best_prior_iou)
+
+    def labelled(self, targets: Targets, image_size: tuple[int, int], device: torch.device) -> Tensor:
+        """bool Tensor[N, 1 or P, classes]: where labels tell whether there is an object of the class.
+
+        One row an image where that holds for all of it; with ignore regions a row a prior.
+        """
+        labelled = targets.labelled.to(device)[:, None]
+        if not len(targets.regions_norm):
+            return labelled
+        corners = self.grids(image_size, device).corners
+        classes = targets.labelled.shape[1]
+        rows = (targets.region_of[:, 0] * classes + targets.region_of[:, 1]).to(device)
+        regions = targets.regions_norm.to(device)
+        ignored = torch.zeros(labelled.numel(), len(corners), dtype=torch.uint8, device=device)
+        at_once = max(MAX_PAIRS // len(corners), 1)
+        for row, region in zip(rows.split(at_once), regions.split(at_once), strict=True):
+            covered = much_covered(corners, region).byte()
+            ignored.scatter_reduce_(0, row[:, None].expand_as(covered), covered, "amax")
+        return labelled & (ignored.view(len(labelled), classes, -1) == 0).transpose(1, 2)
 
     def forward(
         self,
@@ -116,7 +138,7 @@ class MultiBoxLoss(nn.Module):
 
     @torch.no_grad()
     def _hard_negatives(self, logits: Tensor, matches: Matches, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and prior of the negatives that are furthest from the background, by image.
+        """Image and prior of the negatives that are furthest from the background, of each image or all.
 
         They are ranked by the odds of the known classes against the rest, which orders as the loss does.
         """
@@ -132,6 +154,9 @@ class MultiBoxLoss(nn.Module):
         wanted = self.negatives_per_positive * positives
         wanted[positives == 0] = self.negatives_of_empty
         wanted = torch.minimum(wanted, logits.shape[1] - positives)
+        if self.mine_batch:
+            hardest = odds.flatten().topk(int(wanted.sum())).indices
+            return hardest // odds.shape[1], hardest % odds.shape[1]
         hardest = odds.topk(int(wanted.max()), dim=1).indices
         chosen = torch.arange(hardest.shape[1], device=odds.device) < wanted[:, None]
         return chosen.nonzero()[:, 0], hardest[chosen]

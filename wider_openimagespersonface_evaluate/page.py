@@ -52,9 +52,8 @@ def draw_page(
     _plot_sizes(sizes, {name: values.get("ap_by_size", {}) for name, values in numbers.items()})
     if "person" in found:
         false, missed, average = miss_rates(found["person"])
-        misses.plot(
-            false, missed.clip(1e-3), color=colours["person"], label=f"person: log-average {average:.4f}"
-        )
+        label = f"person: log-average {average:.4f}"
+        misses.plot(false.clip(1e-4), missed.clip(1e-3), color=colours["person"], label=label)
     misses.set(xscale="log", yscale="log", xlim=(FALSE_POSITIVES[0] / 3, 30), ylim=(0.02, 1.1))
     misses.set(xlabel="false positives an image", ylabel="miss rate", title="misses over false positives")
     for value in FALSE_POSITIVES[[0, -1]]:

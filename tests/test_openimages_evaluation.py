@@ -103,26 +103,32 @@ def test_all_point_ap_is_that_of_the_plain_loops(images, iou):
     assert ap == pytest.approx(class_average_precision(plain, iou), rel=0, abs=1e-12)
 
 
-def coco_says(found: BoxTable, truths: BoxTable) -> np.ndarray:
-    """AP at 0.5, 0.55 .. 0.95 by faster-coco-eval; group-of boxes are its crowds."""
+#: Sides of the square images that boxes are given to COCO's evaluator in.
+PIXELS = 128
+
+
+def coco_says(found: BoxTable, truths: BoxTable, area: str = "all") -> np.ndarray:
+    """AP at 0.5, 0.55 .. 0.95 by faster-coco-eval, of an area (-1: no truth); groups are its crowds."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     def rows(boxes, index, **more):
+        boxes = xyxy_to_xywh(boxes) * PIXELS
         return [
-            {"id": i + 1, "image_id": int(image) + 1, "category_id": 1, "bbox": row.tolist(), "area": 1.0}
-            | {key: values[i].item() for key, values in more.items()}
+            {"id": i + 1, "image_id": int(image) + 1, "category_id": 1, "bbox": row.tolist()}
+            | {"area": row[2] * row[3], **{key: values[i].item() for key, values in more.items()}}
             for i, (row, image) in enumerate(zip(boxes, index, strict=True))
         ]
 
-    images = [{"id": i + 1, "width": 1, "height": 1} for i in range(len(truths.images))]
-    boxes = rows(xyxy_to_xywh(truths.boxes), truths.image_index, iscrowd=truths.group_of.astype(int))
+    images = [{"id": i + 1, "width": PIXELS, "height": PIXELS} for i in range(len(truths.images))]
+    boxes = rows(truths.boxes, truths.image_index, iscrowd=truths.group_of.astype(int))
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "face"}]})
-        detected = truth.loadRes(rows(xyxy_to_xywh(found.boxes), found.image_index, score=found.scores))
+        detected = truth.loadRes(rows(found.boxes, found.image_index, score=found.scores))
         run = COCOeval_faster(truth, detected, "bbox", print_function=lambda *_: None)
         run.evaluate()
         run.accumulate()
-    return run.eval["precision"][:, :, 0, 0, -1].mean(1)
+    which = run.params.areaRngLbl.index(area)
+    return run.eval["precision"][:, :, 0, which, -1].mean(1)
 
 
 @settings(max_examples=60)
@@ -356,7 +362,7 @@ def test_table_and_images(tmp_path, capsys):
     flags = ["--plot", tmp_path / "curves.svg", "--worst", "5", "--images", tmp_path / "images"]
     scores_of("-p", tmp_path / "p", "-g", tmp_path / "list.txt", *flags)
     shown = capsys.readouterr().out
-    assert "AP@0.5  AP@0.3  COCO AP50  COCO AP50:95" in shown and "1 images in" in shown
+    assert "AP@0.5  AP@0.3  COCO AP50    AP75  AP50:95" in shown and "1 images in" in shown
     assert "<svg" in (tmp_path / "curves.svg").read_text()
     picture = cv2.imread(str(tmp_path / "p_worst" / "001_a.jpg")).astype(int)
     hit, false, missed = picture[80, 80], picture[280, 160], picture[200, 560]

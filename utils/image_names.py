@@ -24,6 +24,15 @@ def image_key(path: str) -> str:
     return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
+def image_of(folder: Path, key: str) -> Path:
+    """The image of a key in ``folder``, whatever its suffix; ``key.jpg`` where there is none."""
+    for suffix in (".jpg", *sorted(IMAGE_SUFFIXES - {".jpg"}), ".JPG"):
+        path = folder / f"{key}{suffix}"
+        if path.is_file():
+            return path
+    return folder / f"{key}.jpg"
+
+
 def is_odd(path: str) -> bool:
     """Whether an image suffix is in a path, but not at its end.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,9 +29,17 @@ import widerface_evaluate.matching
 from data.config import CLASS_NAMES
 from data.predictions import BoxTable
 from utils.cli import DataError, option, parser_of, run, warn
-from utils.evaluation.average_precision import full_curve, score_order, wider_bins, wider_curve
+from utils.evaluation.average_precision import full_curve, wider_bins, wider_curve
 from wider_openimagespersonface_evaluate import matching
 from wider_openimagespersonface_evaluate.ground_truth import read_ground_truth
+from wider_openimagespersonface_evaluate.metrics import (
+    COCO_AREAS,
+    coco_aps,
+    confusion,
+    further_numbers,
+    image_sizes,
+)
+from wider_openimagespersonface_evaluate.page import draw_page
 from widerface_evaluate import command
 from widerface_evaluate.command import Score
 
@@ -54,24 +63,23 @@ def score(predictions: BoxTable, truths: BoxTable, iou: float = 0.5) -> dict[str
         if known.any():
             keep = (predictions.labels == label) & known[predictions.image_index]
             result[name] = _score_class(predictions.select(keep).by_score(), truths.of_class(label), iou)
+            result[name].columns["images"] = int(known.sum())
     return result
 
 
 def _score_class(detections: BoxTable, truths: BoxTable, iou: float) -> Score:
-    outcome, lenient = matching.match_open_images(detections, truths, np.array([iou, LENIENT_IOU]))
-    scores, order = detections.scores, score_order(detections.scores)
-    single = int((~matching.groups(truths)).sum())
-    coco = [
-        full_curve(scores, level, single, order).coco for level in matching.match_coco(detections, truths)
-    ]
+    levels = matching.match_open_images(detections, truths, np.array([iou, LENIENT_IOU]))
+    curve, lenient = (full_curve(detections.scores, level, len(truths)) for level in levels)
+    aps = coco_aps(detections, truths)
     columns = {
-        "ap_30": full_curve(scores, lenient, len(truths), order).area,
-        "coco_ap_50": coco[0],
-        "coco_ap": float(np.mean(coco)),
+        "ap_30": lenient.area,
+        "coco_ap_50": aps[0],
+        "coco_ap_75": aps[5],
+        "coco_ap": float(np.mean(aps)),
         "boxes": len(truths),
         "detections": len(detections),
     }
-    return Score(detections, outcome, truths, full_curve(scores, outcome, len(truths), order), columns)
+    return Score(detections, levels[0], truths, curve, columns)
 
 
 def score_legacy(predictions: BoxTable, truths: BoxTable, iou: float = 0.5) -> dict[str, Score]:
@@ -127,29 +135,61 @@ def main(argv: list[str] | None = None) -> int:
     for name in set(CLASS_NAMES.values()) - set(found):
         warn(f"{args.gt}: class {name} is not labelled there and is not scored")
     numbers = {name: one.numbers() for name, one in found.items()}
-    titles = {
-        "boxes": "boxes",
-        "detections": "detections",
-        "ap": f"AP@{args.iou:g}",
-        "ap_30": f"AP@{LENIENT_IOU:g}",
-        "coco_ap_50": "COCO AP50",
-        "coco_ap": "COCO AP50:95",
-        "score": "best F1 at",
-        "precision": "precision",
-        "recall": "recall",
-        "f1": "F1",
-    }
-    shown = [key for key in titles if all(key in values for values in numbers.values())]
-    rows = [(name, *(values[key] for key in shown)) for name, values in numbers.items()]
+    tables, values, draw = [_table(numbers, args.iou)], {}, None
+    if not legacy:
+        matrix = values["confusion"] = confusion(predictions, truths, found, args.iou)
+        sizes = image_sizes(args.images, truths.images) if args.images else None
+        for name, further in further_numbers(found, sizes).items():
+            numbers[name] |= further
+        tables = [_table(numbers, args.iou), *_further_tables(numbers, matrix)]
+        draw = partial(draw_page, found, numbers, matrix)
     command.report(
         args,
         found,
         {"images": len(truths.images), "detections": len(predictions)},
-        command.format_table(["class", *(titles[key] for key in shown)], rows),
-        {"classes": numbers, "missing": missing},
+        "\n".join(tables),
+        {"classes": numbers, "missing": missing, **values},
         "normalised",
+        draw,
     )
     return 0
+
+
+def _table(numbers: dict[str, dict], iou: float) -> str:
+    """The numbers of each class that are one value."""
+    titles = {
+        "boxes": "boxes",
+        "detections": "detections",
+        "ap": f"AP@{iou:g}",
+        "ap_30": f"AP@{LENIENT_IOU:g}",
+        "coco_ap_50": "COCO AP50",
+        "coco_ap_75": "AP75",
+        "coco_ap": "AP50:95",
+        "score": "best F1 at",
+        "precision": "precision",
+        "recall": "recall",
+        "f1": "F1",
+        "log_average_miss_rate": "miss rate",
+    }
+    shown = [key for key in titles if any(key in values for values in numbers.values())]
+    rows = [(name, *map(values.get, shown)) for name, values in numbers.items()]
+    return command.format_table(["class", *map(titles.get, shown)], rows)
+
+
+def _further_tables(numbers: dict[str, dict], confusion: dict[str, dict[str, int]]) -> list[str]:
+    """AP by size in pixels, where it is known, and what is taken for what."""
+    tables = []
+    sized = {name: values for name, values in numbers.items() if "ap_by_size" in values}
+    if sized:
+        sides = next(iter(sized.values()))["ap_by_size"]
+        rows = [
+            (name, *(values[f"coco_ap_{area}"] for area in COCO_AREAS), *values["ap_by_size"].values())
+            for name, values in sized.items()
+        ]
+        tables.append(command.format_table(["AP by size in pixels", *COCO_AREAS, *sides], rows))
+    rows = [(name, *row.values()) for name, row in confusion.items()]
+    tables.append(command.format_table(["found at best F1 as", *confusion], rows))
+    return tables
 
 
 if __name__ == "__main__":

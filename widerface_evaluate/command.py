@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,9 +70,15 @@ def add_arguments(
     option(rule, "--confidence_threshold --conf --min_score", "leave out detections that score less", least)
     output = parser.add_argument_group("output")
     option(output, "--output --json --out", "write the numbers there, as JSON", Path, metavar="FILE")
-    option(output, "--plot", "draw precision-recall curves (png, svg, pdf)", Path, metavar="FILE")
+    option(output, "--plot", "draw curves (png, svg, pdf)", Path, metavar="FILE")
     option(output, "--worst", "draw the N images that cost most AP", natural, 0)
-    option(output, "--images --images_dir", "folder of the images, for --worst", Path, metavar="DIR")
+    option(
+        output,
+        "--images --images_dir",
+        "folder of the images, for --worst and for scores by size",
+        Path,
+        metavar="DIR",
+    )
     folder = "where --worst draws (default: <predictions>_worst/)"
     option(output, "--save_folder --name", folder, Path, metavar="DIR")
 
@@ -214,6 +220,7 @@ def report(
     table: str,
     values: dict[str, object],
     unit: str,
+    draw: Callable[[Path, str], None] | None = None,
 ) -> None:
     """Prints scores, and writes and draws what the arguments ask for.
 
@@ -224,6 +231,7 @@ def report(
         table: printed below the scores; may be empty.
         values: for the JSON, beside settings and counts.
         unit: of the boxes, ``pixels`` or ``normalised``.
+        draw: draws what --plot asks for, given its file and a title; None: curves alone.
     """
     settings = {"protocol": args.protocol, "iou": args.iou, "min_score": args.confidence_threshold}
     print("==================== Results ====================")
@@ -241,7 +249,8 @@ def report(
     if args.plot:
         from widerface_evaluate.plots import draw_curves
 
-        draw_curves(args.plot, {name: one.curve for name, one in found.items()}, title)
+        curves = {name: one.curve for name, one in found.items()}
+        draw(args.plot, title) if draw else draw_curves(args.plot, curves, title)
     if args.worst:
         from widerface_evaluate.plots import draw_worst_images
 
@@ -255,6 +264,8 @@ def write_json(path: Path, values: dict) -> None:
     def plain(value: object) -> object:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     write_text(path, json.dumps(plain(values), indent=2) + "\n")

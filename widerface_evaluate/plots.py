@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,9 +13,12 @@ from utils.box_utils import intersections, ious
 from utils.cli import DataError, warn
 from utils.draw import draw_boxes, hex_colour
 from utils.evaluation.average_precision import Curve, image_costs, normalised, wider_bins
-from utils.image_names import IMAGE_SUFFIXES
+from utils.image_names import image_of
 from utils.images import read_image, write_figure, write_image
 from widerface_evaluate.command import Score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: BGR; told apart by colour-blind eyes too (Okabe and Ito), and from the colours of the classes.
 FOUND, HIT, MISSED, FALSE = (200, 200, 200), (115, 158, 0), (0, 94, 213), (66, 228, 240)
@@ -24,16 +28,20 @@ LEAST_CAPTIONED = 40
 
 
 def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
-    """Draws precision over recall of each named curve, its AP in the legend, its best F1 as a dot.
-
-    Curves named after a class have its colour.
-    """
+    """Draws precision over recall of each named curve."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    plot_curves(axes, curves)
+    axes.set_title(title)
+    write_figure(path, figure, 150)
+
+
+def plot_curves(axes: Axes, curves: dict[str, Curve]) -> None:
+    """Precision over recall of each named curve, its AP in the legend, its best F1 as a dot; classes in their colour."""
     for name, curve in curves.items():
         # Drawn from recall 0 on; a class without detections is a line without length.
         recall = np.append(0, curve.recall)
@@ -45,10 +53,9 @@ def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
         if best["score"] is not None:
             line.set_label(f"{line.get_label()}, best F1 {best['f1']:.4f} at score {best['score']:.3f}")
             axes.plot(best["recall"], best["precision"], "o", color=line.get_color())
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    write_figure(path, figure, 150)
 
 
 def draw_worst_images(folder: Path, images: Path, most: int, found: dict[str, Score], unit: str) -> int:
@@ -72,7 +79,7 @@ def draw_worst_images(folder: Path, images: Path, most: int, found: dict[str, Sc
     order = np.argsort(-costs, kind="stable")[:most]
     for rank, image in enumerate(order[costs[order] > 0], 1):
         try:
-            canvas = read_image(_find(images, names[image]))
+            canvas = read_image(image_of(images, names[image]))
         except DataError as error:
             warn(str(error))
             continue
@@ -87,15 +94,6 @@ def image_costs_of(one: Score) -> np.ndarray:
     """float64[I]: average precision that each image costs."""
     bins = wider_bins(normalised(one.detections.scores))
     return image_costs(bins, one.outcome, one.detections.image_index, np.diff(one.truths.offsets))
-
-
-def _find(images: Path, name: str) -> Path:
-    """The file of an image key, whatever its suffix; ``name.jpg`` where there is none."""
-    for suffix in (".jpg", *sorted(IMAGE_SUFFIXES - {".jpg"}), ".JPG"):
-        path = images / f"{name}{suffix}"
-        if path.is_file():
-            return path
-    return images / f"{name}.jpg"
 
 
 def _draw(canvas: np.ndarray, image: int, found: dict[str, Score], text: str, unit: str) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""More than one number: AP by overlap and object size, scores, miss rate, and what is taken for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.config import CLASS_NAMES
+from data.predictions import BoxTable
+from utils.box_utils import areas
+from utils.cli import DataError, warn
+from utils.evaluation.average_precision import Curve, full_curve, score_order
+from utils.image_names import image_of
+from utils.images import read_sizes
+from wider_openimagespersonface_evaluate.matching import COCO_THRESHOLDS, groups, match_coco
+from widerface_evaluate.command import Score
+from widerface_evaluate.matching import INSIDE, best_overlaps, firsts
+
+#: COCO's sizes by name: least and greatest area in pixels.
+COCO_AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+
+#: Sides of squares of the same area, in pixels, that part objects by size.
+SIDES = (0, 8, 16, 32, 64, 128, 256, 512)
+
+#: False positives an image at which the log-average miss rate looks (Dollar et al. 2012, section 3.2).
+FALSE_POSITIVES = np.logspace(-2, 0, 9)
+
+BACKGROUND = "background"
+
+
+def coco_aps(
+    detections: BoxTable,
+    truths: BoxTable,
+    thresholds: np.ndarray = COCO_THRESHOLDS,
+    fits: tuple[np.ndarray, np.ndarray] | None = None,
+) -> list[float]:
+    """COCO's AP of one class at each of ``thresholds``; NaN where there is nothing to find.
+
+    Args:
+        detections: best first in each image.
+        truths: of the same images.
+        thresholds: float64[T].
+        fits: bool[N] and bool[G], which detections and truths have the size that is scored; other truths
+            are ignored, and so are other detections that hit none.
+    """
+    of_detections, of_truths = fits or (np.ones(len(detections), bool), np.ones(len(truths), bool))
+    outcome = match_coco(detections, truths, thresholds, ignored=~of_truths)
+    outcome[(outcome == 0) & ~of_detections] = -1
+    order = score_order(detections.scores)
+    count = int((of_truths & ~groups(truths)).sum())
+    return [full_curve(detections.scores, level, count, order).coco for level in outcome]
+
+
+def by_size(one: Score, image_sizes: np.ndarray) -> dict[str, float | dict[str, float]]:
+    """COCO's AP of small, medium and large objects, and AP at overlap 0.5 by the side of a square.
+
+    Args:
+        one: score of a class, boxes normalised.
+        image_sizes: int64[I, 2], height and width.
+    """
+    tables = one.detections, one.truths
+    pixels = [areas(table.boxes) * image_sizes.prod(1)[table.image_index] for table in tables]
+    numbers: dict = {}
+    for name, (least, most) in COCO_AREAS.items():
+        fits = tuple((least <= area) & (area <= most) for area in pixels)
+        numbers[f"coco_ap_{name}"] = float(np.mean(coco_aps(*tables, fits=fits)))
+    numbers["ap_by_size"] = {}
+    for least, most in zip(SIDES, (*SIDES[1:], np.inf), strict=True):
+        fits = tuple((least**2 <= area) & (area < most**2) for area in pixels)
+        name = f"{least}-{most}" if np.isfinite(most) else f"{least}-"
+        (numbers["ap_by_size"][name],) = coco_aps(*tables, COCO_THRESHOLDS[:1], fits)
+    return numbers
+
+
+def image_sizes(folder: Path, images: Sequence[str]) -> np.ndarray | None:
+    """int64[I, 2], height and width of images in ``folder``; None, with a warning, where one is missing."""
+    sizes = list(read_sizes(folder, [image_of(folder, image).relative_to(folder) for image in images]))
+    errors = [size for size in sizes if isinstance(size, DataError)]
+    if errors:
+        warn(f"{len(errors)} images cannot be read, and nothing is scored by size: {errors[0]}")
+        return None
+    return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def over_scores(curve: Curve) -> list[dict[str, float]]:
+    """Precision, recall and F1 of the detections that score at least 0.05, 0.1 and so on to 0.95."""
+    rows = []
+    for score in np.arange(1, 20) / 20:
+        last = np.searchsorted(-curve.scores, -score, "right") - 1
+        precision, recall = (curve.precision[last], curve.recall[last]) if last >= 0 else (np.nan, 0.0)
+        f1 = 2 * precision * recall / (precision + recall) if recall else 0.0
+        rows.append({"score": score, "precision": precision, "recall": recall, "f1": f1})
+    return [{key: float(value) for key, value in row.items()} for row in rows]
+
+
+def miss_rates(one: Score) -> tuple[np.ndarray, np.ndarray, float]:
+    """The curve of misses over false positives, as for pedestrians, and its log-average.
+
+    Overlap of a hit is 0.5; truths that enclose a group are regions to be ignored.
+
+    Returns:
+        float64[K] false positives an image, ascending, float64[K] share of truths missed, and the geometric
+        mean of the latter at the nine `FALSE_POSITIVES` (Caltech's rule: the last point not beyond each).
+    """
+    found, truths = one.detections, one.truths
+    (outcome,) = match_coco(found, truths, np.array([0.5]), most=len(found) + 1)
+    curve = full_curve(found.scores, outcome, int((~groups(truths)).sum()))
+    ranks = np.arange(1, len(curve.recall) + 1)
+    false = np.rint(ranks * (1 - curve.precision)) / max(one.columns["images"], 1)
+    misses = 1 - curve.recall
+    at = np.searchsorted(false, FALSE_POSITIVES, "right")
+    log_average = np.exp(np.log(np.append(1.0, misses)[at].clip(1e-10)).mean())
+    return false, misses, float(log_average) if curve.truths else float("nan")
+
+
+def further_numbers(found: dict[str, Score], sizes: np.ndarray | None) -> dict[str, dict]:
+    """By class: `over_scores`, `by_size` where ``sizes`` of the images are known, and misses of persons."""
+    numbers = {name: {"over_scores": over_scores(one.curve)} for name, one in found.items()}
+    for name, one in found.items():
+        if sizes is not None:
+            numbers[name] |= by_size(one, sizes)
+        if name == "person":
+            *_, numbers[name]["log_average_miss_rate"] = miss_rates(one)
+    return numbers
+
+
+def confusion(
+    predictions: BoxTable, truths: BoxTable, found: dict[str, Score], iou: float
+) -> dict[str, dict[str, int]]:
+    """How many objects of each class are taken for each class, both with ``background``.
+
+    Detections are those that reach the score of best F1 of their class. Each, best first, takes the truth of
+    any class that it overlaps most and above ``iou``; inside a group of their class others are ignored.
+
+    Returns:
+        Counts by true class and by found class.
+    """
+    labels = [label for label, name in CLASS_NAMES.items() if name in found]
+    shown = np.zeros(len(predictions), bool)
+    for label in labels:
+        least = found[CLASS_NAMES[label]].curve.best_f1()["score"]
+        known = truths.verified.get(label, np.ones(len(truths.images), bool))[predictions.image_index]
+        if least is not None:
+            shown |= (predictions.labels == label) & (predictions.scores >= least) & known
+    detections = predictions.select(shown).by_score()
+    group_of, labelled = groups(truths), np.isin(truths.labels, labels)
+    single = truths.select(labelled & ~group_of)
+    best, overlap = best_overlaps(detections, single)
+    hits = firsts(np.flatnonzero(overlap > iou), best, len(single))
+    false, missed = np.ones(len(detections), bool), np.ones(len(single), bool)
+    false[hits], missed[best[hits]] = False, False
+    for label in labels:
+        group = truths.select(group_of & (truths.labels == label))
+        _, inside = best_overlaps(detections, group, kind=INSIDE)
+        false &= (detections.labels != label) | (inside <= iou)
+    counts = np.zeros((max(CLASS_NAMES) + 1, max(CLASS_NAMES) + 1), np.int64)
+    np.add.at(counts, (single.labels[best[hits]], detections.labels[hits]), 1)
+    np.add.at(counts, (0, detections.labels[false]), 1)
+    np.add.at(counts, (single.labels[missed], 0), 1)
+    names = [*((label, CLASS_NAMES[label]) for label in labels), (0, BACKGROUND)]
+    return {true: {name: int(counts[row, column]) for column, name in names} for row, true in names}

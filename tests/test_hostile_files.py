@@ -32,8 +32,7 @@ from data.annotations import ImageAnnotation, iter_annotations, labelled_classes
 from data.config import cfg_mnet
 from data.convert import read_coco, read_yolo
 from data.download import read_manifest, unpack_zip
-from data.open_images import image_ids, label_ids
-from data.open_images_lists import convert
+from data.open_images import convert, image_ids
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.pseudo_label import read_coco_detections
@@ -274,11 +273,6 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
         ".csv",
         "ImageID,Source,LabelName,Confidence\n000a,verification,/m/0dzct,1\n000b,verification,/m/0dzct,0\n",
         read_image_labels,
-    ),
-    "class descriptions": (
-        ".csv",
-        "LabelName,DisplayName\n/m/0dzct,Human face\n/m/04yx4,Man\n",
-        lambda path: label_ids(["Human face"], path),
     ),
     "WIDER text": (".txt", WIDER_TEXT, read_wider),
     "wider_face_val.mat": (".mat", mat_file("wider_face_val.mat"), read_mat("wider_face_val.mat")),

@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from data.annotations import check_labelled_classes, format_table, labelled_classes, write_labelled_classes
-from data.config import CLASS_LABELS, CLASS_NAMES
+from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows, printable, warn
 from utils.files import atomic_path
 
@@ -261,8 +261,8 @@ def read_boxes(path: Path, labels: Mapping[str, int], attributes: Iterable[str] 
         attributes: names in `ATTRIBUTES`.
 
     Returns:
-        Columns ``image``, ``LabelName`` (str), ``label`` (int8), `COORDINATES` (float64, shares of the image's
-        size), and a bool column an attribute; -1 and an empty field, for unknown, are False.
+        Columns ``image``, ``LabelName`` (str), ``label`` (int8), `COORDINATES` (float64, shares of the
+        image's size), and a bool column an attribute; -1 and an empty field, for unknown, are False.
 
     Raises:
         DataError: as `read_rows`.
@@ -271,7 +271,8 @@ def read_boxes(path: Path, labels: Mapping[str, int], attributes: Iterable[str] 
     flags = {name: next((c for c in ATTRIBUTES[name] if c in header), "") for name in attributes}
     for name in flags:
         if not flags[name]:
-            raise DataError(f"{path}:1: no column {ATTRIBUTES[name][0]}; do without it by --{name} keep")
+            found = f"no column {ATTRIBUTES[name][0]}; openimages does without it by --{name} keep"
+            raise DataError(f"{path}:1: {found}")
     rows = read_rows(path, labels, COORDINATES, tuple(flags.values()))
     marks = {name: pl.col(column).fill_null(0) == 1 for name, column in flags.items()}
     return rows.select("image", "LabelName", "label", *COORDINATES, **marks)

@@ -88,12 +88,11 @@ def lists(downloads, tmp_path_factory) -> Path:
     """Annotation lists: one folder a step."""
     folder = tmp_path_factory.mktemp("lists")
     oi, wider = downloads / "oi", downloads / "wider"
-    names = "--class_descriptions", oi / "train" / "class-descriptions.csv"
     train, validation = (folder / "open_images" / split / "list.txt" for split in SPLITS)
     miap = "--miap", oi / "validation" / "miap-boxes.csv"
     together(
-        (PREP, "openimages", oi / "train" / "boxes.csv", *names, "--output", train),
-        (PREP, "openimages", oi / "validation" / "boxes.csv", *names, *miap, "--output", validation),
+        (PREP, "openimages", oi / "train" / "boxes.csv", "--output", train),
+        (PREP, "openimages", oi / "validation" / "boxes.csv", *miap, "--output", validation),
         *(
             (
                 *(PREP, "widerface", wider / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"),

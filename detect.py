@@ -43,11 +43,10 @@ from utils.cli import (
     score,
 )
 from utils.files import output_path, write_text
-from utils.images import read_image, write_image
-from utils.inputs import Source, expand_inputs, sample_photos
+from utils.image_names import Source, expand_inputs, sample_photos
+from utils.images import Stopped, check_display, frames, read_image, show, video_file, write_image
 from utils.processes import keep_freed_memory
 from utils.threads import Stopwatch, background_thread, iterate_ahead, iterate_latest
-from utils.video import Stopped, check_display, frames, show, video_file
 
 #: Frame rate of a video whose source does not tell its own.
 DEFAULT_FRAME_RATE = 25.0

@@ -27,9 +27,9 @@ from utils.cli import Formatter, parser_of, run
 
 #: Module and one line of help by step. The module has `<step>_arguments(parser)` and `<step>(args) -> int`.
 STEPS: dict[str, tuple[str, str]] = {
-    "download": ("data.download", "Open Images: box CSV, class names and images by plain HTTPS"),
+    "download": ("data.download", "Open Images: box CSV and images by plain HTTPS"),
     "unpack": ("data.download", "says where WIDER FACE is, and unpacks its archives"),
-    "openimages": ("data.open_images_lists", "Open Images box CSVs (V4 to V7, MIAP) to an annotation list"),
+    "openimages": ("data.open_images", "Open Images box CSVs (V4 to V7, MIAP) to an annotation list"),
     "widerface": ("data.wider_text", "the official WIDER FACE text annotation to a list of faces"),
     "pseudo_label": ("models.pseudo_label", "adds boxes of a class that another model finds"),
     "clean": ("data.clean", "cuts boxes to the image, joins repeated ones, reports what looks wrong"),

@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.tables import machine, write_table
-from data.open_images import LABEL_IDS
+from data.open_images import label_of_ids
 from utils.cli import DataError, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ _COLUMNS = ["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsDepiction
 
 PLAIN_SCAN = f"""
 import sys, polars as pl
-rows = pl.scan_csv(sys.argv[1]).filter(pl.col("LabelName").is_in({list(LABEL_IDS.values())!r}))
+rows = pl.scan_csv(sys.argv[1]).filter(pl.col("LabelName").is_in({list(label_of_ids())!r}))
 print(rows.select({_COLUMNS!r}).collect(engine="streaming").height)
 """
 
@@ -47,7 +47,7 @@ def make_csv(path: Path, rows: int, seed: int = 0) -> None:
     """Writes a box CSV of ``rows`` rows, in parts, so that memory does not grow with it."""
     generator = np.random.default_rng(seed)
     others = [f"/m/0{i:05x}" for i in range(595)]
-    labels = pl.Series([*LABEL_IDS.values(), *others])
+    labels = pl.Series([*label_of_ids(), *others])
     shares = [0.07, 0.07, 0.10, 0.05, 0.005, 0.005]
     shares = np.array(shares + [(1 - sum(shares)) / len(others)] * len(others))
     first = 0

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from data.annotations import iter_annotations, list_arguments
 from data.config import CLASS_COLOURS, CLASS_NAMES, NETWORKS, ModelConfig
 from data.lists import iter_sizes
 from utils.box_utils import xywh_to_cxcywh
-from utils.cli import OK, DataError, count, natural, option, pixels, print_rows
+from utils.cli import OK, DataError, option, pixels, print_rows
 from utils.draw import hex_colour
-from utils.files import write_text
 from utils.images import image_folder, write_figure
 
 #: IoU of the recall tables; training matches at 0.45.
@@ -33,6 +31,9 @@ SIZE_BOUNDS = (0, 8, 16, 32, 64, 128, 256, float("inf"))
 
 ALL_SIZES = (0.0, float("inf"))
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
+MOST_CLUSTERS = 12
+
+#: Boxes, drawn by chance, that k-means and the proposal look at.
 FIT_BOXES = 20_000
 _RATIO_GRID = (0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 2.9, 3.33, 4.0)
 _SMALLEST_GRID = (8.0, 11.0, 16.0, 23.0)
@@ -41,14 +42,11 @@ _LARGEST_GRID = (256.0, 362.0, 512.0)
 
 def anchors_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
-    output = "plot to write; the numbers and the proposed configuration go to FILE.json"
-    option(parser, "--output --out", output, Path, required=True, metavar="FILE")
+    option(parser, "--output --out", "plot to write", Path, required=True, metavar="FILE")
     option(parser, "--network", "whose priors to judge", default="mobile0.25", choices=list(NETWORKS))
     option(parser, "--image_size --imgsz", "training side (default: the network's)", pixels)
     assumed = "take this size for every image, where the images are not at hand"
     option(parser, "--assume_size", assumed, pixels, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    option(parser, "--clusters", "k-means for 1 to this many clusters", count, 12)
-    option(parser, "--seed", "of k-means", natural, 0)
 
 
 def anchors(args: argparse.Namespace) -> int:
@@ -62,15 +60,14 @@ def anchors(args: argparse.Namespace) -> int:
     side = args.image_size or cfg.image_size
     images_dir = None if args.assume_size else image_folder(args.list, args.images)
     shapes = read_shapes(args.list, side, images_dir, args.assume_size)
-    found = statistics(shapes)
     print(f"{len(shapes)} boxes in a square of {side} px; percentiles {', '.join(map(str, PERCENTILES))}")
-    for name, columns in found.items():
+    for name, columns in statistics(shapes).items():
         print_rows((f"{name} {key}", "".join(f"{v:8.2f}" for v in values)) for key, values in columns.items())
 
-    sizes = shapes.sample(FIT_BOXES, args.seed).boxes_cxcywh[:, 2:]
-    clusters = [k_means(sizes, k, args.seed) for k in range(1, args.clusters + 1)]
+    sizes = shapes.sample(FIT_BOXES).boxes_cxcywh[:, 2:]
     print("\nk-means of the shapes: clusters, mean IoU, width x height")
-    for k, (centres, mean_iou) in enumerate(clusters, 1):
+    for k in range(1, MOST_CLUSTERS + 1):
+        centres, mean_iou = k_means(sizes, k)
         print(f"{k:3d}  {mean_iou:.3f}  {' '.join(f'{w:.0f}x{h:.0f}' for w, h in centres)}")
 
     recall = prior_recall(shapes, cfg)
@@ -78,27 +75,16 @@ def anchors(args: argparse.Namespace) -> int:
     for row in recall:
         size = "all sizes" if row.bounds == ALL_SIZES else "{:g} to {:g} px".format(*row.bounds)
         print(f"{row.name:7} {size:14} {row.boxes:8d}" + "".join(f"{share:8.1%}" for share in row.shares))
-    steps = ratio_steps(shapes, cfg)
     print("\nheight / width of the priors, and the mean of the classes' recalls at IoU 0.45")
+    steps = ratio_steps(shapes, cfg)
     print_rows((", ".join(map(str, ratios)), f"{share:.1%}") for ratios, share in steps)
 
     proposal, before, after = propose(shapes, cfg)
-    shown = {"min_sizes": proposal.min_sizes, "heights_over_widths": proposal.heights_over_widths}
-    better = f"proposal, {before:.1%} to {after:.1%}: {json.dumps(shown)}"
+    better = f"proposal, {before:.1%} to {after:.1%}: min_sizes {proposal.min_sizes}, "
+    better += f"heights_over_widths {proposal.heights_over_widths}"
     print(f"\n{better if after > before else 'no proposal'}")
-    numbers = {
-        "side": side,
-        "percentiles": PERCENTILES,
-        "statistics": found,
-        "k_means": [{"mean_iou": mean_iou, "sizes": centres.tolist()} for centres, mean_iou in clusters],
-        "recall": [asdict(row) | {"ious": IOUS} for row in recall],
-        "ratio_steps": steps,
-        "config": proposal.to_dict(),
-    }
-    plot(shapes, cfg, clusters, args.output)
-    json_file = args.output.with_suffix(".json")
-    write_text(json_file, json.dumps(numbers, indent=1).replace("Infinity", "null") + "\n")
-    print(f"{args.output}, {json_file}: written")
+    plot(shapes, cfg, centres, recall, args.output)
+    print(f"{args.output}: written")
     return OK
 
 
@@ -117,11 +103,11 @@ class BoxShapes:
         """Those that a mask or an index array picks."""
         return BoxShapes(self.boxes_cxcywh[index], self.labels[index], self.side)
 
-    def sample(self, most: int, seed: int = 0) -> BoxShapes:
+    def sample(self, most: int) -> BoxShapes:
         """At most ``most`` of the boxes, drawn by chance."""
         if len(self) <= most:
             return self
-        return self[np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))]
+        return self[np.sort(np.random.default_rng(0).choice(len(self), most, replace=False))]
 
 
 def read_shapes(
@@ -169,23 +155,22 @@ def shape_iou(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return shared / (sizes.prod(1)[:, None] + centres.prod(1)[None] - shared)
 
 
-def k_means(sizes: np.ndarray, k: int, seed: int = 0, starts: int = 3) -> tuple[np.ndarray, float]:
-    """Clusters of box shapes under the distance 1 - IoU (Redmon and Farhadi 2017, section 2).
+def k_means(sizes: np.ndarray, k: int) -> tuple[np.ndarray, float]:
+    """Clusters of box shapes under the distance 1 - IoU; the best of three runs
+    (Redmon and Farhadi 2017, section 2).
 
     Args:
         sizes: float64[N, 2], widths and heights.
         k: number of clusters; fewer come back where there are fewer different boxes.
-        seed: of the starts.
-        starts: runs, of which the best is taken.
 
     Returns:
         float64[k, 2] widths and heights by ascending area, and the boxes' mean IoU with their nearest.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     distinct = np.unique(sizes, axis=0)
     k = min(k, len(distinct))
     best, best_iou = distinct[:k], -1.0
-    for _ in range(starts):
+    for _ in range(3):
         centres = sizes[generator.integers(len(sizes))][None]
         while len(centres) < k:  # k-means++: far boxes are likelier to become centres
             distance = np.square(1 - shape_iou(sizes, centres).max(1)).clip(1e-12)
@@ -292,49 +277,33 @@ def propose(shapes: BoxShapes, cfg: ModelConfig) -> tuple[ModelConfig, float, fl
     return best, before, best_recall
 
 
-def plot(
-    shapes: BoxShapes, cfg: ModelConfig, clusters: Sequence[tuple[np.ndarray, float]], output: Path
-) -> None:
-    """Draws shapes with the priors over them, ratios, the k-means curve and the recall by object size."""
+def plot(shapes: BoxShapes, cfg: ModelConfig, centres: np.ndarray, rows: list[Recall], output: Path) -> None:
+    """Draws shapes, with priors and k-means clusters over them, and the recall by object size."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, ((scatter, ratio), (curve, recall)) = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    shown, rows = shapes.sample(6000), prior_recall(shapes, cfg)
+    figure, (scatter, recall) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    shown = shapes.sample(6000)
     for label, name in CLASS_NAMES.items():
+        colour = hex_colour(CLASS_COLOURS[label])
         width, height = shown[shown.labels == label].boxes_cxcywh[:, 2:].T
-        if not len(width):
-            continue
-        style = {"color": hex_colour(CLASS_COLOURS[label]), "label": name}
-        scatter.plot(width, height, ".", ms=2, alpha=0.35, **style)
-        width, height = shapes[shapes.labels == label].boxes_cxcywh[:, 2:].T
-        logs = np.log2(height / width).clip(-2.99, 2.99)
-        ratio.hist(logs, np.linspace(-3, 3, 61), density=True, alpha=0.55, **style)
+        scatter.plot(width, height, ".", ms=2, alpha=0.35, color=colour, label=name)
         sized = [row for row in rows if row.name == name and row.bounds != ALL_SIZES]
         places = [SIZE_BOUNDS.index(row.bounds[0]) for row in sized]
-        recall.plot(places, [row.shares[1] for row in sized], "o-", **style)
+        recall.plot(places, [row.shares[1] for row in sized], "o-", color=colour, label=name)
     priors = np.array([prior for level in cfg.prior_shapes() for prior in level])
     scatter.plot(*priors.T, "k+", ms=9, mew=1.5, label="priors")
-    centres = clusters[-1][0]
-    style = {"ms": 6, "mfc": "none", "mec": "#cc3311", "label": f"{len(centres)} clusters"}
-    scatter.plot(*centres.T, "o", **style)
+    scatter.plot(*centres.T, "o", ms=6, mfc="none", mec="#cc3311", label=f"{len(centres)} clusters")
     scatter.set(xlabel="width, px", ylabel="height, px", title=f"box shapes in a {shapes.side} px square")
     scatter.set(xscale="log", yscale="log")
     for axis in (scatter.xaxis, scatter.yaxis):
         axis.set_major_formatter("{x:g}")
-    for value in cfg.heights_over_widths:
-        ratio.axvline(np.log2(value), color="k", lw=1, ls="--")
-    ratio.set_xticks(range(-3, 4), [f"{2.0**tick:g}" for tick in range(-3, 4)])
-    ratio.set(xlabel="height / width", ylabel="density", title="ratios; dashed: those of the priors")
-    curve.plot(range(1, len(clusters) + 1), [mean for _, mean in clusters], "o-", color="#444444")
-    curve.set(xlabel="clusters", ylabel="mean IoU with the nearest", title="k-means of the shapes, 1 - IoU")
     sizes = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(SIZE_BOUNDS)]
     recall.set_xticks(range(len(sizes)), sizes)
     recall.set(xlabel="object size, px", ylabel="share", title="boxes with a prior at IoU 0.45 or more")
-    curve.set_ylim(0, 1)
     recall.set_ylim(0, 1.02)
-    for axis in (scatter, ratio, recall):
+    for axis in (scatter, recall):
         axis.legend()
     write_figure(output, figure, 110)

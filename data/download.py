@@ -1,8 +1,8 @@
 """Downloads in parallel, retried and resumed, and unpacking of archives: a file is whole or absent.
 
-A file comes as ``<name>.part`` and is renamed when all of it is there; then its SHA-256 goes to
-``manifest.csv``. A large part that is left over is continued if the server still has the same file
-(``If-Range``), a small one starts anew. So a run that was killed at any moment can be started again.
+A file comes as ``<name>.part`` and is renamed when all of it is there. A large part that is left over is
+continued if the server still has the same file (``If-Range``), a small one starts anew. So a run that was
+killed at any moment can be started again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import shutil
 import stat
 import threading
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,6 +26,7 @@ import requests
 from tqdm import tqdm
 
 from data.annotations import iter_annotations
+from data.config import CLASS_LABELS
 from utils.cli import BAD_DATA, OK, DataError, Number, UsageError, count, option, print_rows, printable, warn
 from utils.files import atomic_path, file_digest, locked, read_text, write_text
 
@@ -34,7 +34,6 @@ ANNOTATIONS_URL = "https://storage.googleapis.com/openimages"
 IMAGES_URL = "https://open-images-dataset.s3.amazonaws.com"
 
 SPLITS = ("train", "validation", "test")
-CLASS_DESCRIPTIONS = "v7/oidv7-class-descriptions-boxable.csv"
 BOXES = {
     "train": "v6/oidv6-train-annotations-bbox.csv",
     "validation": "v5/validation-annotations-bbox.csv",
@@ -55,8 +54,8 @@ WIDER_FACE = """WIDER FACE is downloaded by hand, from the links on its authors'
 
 Then: python3 prep_data.py unpack WIDER_train.zip WIDER_val.zip wider_face_split.zip --save_folder wider"""
 
-MANIFEST = "manifest.csv"
-MISSING = "missing.txt"
+#: Written beside the files: their sums, for ``sha256sum -c``, and what the server does not have.
+SUMS, MISSING = "SHA256SUMS", "missing.txt"
 
 TRIES = 6
 WAIT = 0.5  # seconds before the second attempt, doubled before every further one
@@ -65,95 +64,73 @@ _TIMEOUT = 30.0  # seconds without data
 _CHUNK_BYTES = 1 << 16
 _RESUME_BYTES = 1 << 20  # from this size on a part is worth continuing
 _MOST_IMAGE_BYTES, _MOST_BYTES = 1 << 26, 1 << 34
+_MOST_UNPACKED_BYTES = 10_000_000_000
 _GONE = (403, 404, 410)  # S3 answers 403 for what it does not have, where listing is not allowed
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-
-
-@dataclass(frozen=True)
-class Item:
-    """What to download: address, and path below the folder."""
-
-    url: str
-    path: str
-
-
-@dataclass
-class Summary:
-    """Outcome of `download_all`; ``missing`` and ``failed`` hold a reason by path."""
-
-    fetched: int = 0
-    there: int = 0
-    bytes: int = 0
-    missing: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--split", "part of the data set", choices=SPLITS, required=True)
     folder = "a folder with the name of the split is made in it"
     option(parser, "--save_folder --name", folder, Path, required=True, metavar="FOLDER")
-    names = "images with a box of these (default: Human face, Person, Man, Woman, Boy, Girl)"
-    option(parser, "--classes", names, nargs="+", metavar="NAME")
+    classes = list(CLASS_LABELS)
+    option(parser, "--classes", "images with a box of these", default=classes, nargs="+", choices=classes)
     option(parser, "--list", "the images of this annotation list instead", Path, metavar="FILE")
     option(parser, "--limit", "at most the first N images", count)
-    option(parser, "--annotations_only", "no images")
     option(parser, "--image_labels", "also the image-level labels")
     option(parser, "--miap", "also the MIAP boxes, which have all persons")
-    option(parser, "--verify", "only compare the files with the manifest")
     option(parser, "--base_url", "a mirror with the layout of the official servers", str, metavar="URL")
     option(parser, "--num_workers --workers", "downloads at once", Number(int, 1, 256), 16)
 
 
 def download(args: argparse.Namespace) -> int:
-    """Open Images: box CSV, class names and images by plain HTTPS. What is there already stays; a run that
-    was cut off goes on where it was.
+    """Open Images: box CSV and images by plain HTTPS. What is there already stays; a run that was cut off
+    goes on where it was. `sha256sum -c SHA256SUMS` in the folder of the split looks for files that changed.
 
     Example:
       python3 prep_data.py download --split validation --save_folder data/open_images --limit 1000
     """
     folder = args.save_folder / args.split
-    if args.verify:
-        problems = list(verify(folder))
-        print("\n".join(problems) if problems else f"{folder}: every file is as it was downloaded")
-        return BAD_DATA if problems else OK
-    names = {"class-descriptions.csv": CLASS_DESCRIPTIONS, "boxes.csv": BOXES[args.split]}
+    names = {"boxes.csv": BOXES[args.split]}
     if args.image_labels:
         names["image-labels.csv"] = IMAGE_LABELS.format(split=args.split)
     if args.miap:
         names["miap-boxes.csv"] = MIAP.format(split="val" if args.split == "validation" else args.split)
-    whole = True
     with locked(folder):
         if args.list is None:
             base = (args.base_url or ANNOTATIONS_URL).rstrip("/")
-            whole = _download(folder, [Item(f"{base}/{url}", name) for name, url in names.items()], 2)
-        if whole and not args.annotations_only:
-            base = f"{(args.base_url or IMAGES_URL).rstrip('/')}/{args.split}"
-            ids = _listed_ids(args.list) if args.list else _boxed_ids(folder, args.classes)
-            images = [_image_item(image_id, base) for image_id in islice(dict.fromkeys(ids), args.limit)]
-            whole = _download(folder, images, args.num_workers)
-    return OK if whole else BAD_DATA
+            if not _download({name: f"{base}/{url}" for name, url in names.items()}, folder, 2):
+                return BAD_DATA
+            ids = _boxed_ids(folder / "boxes.csv", args.classes)
+        else:
+            ids = (Path(annotation.path).stem for annotation in iter_annotations(args.list))
+        urls = image_urls(islice(dict.fromkeys(ids), args.limit), args.base_url or IMAGES_URL, args.split)
+        return OK if _download(urls, folder, args.num_workers) else BAD_DATA
 
 
-def _listed_ids(path: Path) -> Iterator[str]:
-    return (Path(annotation.path).stem for annotation in iter_annotations(path))
+def _boxed_ids(path: Path, classes: Iterable[str]) -> Iterable[str]:
+    from data.open_images import image_ids, label_of_ids  # takes a while to import
+
+    return image_ids(path, label_of_ids(classes))
 
 
-def _boxed_ids(folder: Path, classes: list[str] | None) -> Iterator[str]:
-    from data.open_images import LABEL_IDS, image_ids, label_ids  # takes a while to import
+def image_urls(ids: Iterable[str], base_url: str, split: str) -> dict[str, str]:
+    """Address of each image by its path below the folder.
 
-    labels = label_ids(classes or LABEL_IDS, folder / "class-descriptions.csv")
-    return image_ids(folder / "boxes.csv", labels.values())
+    Raises:
+        DataError: an id that cannot be part of a path.
+    """
+    urls = {}
+    for image_id in ids:
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):
+            raise DataError(f"{image_id[:80]!r} is not an image id; expected letters and digits")
+        urls[f"images/{image_id}.jpg"] = f"{base_url.rstrip('/')}/{split}/{image_id}.jpg"
+    return urls
 
 
-def _image_item(image_id: str, base_url: str) -> Item:
-    if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):  # it becomes part of a path
-        raise DataError(f"{image_id[:80]!r} is not an image id; expected letters and digits")
-    return Item(f"{base_url}/{image_id}.jpg", f"images/{image_id}.jpg")
-
-
-def _download(folder: Path, items: list[Item], workers: int) -> bool:
+def _download(urls: Mapping[str, str], folder: Path, workers: int) -> bool:
     """Downloads and prints what happened; whether all is there that the server has."""
-    summary = download_all(items, folder, workers)
+    summary = download_all(urls, folder, workers)
     see = f", see {folder / MISSING}" if summary.missing else ""
     rows = {
         "files downloaded": f"{summary.fetched} ({summary.bytes / 1e6:.1f} MB)",
@@ -172,64 +149,85 @@ def _download(folder: Path, items: list[Item], workers: int) -> bool:
     return not summary.failed
 
 
-def download_all(items: list[Item], folder: Path, workers: int = 16) -> Summary:
-    """Downloads what is not there yet below ``folder``, which is for one run at a time.
+@dataclass
+class Summary:
+    """Outcome of `download_all`; ``missing`` and ``failed`` hold a reason by path."""
+
+    fetched: int = 0
+    there: int = 0
+    bytes: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def download_all(urls: Mapping[str, str], folder: Path, workers: int = 16) -> Summary:
+    """Downloads what is not there yet; writes `SUMS` and `MISSING`. A folder is for one run at a time.
+
+    Args:
+        urls: address by path below ``folder``.
 
     Raises:
         DataError: the server refuses for good, or an address is none.
         OSError: a file cannot be written.
     """
-    summary, known, stop = Summary(), read_manifest(folder), threading.Event()
-    noted = [f"{digest},{size},{path}\n" for path, (digest, size) in known.items()]
-    write_text(folder / MANIFEST, "".join(["sha256,size,path\n", *noted]))  # without what a kill cut off
+    folder.mkdir(parents=True, exist_ok=True)
+    summary, sums, stop = Summary(), read_sums(folder / SUMS), threading.Event()
 
-    def get(item: Item) -> tuple[bool, str, int]:
-        """Whether the file came now, its SHA-256 and size."""
-        path = folder / item.path
-        size = path.stat().st_size if path.exists() else 0
-        digest, noted_size = known.get(item.path, ("", size))
-        if size and size == noted_size:
-            return False, digest or file_digest(path), size
-        return True, *fetch(item.url, path, session, stop)
+    def get(path: str) -> tuple[str, int]:
+        """SHA-256 of a file, and the bytes that it took: 0 where it is there."""
+        target = folder / path
+        if target.exists() and target.stat().st_size:
+            return sums.get(path) or file_digest(target), 0
+        return fetch(urls[path], target, session, stop)
 
     with (
         requests.Session() as session,
-        (folder / MANIFEST).open("a", encoding="utf-8") as manifest,
-        tqdm(total=len(items), unit="file", disable=None) as bar,
+        tqdm(total=len(urls), unit="file", disable=None) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "retinaface-2cls"})
         for scheme in ("http://", "https://"):
             session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
-        left = iter(items)
-        running = {pool.submit(get, item): item.path for item in islice(left, 2 * workers)}
+        left = iter(urls)
+        running = {pool.submit(get, path): path for path in islice(left, 2 * workers)}
         try:
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     path = running.pop(future)
-                    manifest.write(_counted(path, future, summary, known))
-                    manifest.flush()
-                    running.update((pool.submit(get, item), item.path) for item in islice(left, 1))
+                    if digest := _counted(path, future, summary):
+                        sums[path] = digest
+                    running.update((pool.submit(get, path), path) for path in islice(left, 1))
                     bar.update()
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+            write_text(folder / SUMS, "".join(f"{digest}  {path}\n" for path, digest in sums.items()))
     lines = [f"{path}\t{reason}\n" for path, reason in sorted(summary.missing.items())]
     write_text(folder / MISSING, "".join(lines))
     return summary
 
 
-def _counted(path: str, future: Future, summary: Summary, known: dict) -> str:
-    """Counts what became of a file; its line for the manifest, "" where there is none or it is there."""
+def read_sums(path: Path) -> dict[str, str]:
+    """SHA-256 by path of an earlier run's `SUMS`, none where there is no such file.
+
+    Raises:
+        DataError: not a text file.
+    """
+    text = read_text(path, "sums of files; remove it, and they are made anew") if path.exists() else ""
+    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)}
+
+
+def _counted(path: str, future: Future, summary: Summary) -> str:
+    """Counts what became of a file; its SHA-256, "" where it is not there."""
     try:
-        is_new, digest, size = future.result()
+        digest, size = future.result()
     except requests.RequestException as error:
         (summary.missing if _code(error) in _GONE else summary.failed)[path] = printable(str(error))
         return ""
-    summary.fetched += is_new
-    summary.there += not is_new
-    summary.bytes += size * is_new
-    return f"{digest},{size},{path}\n" if is_new or path not in known else ""
+    summary.fetched += size > 0
+    summary.there += size == 0
+    summary.bytes += size
+    return digest
 
 
 def _code(error: requests.RequestException) -> int | None:
@@ -305,40 +303,9 @@ def _check_content(path: Path, chunk: bytes, start: int) -> None:
         raise requests.ConnectionError(f"found {found!r}; expected a CSV")
 
 
-def read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
-    """SHA-256 and size by path; lines that are none, as one cut off by a kill, are passed over.
-
-    Raises:
-        DataError: not a text file.
-    """
-    path = folder / MANIFEST
-    text = read_text(path, "a manifest; remove it to check every file") if path.exists() else ""
-    rows = re.findall(r"^([0-9a-f]{64}),([0-9]{1,18}),(.+)$", text, re.MULTILINE)
-    return {name: (digest, int(size)) for digest, size, name in rows}
-
-
-def verify(folder: Path) -> Iterator[str]:
-    """Problems of the files in a folder's manifest: gone, or of another content.
-
-    Raises:
-        DataError: no manifest.
-    """
-    known = read_manifest(folder)
-    if not known:
-        raise DataError(f"{folder / MANIFEST}: no such manifest, or an empty one")
-    for name, (digest, size) in known.items():
-        path = folder / name
-        if not path.exists():
-            yield f"{path}: gone"
-        elif path.stat().st_size != size or file_digest(path) != digest:
-            yield f"{path}: another content than was downloaded"
-
-
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "zip", "archives; none: where to get them", Path, nargs="*")
     option(parser, "--save_folder --name", "folder to unpack to", Path, metavar="FOLDER")
-    gigabytes = Number(float, 0, 2**20, above=True, metavar="GB")
-    option(parser, "--max_gb", "largest unpacked size of an archive", gigabytes, 10.0)
 
 
 def unpack(args: argparse.Namespace) -> int:
@@ -355,13 +322,13 @@ def unpack(args: argparse.Namespace) -> int:
         raise UsageError("give the folder to unpack to with --save_folder")
     with locked(args.save_folder):
         for archive in args.zip:
-            counts = unpack_zip(archive, args.save_folder, int(args.max_gb * 1e9))
+            counts = unpack_zip(archive, args.save_folder)
             print(f"{archive}: {', '.join(f'{number} {name}' for name, number in counts.items()) or 'empty'}")
     return OK
 
 
-def unpack_zip(archive: Path, folder: Path, max_bytes: int) -> Counter[str]:
-    """Unpacks a zip file and counts its files; those that are there already with the right content stay.
+def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTES) -> Counter[str]:
+    """Unpacks a zip file and counts its files; those that are there already with the right size stay.
 
     Raises:
         DataError: not a zip file, damaged, encrypted, a path that leaves the folder, a link, or larger than
@@ -376,18 +343,15 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int) -> Counter[str]:
             for info in members:
                 _check_member(archive, info)
             if (total := sum(info.file_size for info in members)) > max_bytes:
-                size = f"{total / 1e9:g} GB, above --max_gb {max_bytes / 1e9:g}"
-                raise DataError(f"{archive}: unpacks to {size}")
+                raise DataError(
+                    f"{archive}: unpacks to {total / 1e9:g} GB; expected at most {max_bytes / 1e9:g}"
+                )
             for info in members:
                 target = folder / info.filename
-                if _is_there(target, info):
+                if target.is_file() and target.stat().st_size == info.file_size:
                     counts["files there already"] += 1
                     continue
-                with (
-                    opened.open(info) as file,
-                    atomic_path(target) as temporary,
-                    temporary.open("wb") as copy,
-                ):
+                with opened.open(info) as file, atomic_path(target) as part, part.open("wb") as copy:
                     shutil.copyfileobj(file, copy)  # ends at the announced size, checks the CRC
                 counts["files unpacked"] += 1
     except DataError:
@@ -400,18 +364,8 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int) -> Counter[str]:
 
 
 def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
-    path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
-    problem = ""
-    if path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename:
-        problem = "leads out of the folder"
-    elif kind not in (0, stat.S_IFREG):
-        problem = "is a link or a device"
-    elif info.flag_bits & 1:
-        problem = "is encrypted"
-    if problem:
+    name, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
+    leads_out = name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in info.filename
+    if leads_out or kind not in (0, stat.S_IFREG):
+        problem = "leads out of the folder" if leads_out else "is a link or a device"
         raise DataError(f"{archive}: {info.filename!r} {problem}; nothing was unpacked")
-
-
-def _is_there(target: Path, info: zipfile.ZipInfo) -> bool:
-    is_alike = target.is_file() and target.stat().st_size == info.file_size
-    return is_alike and zlib.crc32(target.read_bytes()) == info.CRC

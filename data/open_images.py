@@ -1,4 +1,4 @@
-"""Reading of Open Images' CSVs (V4 to V7 and MIAP): boxes, image-level labels, class names.
+"""Open Images' CSVs (V4 to V7 and MIAP): reading, and box CSVs to annotation lists.
 
 A lazy polars query reads the wanted columns and rows as text and turns them into numbers. Where one of them
 is faulty, the file is read again to find the line.
@@ -6,122 +6,276 @@ is faulty, the file is read again to find the line.
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import csv
-import difflib
 import gzip
-import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from utils.cli import DataError, printable
+from data.annotations import check_labelled_classes, format_table, labelled_classes, write_labelled_classes
+from data.config import CLASS_LABELS
+from utils.cli import OK, DataError, option, print_rows, printable, warn
+from utils.files import atomic_path
 
-#: Display names by class. Boxes carry the most specific name only: a boxed Man is not a Person as well.
-DISPLAY_NAMES: dict[str, tuple[str, ...]] = {
-    "face": ("Human face",),
-    "person": ("Person", "Man", "Woman", "Boy", "Girl"),
-}
-
-#: Label ids of these names, for CSVs without a class description file.
-LABEL_IDS: dict[str, str] = {
-    "Human face": "/m/0dzct",
-    "Person": "/m/01g317",
-    "Man": "/m/04yx4",
-    "Woman": "/m/03bt1vf",
-    "Boy": "/m/01bl7v",
-    "Girl": "/m/05r655",
+#: Label ids by the display names of a class. A box carries the most specific name only: a boxed Man is not a
+#: Person as well. The first of a class is the name of all of it.
+LABEL_IDS: dict[str, dict[str, str]] = {
+    "face": {"Human face": "/m/0dzct"},
+    "person": {
+        "Person": "/m/01g317",
+        "Man": "/m/04yx4",
+        "Woman": "/m/03bt1vf",
+        "Boy": "/m/01bl7v",
+        "Girl": "/m/05r655",
+    },
 }
 
 #: Attribute columns by option; the second name is MIAP's.
 ATTRIBUTES: dict[str, tuple[str, str]] = {
     "group_of": ("IsGroupOf", "IsGroupOf"),
     "depiction": ("IsDepiction", "IsDepictionOf"),
-    "inside": ("IsInside", "IsInsideOf"),
 }
+
+#: What becomes of boxes with an attribute.
+MARKED = {"group_of": "keep", "depiction": "drop"}
 
 COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 
 #: Boxes may stick out of the image (`clean` clips them), but by less than its size: else these are pixels.
 _LOWEST, _HIGHEST = -1.0, 2.0
 
+_SLICE_ROWS = 500_000
 
-def label_ids(names: Iterable[str], descriptions: str | os.PathLike | None = None) -> dict[str, str]:
-    """Label ids such as ``/m/0dzct`` by display name.
+
+def openimages_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "csv", "box CSV, plain or .gz", Path, nargs="+")
+    text = "list to write; dataset.json goes beside it"
+    option(parser, "--output --out", text, Path, required=True, metavar="FILE")
+    classes = list(LABEL_IDS)
+    option(parser, "--classes", "classes to take", default=classes, nargs="+", choices=classes)
+    text = "take the persons from these MIAP files, which box all of them, and only the images in them"
+    option(parser, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
+    for name, what in (
+        ("group_of", "one box around more than five that touch"),
+        ("depiction", "drawings, statues and the like"),
+    ):
+        text = f"boxes marked so ({what}): keep, drop them, or drop their images"
+        option(parser, f"--{name}", text, default=MARKED[name], choices=["keep", "drop", "drop_image"])
+    text = (
+        "images with boxes of one class alone, where the other may be there unlabelled: keep, drop, or "
+        "split them into the folders both, face and person beside --output, each with its dataset.json"
+    )
+    option(parser, "--one_class", text, default="keep", choices=["keep", "drop", "split"])
+    text = "human-verified image labels; a class that is verified, present or absent, counts as labelled"
+    option(parser, "--image_labels", text, Path, nargs="+", default=[], metavar="CSV")
+    option(parser, "--images", "leave out images that are not there", Path, metavar="FOLDER")
+
+
+def openimages(args: argparse.Namespace) -> int:
+    """Open Images box CSVs (V4 to V7, MIAP) to an annotation list. All boxes of the chosen classes are
+    taken, whichever class an image was picked for: Human face is face; Person, Man, Woman, Boy and Girl are
+    person.
+
+    Example:
+      python3 prep_data.py openimages train-annotations-bbox.csv --output data/oi/train/wider_train_gt.txt
+    """
+    counts: Counter[str] = Counter()
+    lists = convert(
+        args.csv,
+        args.output,
+        counts,
+        args.classes,
+        marked={name: getattr(args, name) for name in ATTRIBUTES},
+        one_class=args.one_class,
+        miap=args.miap,
+        images=args.images,
+        image_labels=args.image_labels,
+    )
+    print_rows(counts.items())
+    for path, images in lists.items():
+        print(f"{path}: {images} images, labelled for {' and '.join(labelled_classes(path))}")
+    alone = counts["  of face alone"] + counts["  of person alone"]
+    if args.one_class == "keep" and alone and len(set(args.classes)) > 1:
+        warn("images of one class may hold the other, unlabelled: see pseudo_label and --one_class split")
+    return OK
+
+
+def convert(
+    paths: Sequence[Path],
+    output: Path,
+    counts: Counter[str],
+    classes: Iterable[str] = tuple(LABEL_IDS),
+    marked: Mapping[str, str] = MARKED,
+    one_class: str = "keep",
+    miap: Sequence[Path] = (),
+    images: Path | None = None,
+    image_labels: Iterable[Path] = (),
+) -> dict[Path, int]:
+    """Writes the annotation list of box CSVs: every box of the chosen classes, images in CSV order.
 
     Args:
-        names: display names, e.g. "Human face".
-        descriptions: the class description CSV (``LabelName,DisplayName``; older ones without header);
-            None: only the names of `LABEL_IDS` are known.
+        paths: box CSVs; boxes of an image that several name are joined.
+        output: list to write, with ``dataset.json`` beside it.
+        counts: what was found and left out is counted here.
+        classes, marked, one_class, miap, images, image_labels: as the options of the step explain them.
+
+    Returns:
+        Images by written list.
 
     Raises:
-        DataError: an unknown name (the nearest ones are proposed) or a file that is not such a CSV.
+        DataError: a CSV that cannot be used, with file and line; nothing is written.
     """
-    known = LABEL_IDS
-    if descriptions is not None:
-        known = {}
-        for number, line in _lines(descriptions):
-            fields = _fields(descriptions, number, line)
-            if len(fields) != 2:
-                found = f"found {len(fields)} fields; expected 'label id,display name'"
-                raise DataError(f"{descriptions}:{number}: {found}")
-            known.setdefault(fields[1], fields[0])
-    for name in names:
-        if name not in known:
-            by_lower = {key.lower(): key for key in known}
-            near = [by_lower[key] for key in difflib.get_close_matches(name.lower(), by_lower, 3, 0.5)]
-            raise DataError(
-                f"{name!r} is not a class of {descriptions or 'this program (give --class_descriptions)'}"
-                + (f"; nearest: {', '.join(map(repr, near))}" if near else "")
-            )
-    return {name: known[name] for name in names}
+    wanted = [name for name in LABEL_IDS if name in set(classes)]
+    if one_class != "split":
+        check_labelled_classes(output, wanted)
+    boxes, refused = _read(paths, miap, label_of_ids(wanted), marked, counts)
+    if boxes.is_empty():
+        found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
+        raise DataError(f"{paths[0]}: {found}")
+    found = _classes_of_images(boxes, counts)
+    boxes = _joined(boxes, counts)
+    if len(refused):
+        found = found.filter(~_is_in(refused))
+    if images is not None:
+        has_file = (found["image"] + ".jpg").is_in([path.name for path in images.iterdir()])
+        counts["images without a file, left out"] += (~has_file).sum()
+        found = found.filter(has_file)
+    parts = {"": found["image"]}
+    if one_class != "keep" and len(wanted) > 1:
+        parts = _by_labelled_classes(found, [read_rows(path, label_of_ids()) for path in image_labels])
+        parts = parts if one_class == "split" else {"": parts["both"]}
+    lists = {}
+    for name, ids in parts.items():
+        path = output.parent / name / output.name
+        _write(path, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
+        write_labelled_classes(path, [name] if name in CLASS_LABELS else wanted)
+        lists[path] = len(ids)
+    return lists
 
 
-def image_ids(path: Path, labels: Iterable[str] | None = None) -> list[str]:
-    """Ids of the images with a box of these label ids (None: of any), each once, in CSV order.
+def _read(
+    paths: Sequence[Path],
+    miap: Sequence[Path],
+    labels: Mapping[str, int],
+    marked: Mapping[str, str],
+    counts: Counter[str],
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The boxes that are not dropped for a mark, and the ids of images that are to go for one."""
+    sources = [(paths, labels)]
+    if miap:
+        persons = {mid: label for mid, label in labels.items() if label == CLASS_LABELS["person"]}
+        faces = {mid: label for mid, label in labels.items() if mid not in persons}
+        sources = [(miap, persons), (paths, faces)]
+    attributes = [name for name in ATTRIBUTES if marked[name] != "keep"]
+    x1, x2, y1, y2 = map(pl.col, COORDINATES)
+    box = {"x": x1, "y": y1, "w": x2 - x1, "h": y2 - y1}
+    refused = pl.Series(dtype=pl.String)
+    tables: list[pl.DataFrame] = []
+    for files, chosen in sources:
+        boxes = pl.concat([read_boxes(path, chosen, attributes) for path in files])
+        if tables:
+            boxes = boxes.filter(_is_in(tables[0]["image"]))
+        for name in attributes:
+            if boxes[name].any():
+                counts[f"boxes marked {name}, {marked[name]}"] += boxes[name].sum()
+            if marked[name] == "drop_image":
+                refused = refused.append(boxes["image"].filter(boxes[name]))
+            boxes = boxes.filter(~pl.col(name))
+        tables.append(boxes.select("image", "label", **box))
+    return pl.concat(tables), refused
+
+
+def _is_in(ids: pl.Series) -> pl.Expr:
+    return pl.col("image").is_in(ids.unique().implode())
+
+
+def _joined(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
+    """The boxes of an image together, where the first one is."""
+    ids = boxes["image"]
+    heads = ids.filter(ids.ne_missing(ids.shift(1)))
+    if len(heads) > counts["images with boxes"]:
+        counts["images whose rows were apart, joined"] = heads.filter(heads.is_duplicated()).n_unique()
+        row = pl.col("row")
+        boxes = boxes.with_row_index("row").sort(row.min().over("image"), row).drop("row")
+    return boxes
+
+
+def _classes_of_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
+    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person`` (bool)."""
+    has = [(pl.col("label") == label).any().alias(name) for name, label in CLASS_LABELS.items()]
+    found = boxes.group_by("image", maintain_order=True).agg(has)
+    for name, label in CLASS_LABELS.items():
+        counts[f"boxes of {name}"] = (boxes["label"] == label).sum()
+    counts["images with boxes"] = len(found)
+    counts["  of both"] = (found["face"] & found["person"]).sum()
+    counts["  of face alone"] = (~found["person"]).sum()
+    counts["  of person alone"] = (~found["face"]).sum()
+    return found
+
+
+def _by_labelled_classes(found: pl.DataFrame, verified: list[pl.DataFrame]) -> dict[str, pl.Series]:
+    """Ids of images that are labelled for both classes, for faces and for persons alone."""
+    ids, is_labelled = found["image"], {}
+    for name, label in CLASS_LABELS.items():
+        is_labelled[name] = found[name]
+        for table in verified:
+            of_class = table.filter(pl.col("label") == label)["image"]
+            is_labelled[name] |= ids.is_in(of_class.implode())
+    face, person = is_labelled.values()
+    return {"both": ids.filter(face & person), "face": ids.filter(~person), "person": ids.filter(~face)}
+
+
+def _write(path: Path, boxes: pl.DataFrame) -> None:
+    is_first = boxes["image"].ne_missing(boxes["image"].shift(1))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for part in boxes.with_columns(is_first=is_first).iter_slices(_SLICE_ROWS):
+            first_rows = part["is_first"].arg_true()
+            file.write(format_table(part, first_rows.to_numpy(), part["image"].gather(first_rows) + ".jpg"))
+
+
+def label_of_ids(classes: Iterable[str] = tuple(LABEL_IDS)) -> dict[str, int]:
+    """Class label by the label ids of these classes."""
+    return {mid: CLASS_LABELS[name] for name in classes for mid in LABEL_IDS[name].values()}
+
+
+def image_ids(path: Path, labels: Mapping[str, int] | None = None) -> pl.Series:
+    """Ids of the images with a row of these label ids (None: of any), each once, in CSV order.
 
     Raises:
         DataError: as `read_rows`.
     """
-    rows = read_rows(path, None if labels is None else dict.fromkeys(labels, 1))
-    return rows["image"].unique(maintain_order=True).to_list()
+    return read_rows(path, labels)["image"].unique(maintain_order=True)
 
 
-def read_boxes(
-    paths: Iterable[Path],
-    labels: Mapping[str, int],
-    attributes: Iterable[str] = (),
-    bad_rows: list[str] | None = None,
-) -> pl.DataFrame:
-    """The boxes of box CSVs, in file order.
+def read_boxes(path: Path, labels: Mapping[str, int], attributes: Iterable[str] = ()) -> pl.DataFrame:
+    """The boxes of a box CSV, in file order.
 
     Args:
-        paths: CSVs, plain or ``.gz``.
-        labels, bad_rows: as in `read_rows`.
+        path: the CSV, plain or ``.gz``.
+        labels: class label by label id; rows of other label ids are passed over.
         attributes: names in `ATTRIBUTES`.
 
     Returns:
-        Columns ``image``, ``LabelName`` (str), ``label`` (int8), ``x y w h`` (float64, normalised, x y of the
-        top left corner), and a bool column an attribute; -1 and an empty field, for unknown, are False.
+        Columns ``image``, ``LabelName`` (str), ``label`` (int8), `COORDINATES` (float64, shares of the
+        image's size), and a bool column an attribute; -1 and an empty field, for unknown, are False.
 
     Raises:
         DataError: as `read_rows`.
     """
-    tables = []
-    for path in paths:
-        header = _header(path)
-        flags = {name: next((c for c in ATTRIBUTES[name] if c in header), "") for name in attributes}
-        for name in flags:
-            if not flags[name]:
-                raise DataError(f"{path}:1: no column {ATTRIBUTES[name][0]}; do without it by --{name} keep")
-        rows = read_rows(path, labels, COORDINATES, tuple(flags.values()), bad_rows)
-        x1, x2, y1, y2 = map(pl.col, COORDINATES)
-        box = {"x": x1, "y": y1, "w": x2 - x1, "h": y2 - y1}
-        marks = {name: pl.col(column).fill_null(0) == 1 for name, column in flags.items()}
-        tables.append(rows.select("image", "LabelName", "label", **box, **marks))
-    return pl.concat(tables)
+    header = _header(path)
+    flags = {name: next((c for c in ATTRIBUTES[name] if c in header), "") for name in attributes}
+    for name in flags:
+        if not flags[name]:
+            found = f"no column {ATTRIBUTES[name][0]}; openimages does without it by --{name} keep"
+            raise DataError(f"{path}:1: {found}")
+    rows = read_rows(path, labels, COORDINATES, tuple(flags.values()))
+    marks = {name: pl.col(column).fill_null(0) == 1 for name, column in flags.items()}
+    return rows.select("image", "LabelName", "label", *COORDINATES, **marks)
 
 
 def read_rows(
@@ -129,7 +283,6 @@ def read_rows(
     labels: Mapping[str, int] | None,
     numbers: tuple[str, ...] = (),
     flags: tuple[str, ...] = (),
-    bad_rows: list[str] | None = None,
 ) -> pl.DataFrame:
     """Rows of a CSV with the columns ImageID and LabelName, in file order.
 
@@ -138,7 +291,6 @@ def read_rows(
         labels: class label by label id; rows of other label ids are passed over. None: all rows.
         numbers: columns of numbers that every row must have, of a box or a confidence.
         flags: columns of numbers that may be empty.
-        bad_rows: faulty rows are passed over, and a message of each added here; None: they are an error.
 
     Returns:
         Columns ``image``, ``LabelName`` (str), ``label`` (int8, 0 without ``labels``), the others (float64).
@@ -151,39 +303,33 @@ def read_rows(
         raise DataError(f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)[:200]}")
     if repeated := [name for name in needed if header.count(name) > 1]:
         raise DataError(f"{path}:1: the column {repeated[0]} is there more than once")
-    cut_line = _cut_line(path, header, bad_rows)
+    _check_end(path, header)
     rules = _rules(numbers, flags)
     is_faulty = pl.any_horizontal(rule.fill_null(True) for rule, _ in rules)
+    message = pl.coalesce(pl.when(rule.fill_null(True)).then(text) for rule, text in rules)
     label = pl.col("LabelName").replace_strict(labels or {}, default=0, return_dtype=pl.Int8)
     is_wanted = label > 0 if labels is not None else pl.col("line") > 1
     # A row without image or class is faulty, whatever else it holds; one without both is an empty line.
     is_wanted |= pl.col("ImageID").is_null() != pl.col("LabelName").is_null()
     columns = [pl.col("ImageID").alias("image"), "LabelName", label.alias("label")]
     columns += [pl.col(name).cast(pl.Float64, strict=False) for name in (*numbers, *flags)]
-    message = pl.coalesce(pl.when(rule.fill_null(True)).then(text) for rule, text in rules)
 
-    def read(quote: str | None) -> tuple[pl.DataFrame, pl.DataFrame]:
-        lines = _scan(path, header, needed, quote)
-        rows = lines.filter(is_wanted, pl.col("line") < cut_line if cut_line else True)
+    def read(quote: str | None) -> pl.DataFrame:
+        rows = _scan(path, header, needed, quote).filter(is_wanted)
         found = rows.select(*columns, is_faulty.alias("is_faulty")).collect(engine="streaming")
-        if not found["is_faulty"].any():
-            return found, pl.DataFrame()
-        return found, rows.filter(is_faulty).select("line", message.alias("message")).collect()
+        if found["is_faulty"].any():
+            line, text = rows.filter(is_faulty).select("line", message).head(1).collect().row(0)
+            raise DataError(f"{path}:{line}: {printable(text)}")
+        return found.drop("is_faulty")
 
     try:
         try:
-            found, faults = read('"')
+            return read('"')
         except pl.exceptions.PolarsError:  # a quote that is not closed
-            found, faults = read(None)
+            return read(None)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: damaged or cut off ({reason}); get the file again") from None
-    messages = [f"{path}:{line}: {printable(text)}" for line, text in faults.rows()]
-    if messages and bad_rows is None:
-        raise DataError(messages[0])
-    if messages:
-        bad_rows.extend(messages)
-    return found.filter(~pl.col("is_faulty")).drop("is_faulty")
 
 
 def _scan(path: Path, header: list[str], needed: tuple[str, ...], quote: str | None) -> pl.LazyFrame:
@@ -222,56 +368,32 @@ def _rules(numbers: tuple[str, ...], flags: tuple[str, ...]) -> list[tuple[pl.Ex
     return rules
 
 
-def count_rows(path: Path) -> int:
-    """Rows of a CSV, of any class."""
-    lines, last = 0, b""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        while block := file.read(1 << 20):  # polars would map the whole file to count them
-            lines, last = lines + block.count(b"\n"), block
-    return lines - last.endswith(b"\n")  # one is the header
-
-
-def _cut_line(path: Path, header: list[str], bad_rows: list[str] | None) -> int:
-    """Number of the last line of a plain CSV if a download that ended early cut it off, else 0."""
-    if path.suffix == ".gz":  # which notices itself
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        fields = file.read().rpartition(b"\n")[2].split(b",")
-    if fields == [b""] or len(fields) >= len(header):
-        return 0
-    number = sum(1 for _ in _lines(path))
-    message = f"{path}:{number}: cut off after {len(fields)} of {len(header)} fields; get the file again"
-    if bad_rows is None:
-        raise DataError(message)
-    bad_rows.append(message)
-    return number
-
-
 def _header(path: Path) -> list[str]:
-    _, line = next(_lines(path), (1, b""))
-    if not line.strip():
-        raise DataError(f"{path}:1: empty; expected a header line")
-    return _fields(path, 1, line.removeprefix(codecs.BOM_UTF8))
-
-
-def _lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
-    """Number and text of the lines of a CSV, plain or ``.gz``."""
+    """Names of the columns of a CSV, plain or ``.gz``."""
     try:
-        with gzip.open(path) if Path(path).suffix == ".gz" else Path(path).open("rb") as file:
-            yield from enumerate(file, 1)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline().removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            raise DataError(f"{path}:1: empty; expected a header line")
+        return next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
     except FileNotFoundError:
         raise DataError(f"{path}: no such CSV") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; expected a CSV file") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut off ({error}); get the file again") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise DataError(f"{path}:1: not a CSV line: {line[:80]!r}") from None
 
 
-def _fields(path: str | os.PathLike, number: int, line: bytes) -> list[str]:
-    try:
-        return next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{number}: not UTF-8 text") from None
-    except (csv.Error, StopIteration):
-        raise DataError(f"{path}:{number}: not a CSV line: {line[:80]!r}") from None
+def _check_end(path: Path, header: list[str]) -> None:
+    """Refuses a plain CSV whose last line a download that ended early cut off; gzip notices that itself."""
+    if path.suffix == ".gz":
+        return
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        fields = file.read().rpartition(b"\n")[2].split(b",")
+        if fields != [b""] and len(fields) < len(header):
+            file.seek(0)
+            found = f"cut off after {len(fields)} of {len(header)} fields; get the file again"
+            raise DataError(f"{path}:{sum(1 for _ in file)}: {found}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -95,14 +94,13 @@ def test_command_writes_plot_and_numbers(tmp_path, capsys):
     boxes = np.random.default_rng(0).uniform(0.05, 0.5, (40, 4))
     write_annotations(path, [ImageAnnotation("a.jpg", [1, 2] * 20, boxes)])
     output = tmp_path / "anchors.png"
-    arguments = ["anchors", str(path), "--output", str(output), "--clusters", "3"]
+    arguments = ["anchors", str(path), "--output", str(output)]
     with pytest.raises(DataError, match="images: no such folder"):
         main(arguments)
     assert main([*arguments, "--assume_size", "480", "640"]) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
-    numbers = json.loads(output.with_suffix(".json").read_text())
-    assert len(numbers["k_means"]) == 3
-    assert "40 boxes in a square of 640 px" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "40 boxes in a square of 640 px" in printed and "\n 12  0." in printed
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--assume_size", "0", "640"])
     arguments[arguments.index(str(output))] = str(tmp_path / "anchors.odd")

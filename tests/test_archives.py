@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data.download import unpack_zip
 from prep_data import main
 from utils.cli import DataError, UsageError
 
@@ -71,8 +72,9 @@ def test_what_leaves_the_folder_is_refused_before_anything_is_written(tmp_path, 
 
 def test_size_bound(tmp_path):
     path = archive(tmp_path / "bomb.zip", ("zeros", bytes(2_000_000)))
-    with pytest.raises(DataError, match=r"unpacks to 0\.002 GB, above --max_gb 0\.001"):
-        unpack(path, "--max_gb", "0.001")
+    with pytest.raises(DataError, match=r"unpacks to 0\.002 GB; expected at most 0\.001"):
+        unpack_zip(path, tmp_path / "out", 1_000_000)
+    assert not (tmp_path / "out").exists()
 
 
 def test_damaged_archives_leave_no_part_of_a_file(tmp_path):

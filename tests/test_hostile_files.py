@@ -31,18 +31,16 @@ from data import predictions
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, read_annotations
 from data.config import cfg_mnet
 from data.convert import read_coco, read_yolo
-from data.download import read_manifest, unpack_zip
-from data.open_images import image_ids, label_ids
-from data.open_images_lists import convert
+from data.download import read_sums, unpack_zip
+from data.open_images import convert, image_ids
 from data.wider_text import read_wider_text
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
 from models.training_run import RunLog
 from utils.cli import DataError
-from utils.image_names import read_image_list
+from utils.image_names import expand_inputs, read_image_list
 from utils.images import read_image, read_size
-from utils.inputs import expand_inputs
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "0"))
 
@@ -136,17 +134,16 @@ LABELS = {"/m/0dzct": 1, "/m/04yx4": 2, "/m/01g317": 2}
 
 
 def read_boxes_csv(path: Path) -> None:
-    for bad_rows in (None, []):
-        output = path.parent / "list" / "list.txt"
-        convert([path], output, LABELS, Counter(), bad_rows=bad_rows)
-        read_list(output)
+    output = path.parent / "list" / "list.txt"
+    convert([path], output, Counter())
+    read_list(output)
 
 
 def read_image_labels(path: Path) -> None:
     boxes = path.with_name("boxes.csv")
     boxes.write_text(BOXES_CSV)
     output = path.parent / "list" / "list.txt"
-    convert([boxes], output, LABELS, Counter(), one_class="drop", image_labels=[path])
+    convert([boxes], output, Counter(), one_class="drop", image_labels=[path])
     openimages.read_ground_truth(boxes, path)
 
 
@@ -275,11 +272,6 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
         "ImageID,Source,LabelName,Confidence\n000a,verification,/m/0dzct,1\n000b,verification,/m/0dzct,0\n",
         read_image_labels,
     ),
-    "class descriptions": (
-        ".csv",
-        "LabelName,DisplayName\n/m/0dzct,Human face\n/m/04yx4,Man\n",
-        lambda path: label_ids(["Human face"], path),
-    ),
     "WIDER text": (".txt", WIDER_TEXT, read_wider),
     "wider_face_val.mat": (".mat", mat_file("wider_face_val.mat"), read_mat("wider_face_val.mat")),
     "wider_easy_val.mat": (".mat", mat_file("wider_easy_val.mat"), read_mat("wider_easy_val.mat")),
@@ -290,11 +282,7 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
         lambda path: read_coco_detections(path, {"0": "person"}),
     ),
     "YOLO": (".txt", "0 0.5 0.5 0.2 0.2\n1 0.1 0.2 0.3 0.4\n", at("a.txt", read_labels_of_yolo)),
-    "manifest": (
-        ".csv",
-        f"sha256,size,path\n{'a' * 64},7,images/1.jpg\n{'b' * 64},8,images/2.jpg\n",
-        at("manifest.csv", read_manifest),
-    ),
+    "sums": ("", f"{'a' * 64}  images/1.jpg\n{'b' * 64}  images/2.jpg\n", read_sums),
     "results.csv": (
         ".csv",
         "epoch,steps,lr\n1,10,0.001\n2,10,0.001\n",

@@ -287,11 +287,14 @@ def test_csv(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "expected a CSV of Open Images with a header"),
-        ("ImageID,LabelName,XMin,XMax,YMin,YMax\n", "the columns .* IsGroupOf"),
-        (BOXES.replace("0.6", "much"), "not a CSV of Open Images"),
-        (BOXES.replace("0.1,0.3", "0.3,0.1"), "XMin > XMax"),
-        (BOXES.replace("0.1,0.3", "100,300"), "not normalised"),
+        ("", r"boxes\.csv:1: empty; expected a header line"),
+        ("ImageID,LabelName,XMin,XMax,YMin,YMax\n", r"boxes\.csv:1: no column IsGroupOf"),
+        (BOXES.replace("0.6", "much"), r"boxes\.csv:\d: found \w+ 'much'; expected a number"),
+        (BOXES.replace("0.1,0.3", "0.3,0.1"), r"boxes\.csv:2: found XMin 0\.3 above XMax 0\.1"),
+        (
+            BOXES.replace("0.1,0.3", "100,300"),
+            r"boxes\.csv:2: found XMin '100'; expected a number",
+        ),
     ],
 )
 def test_faulty_csv(tmp_path, text, said):
@@ -312,7 +315,7 @@ def test_scores_a_csv(tmp_path, capsys):
     dump(tmp_path / "p", "d", [], [], [])
     flags = "--image_labels", tmp_path / "labels.csv"
     assert aps(scores_of("-p", tmp_path / "p", "-g", tmp_path / "gt", *flags)) == [1.0, 1.0]
-    with pytest.raises(UsageError, match="go with a box CSV"):
+    with pytest.raises(UsageError, match="goes with a box CSV"):
         (tmp_path / "list.txt").write_text("# a.jpg\n")
         main(["-p", str(tmp_path / "p"), "-g", str(tmp_path / "list.txt"), *map(str, flags)])
     (tmp_path / "gt" / "other.csv").write_text(BOXES)

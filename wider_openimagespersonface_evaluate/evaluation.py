@@ -114,7 +114,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     csv = parser.add_argument_group("ground truth as CSV")
     option(csv, "--image_labels", "verified image-level labels", Path, metavar="CSV")
-    option(csv, "--class_descriptions", "oidv7-class-descriptions-boxable.csv", Path, metavar="CSV")
     return parser.parse_args(argv)
 
 
@@ -123,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     command.check_arguments(args)
     command.warn_without(widerface_evaluate.matching.kernel and matching.kernel)
     legacy = args.protocol == command.LEGACY
-    truths = read_ground_truth(args.gt, args.image_labels, args.class_descriptions, legacy)
+    truths = read_ground_truth(args.gt, args.image_labels, legacy)
     truths, predictions, missing = command.load(args, truths)
     if command.typical_extent(predictions) > command.PIXELS:
         raise DataError(

@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
-from data.config import CLASS_LABELS, CLASS_NAMES
+from data.config import CLASS_NAMES
 from data.predictions import BoxTable, offsets_of
 from utils.cli import DataError, UsageError, warn
 from utils.image_names import image_key, is_odd
 
-if TYPE_CHECKING:
-    import polars
 
-
-def read_ground_truth(
-    path: Path, image_labels: Path | None = None, descriptions: Path | None = None, legacy: bool = False
-) -> BoxTable:
+def read_ground_truth(path: Path, image_labels: Path | None = None, legacy: bool = False) -> BoxTable:
     """Reads an annotation list (``.txt``), a box CSV (``.csv``, ``.csv.gz``), or a folder with one of them.
 
     Args:
         path: the file or folder.
         image_labels: CSV of verified image-level labels, for a box CSV.
-        descriptions: class description CSV, for a box CSV.
         legacy: read a list as the original did: an image listed twice counts twice, both times with the
             boxes that come last.
 
     Raises:
         DataError: no such ground truth, or a faulty one.
-        UsageError: CSV options for a list.
+        UsageError: image labels for a list.
     """
     path = _the_file(path)
     if ".csv" in path.suffixes:
-        return read_csv(path, image_labels, descriptions)
-    if image_labels or descriptions:
-        raise UsageError(
-            f"--image_labels and --class_descriptions go with a box CSV; the ground truth is {path}"
-        )
+        return read_csv(path, image_labels)
+    if image_labels:
+        raise UsageError(f"--image_labels goes with a box CSV; the ground truth is {path}")
     return read_list(path, legacy)
 
 
@@ -102,7 +91,7 @@ def _as_original(annotations: list[ImageAnnotation]) -> Iterable[ImageAnnotation
     return (last.get(image_key(annotation.path), annotation) for annotation in annotations)
 
 
-def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | None = None) -> BoxTable:
+def read_csv(path: Path, image_labels: Path | None = None) -> BoxTable:
     """Reads a box CSV: person is Person, Man, Woman, Boy and Girl; group-of boxes keep their mark.
 
     With ``image_labels``, images are those of either file, and a class is known on an image where a label
@@ -111,65 +100,33 @@ def read_csv(path: Path, image_labels: Path | None = None, descriptions: Path | 
     """
     import polars as pl
 
-    from data.open_images import DISPLAY_NAMES, label_ids
+    from data.open_images import LABEL_IDS, image_ids, label_of_ids, read_boxes, read_rows
 
-    ids = {name: list(label_ids(names, descriptions).values()) for name, names in DISPLAY_NAMES.items()}
-    labels = {mid: CLASS_LABELS[name] for name, mids in ids.items() for mid in mids}
-    table = _read_columns(path, "ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
-    images = table["ImageID"]
-    chosen = table.filter(pl.col("LabelName").is_in(list(labels)))
+    labels = label_of_ids()
+    chosen = read_boxes(path, labels, ["group_of"])
     boxes = chosen.unique(maintain_order=True)
     if len(boxes) < len(chosen):
         warn(f"{path}: {len(chosen) - len(boxes)} rows are there more than once and count once")
-    verified = {}
+    images, verified = image_ids(path), {}
     if image_labels:
-        known = _read_columns(image_labels, "ImageID", "LabelName", "Confidence")
-        images = images.append(known["ImageID"])
-    images = images.unique(maintain_order=True)
-    for label, name in CLASS_NAMES.items() if image_labels else ():
-        of_class = pl.col("LabelName").is_in(ids[name])
-        whole = pl.col("LabelName") == ids[name][0]  # Person before its parts; Human face alone
-        sure = known.filter((of_class & (pl.col("Confidence") > 0)) | (whole & (pl.col("Confidence") == 0)))
-        sure = {*sure["ImageID"], *boxes.filter(of_class)["ImageID"]}
-        verified[label] = np.array([image in sure for image in images], bool)
-    order = {image: i for i, image in enumerate(images)}
-    at = np.array([order[image] for image in boxes["ImageID"]], np.int64)
-    boxes = boxes[np.argsort(at, kind="stable")]
-    corners = boxes.select("XMin", "YMin", "XMax", "YMax").to_numpy(order="c")
-    if not (np.isfinite(corners).all() and (corners[:, :2] <= corners[:, 2:]).all() and (corners <= 2).all()):
-        raise DataError(
-            f"{path}: boxes with XMin > XMax, YMin > YMax or coordinates that are not normalised to 0..1"
-        )
+        known = read_rows(image_labels, labels, ("Confidence",))
+        images = images.append(image_ids(image_labels)).unique(maintain_order=True)
+        for label, name in CLASS_NAMES.items():
+            of_class = pl.col("label") == label
+            whole = pl.col("LabelName") == next(iter(LABEL_IDS[name].values()))
+            sure = known.filter(
+                of_class & ((pl.col("Confidence") > 0) | (whole & (pl.col("Confidence") == 0)))
+            )
+            sure = sure["image"].append(boxes.filter(of_class)["image"])
+            verified[label] = images.is_in(sure.implode()).to_numpy()
+    places = pl.int_range(len(images), dtype=pl.Int64, eager=True)
+    boxes = boxes.with_columns(at=pl.col("image").replace_strict(images, places, return_dtype=pl.Int64))
+    boxes = boxes.sort("at", maintain_order=True)
     return BoxTable(
         images.to_list(),
-        offsets_of(np.bincount(at, minlength=len(images))),
-        corners,
-        np.array([labels[mid] for mid in boxes["LabelName"]], np.int64),
-        group_of=boxes["IsGroupOf"].to_numpy() == 1,
+        offsets_of(np.bincount(boxes["at"], minlength=len(images))),
+        boxes.select("XMin", "YMin", "XMax", "YMax").to_numpy(order="c"),
+        boxes["label"].to_numpy().astype(np.int64),
+        group_of=boxes["group_of"].to_numpy(),
         verified=verified,
     )
-
-
-def _read_columns(path: Path, *names: str) -> polars.DataFrame:
-    """Columns of a CSV by header name; numbers but for the first two.
-
-    Raises:
-        DataError: no such file, a column is missing, or a cell is no number.
-    """
-    import polars as pl
-
-    types = dict(zip(names, [pl.String] * 2 + [pl.Float64] * (len(names) - 2), strict=True))
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        return pl.read_csv(content, columns=list(names), schema_overrides=types).select(names)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected a CSV of Open Images") from None
-    except (pl.exceptions.ColumnNotFoundError, pl.exceptions.NoDataError):
-        raise DataError(
-            f"{path}:1: expected a CSV of Open Images with a header and the columns {', '.join(names)}"
-        ) from None
-    except (pl.exceptions.PolarsError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a CSV of Open Images ({str(error).splitlines()[0]})") from None

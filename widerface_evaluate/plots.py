@@ -41,7 +41,7 @@ def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
 
 
 def plot_curves(axes: Axes, curves: dict[str, Curve]) -> None:
-    """Precision over recall of each named curve, its AP in the legend, its best F1 as a dot; classes in their colour."""
+    """Precision over recall of each named curve, its AP in the legend, its best F1 as a dot."""
     for name, curve in curves.items():
         # Drawn from recall 0 on; a class without detections is a line without length.
         recall = np.append(0, curve.recall)

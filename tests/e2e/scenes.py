@@ -24,15 +24,16 @@ import numpy as np
 from benchmarks.bench_evaluation import write_mat_files
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS
-from data.download import BOXES, CLASS_DESCRIPTIONS, IMAGE_LABELS, MIAP, SPLITS
+from data.download import BOXES, IMAGE_LABELS, MIAP, SPLITS
 from data.open_images import LABEL_IDS
 from utils.images import write_image
 
 HEIGHT, WIDTH = 240, 320
 
 #: Label ids of Open Images by display name; the tree must come into no list.
-LABELS = {**LABEL_IDS, "Tree": "/m/07j7r"}
-PERSONS = tuple(name for name in LABEL_IDS if name != "Human face")
+LABELS = {**LABEL_IDS["face"], **LABEL_IDS["person"], "Tree": "/m/07j7r"}
+PERSONS = tuple(LABEL_IDS["person"])
+NAMES = ("Human face", *PERSONS)
 EVENTS = ("0--Parade", "12--Group")
 
 _SLOTS = 3  # side by side, so that objects are whole and boxes do not overlap
@@ -50,7 +51,7 @@ class Scene:
     image: np.ndarray
     objects: list[tuple[str, list[int]]]
 
-    def annotation(self, path: str, names: tuple[str, ...] = tuple(LABEL_IDS)) -> ImageAnnotation:
+    def annotation(self, path: str, names: tuple[str, ...] = NAMES) -> ImageAnnotation:
         """The faces and persons among ``names``."""
         chosen = [(name, box) for name, box in self.objects if name in names]
         labels = [CLASS_LABELS["face" if name == "Human face" else "person"] for name, _ in chosen]
@@ -128,8 +129,8 @@ def _extent(layer: np.ndarray) -> list[int]:
 
 
 def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> list[ImageAnnotation]:
-    """Adds a split to a folder with the layout of Open Images' servers: JPEGs, box CSV, MIAP's, class names
-    and verified image labels. Served by HTTP it is what ``prep_data.py download --base_url`` wants.
+    """Adds a split to a folder with the layout of Open Images' servers: JPEGs, box CSV, MIAP's and
+    verified image labels. Served by HTTP it is what ``prep_data.py download --base_url`` wants.
 
     Returns:
         The truth, for every scene, under the name that a downloaded image has.
@@ -153,8 +154,6 @@ def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> list[Ima
     _write_csv(mirror / BOXES[split], f"{source},{columns},IsDepiction,IsInside", boxes)
     _write_csv(miap_path, f"ImageID,LabelName,Confidence,{columns},{extra}", miap)
     _write_csv(mirror / IMAGE_LABELS.format(split=split), source, verified)
-    names = [(label_id, name) for name, label_id in LABELS.items()]
-    _write_csv(mirror / CLASS_DESCRIPTIONS, "LabelName,DisplayName", names)
     return [scene.annotation(f"{image_id}.jpg") for image_id, scene in zip(ids, scenes, strict=True)]
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from convert_to_onnx import LIMITS
+from data.anchors import ALL_SIZES, IOUS, prior_recall, read_shapes
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations
-from data.config import CLASS_LABELS
+from data.config import CLASS_LABELS, cfg_mnet
 from data.predictions import BoxTable, read_predictions
 from models.arguments import DEFAULT_WEIGHTS
 from tests.conftest import REPOSITORY
@@ -88,12 +89,11 @@ def lists(downloads, tmp_path_factory) -> Path:
     """Annotation lists: one folder a step."""
     folder = tmp_path_factory.mktemp("lists")
     oi, wider = downloads / "oi", downloads / "wider"
-    names = "--class_descriptions", oi / "train" / "class-descriptions.csv"
     train, validation = (folder / "open_images" / split / "list.txt" for split in SPLITS)
     miap = "--miap", oi / "validation" / "miap-boxes.csv"
     together(
-        (PREP, "openimages", oi / "train" / "boxes.csv", *names, "--output", train),
-        (PREP, "openimages", oi / "validation" / "boxes.csv", *names, *miap, "--output", validation),
+        (PREP, "openimages", oi / "train" / "boxes.csv", "--output", train),
+        (PREP, "openimages", oi / "validation" / "boxes.csv", *miap, "--output", validation),
         *(
             (
                 *(PREP, "widerface", wider / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"),
@@ -110,7 +110,7 @@ def lists(downloads, tmp_path_factory) -> Path:
     together((PREP, "link", oi, folder / "merged"), (PREP, "link", oi, folder / "cleaned"))
     together(
         (PREP, "clean", merged, "--output", cleaned),
-        (PREP, "anchors", merged, "--clusters", 3, "--output", folder / "anchors.png"),
+        (PREP, "anchors", merged, "--output", folder / "anchors.png"),
     )
     parts = folder / "parts"
     together((PREP, "split", cleaned, "--val_share", 0.4, "--save_folder", parts))
@@ -213,12 +213,14 @@ def test_splitting_keeps_everything_once(lists):
 
 
 def test_priors_cover_the_drawn_boxes(lists):
-    numbers = json.loads((lists / "anchors.json").read_text())
-    of_all_sizes = [row for row in numbers["recall"] if row["bounds"] == [0, None]]
+    assert (lists / "anchors.png").read_bytes().startswith(b"\x89PNG")
+    folder = lists / "merged"
+    recall = prior_recall(read_shapes(folder / "list.txt", 640, folder / "images", None), cfg_mnet)
+    of_all_sizes = [row for row in recall if row.bounds == ALL_SIZES]
     labels = np.concatenate([a.labels for a in read_annotations(lists / "cleaned" / "list.txt")])
     counts = {name: (labels == label).sum() for name, label in CLASS_LABELS.items()}
-    assert {row["name"]: row["boxes"] for row in of_all_sizes} == counts
-    assert all(row["shares"][row["ious"].index(0.45)] > 0.8 for row in of_all_sizes)
+    assert {row.name: row.boxes for row in of_all_sizes} == counts
+    assert all(row.shares[IOUS.index(0.45)] > 0.8 for row in of_all_sizes)
 
 
 def epochs(run: Path) -> list[dict[str, float]]:

@@ -26,8 +26,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.predictions import Detections, draw_detections, write_prediction
-from models.arguments import add_detection_arguments, add_network_arguments, build_detector
+from data.predictions import Detections, write_prediction
+from models.arguments import (
+    add_detection_arguments,
+    add_network_arguments,
+    add_scales_argument,
+    build_detector,
+)
 from models.detector import Detector, InputSize, detect_images
 from utils.cli import (
     BAD_DATA,
@@ -69,6 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_detection_arguments(parser)
     group = parser.add_argument_group("input")
     option(group, "--long_side --imgsz", "resize to this longer side (default: keep)", pixels)
+    add_scales_argument(group, "auto")
     option(group, "--batch_size --batch", "images or frames that go through the network together", count, 1)
     option(
         group, "--realtime", "play videos at their own pace and leave out frames that there is no time for"
@@ -201,9 +207,8 @@ class Results:
 
     def annotate(self, image: np.ndarray, found: Detections) -> np.ndarray:
         """A copy of ``image`` with what is visible of ``found``."""
-        visible = found.above(self.least_visible)
         with self.stopwatch("draw"):
-            return draw_detections(image, visible.boxes, visible.scores, visible.labels)
+            return found.above(self.least_visible).draw(image)
 
     def write(
         self,
@@ -265,6 +270,7 @@ def detect_in_images(detector: Detector, sources: list[Source], results: Results
         for source, image, detections in tqdm(
             found, total=len(sources), unit="image", disable=None, leave=False
         ):
+            detections = detections.clipped()
             results.add(source, image, detections)
             write = partial(write_image, results.folder / source.output)
             submit(results.write, source.output.with_suffix(""), image, detections, write)
@@ -298,6 +304,7 @@ def detect_in_video(
                 progress.update(passed)
                 if results.dropped is not None:
                     results.dropped += passed - 1
+                detections = detections.clipped()
                 results.add(source, frame, detections, index)
                 if submit is None:  # the first frame, which tells the size
                     path, size = results.folder / source.output, frame.shape[1::-1]
@@ -320,14 +327,11 @@ def detect_in_video(
 
 
 def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:
-    """Writes the part of each box that lies in the image."""
-    height, width = image.shape[:2]
-    corners = np.clip(found.boxes.round(), 0, [width, height, width, height]).astype(int)
-    for index, ((x1, y1, x2, y2), label) in enumerate(
-        zip(corners.tolist(), found.labels.tolist(), strict=True), 1
-    ):
+    """Writes what is inside of each box, which must lie in the image."""
+    for index, one in enumerate(found, 1):
+        x1, y1, x2, y2 = one.box.round().astype(int)
         if x2 > x1 and y2 > y1:
-            path = folder / CLASS_NAMES[label] / name.with_name(f"{name.name}_{index}.jpg")
+            path = folder / one.name / name.with_name(f"{name.name}_{index}.jpg")
             write_image(path, image[y1:y2, x1:x2])
 
 

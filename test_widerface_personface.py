@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.predictions import Detections, draw_detections, is_whole, prediction_path, write_prediction
+from data.predictions import Detections, is_whole, prediction_path, write_prediction
 from models.arguments import (
     add_detection_arguments,
     add_network_arguments,
+    add_scales_argument,
     build_detector,
     device_of,
     weights_path,
@@ -94,6 +95,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(group, "--target_size", "shorter side", pixels, 1600)
     option(group, "--max_size", "limit of the longer side", pixels, 2150)
     option(group, "--long_side --imgsz", "resize to this longer side instead", pixels)
+    add_scales_argument(group, "1")
     option(group, "--batch_size --batch", "images that go through the network together", count, 1)
     option(group, "--num_workers --workers", "threads that read images ahead", Number(int, 1, 256), 2)
     group = parser.add_argument_group("output")
@@ -154,7 +156,7 @@ def input_size(args: argparse.Namespace) -> InputSize:
 
 def settings_of(args: argparse.Namespace, dataset: str) -> dict:
     """What decides about the text files, to be compared by --resume."""
-    names = ["confidence_threshold", "top_k", "nms_threshold", "keep_top_k", "classes", "precision"]
+    names = ["confidence_threshold", "top_k", "nms_threshold", "keep_top_k", "classes", "precision", "scales"]
     names += ["origin_size", "long_side"] if args.origin_size else ["origin_size", "target_size", "max_size"]
     weights = {"trained_model": file_digest(weights_path(args.trained_model))}
     return weights | {"dataset": dataset} | {name: getattr(args, name) for name in names}
@@ -211,8 +213,7 @@ class Dump:
     def write(self, name: str, image: np.ndarray, found: Detections) -> None:
         """Writes the detections of one image, uint8[height, width, 3]."""
         if self.drawn_folder:
-            seen = found.above(self.least_visible)
-            drawn = draw_detections(image, seen.boxes, seen.scores, seen.labels)
+            drawn = found.above(self.least_visible).draw(image)
             write_image(self.drawn_folder / f"{image_key(name)}.jpg", drawn)
         height, width = image.shape[:2]
         scale = np.array([width, height, width, height]) if self.dataset == OPENIMAGES else 1

@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     weights = args.trained_model or (DEFAULT_WEIGHTS if DEFAULT_WEIGHTS.exists() else None)
     network = load_network(weights) if weights else RetinaFace(cfg_mnet).eval()
-    fast = Detector(network, device=args.device)
-    half = Detector(network, device=args.device, precision="bf16")
+    fast = Detector(network, device=args.device, scales=1)
+    half = Detector(network, device=args.device, precision="bf16", scales=1)
     photo = read_image(args.image)
     rows, stages = [], []
     with tempfile.TemporaryDirectory() as folder:

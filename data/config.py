@@ -132,6 +132,38 @@ cfg_re50 = ModelConfig(
 NETWORKS: dict[str, ModelConfig] = {cfg.name: cfg for cfg in (cfg_mnet, cfg_re50)}
 
 
+@dataclass(frozen=True)
+class Pyramid:
+    """How boxes that were found in a photo at several scales are joined.
+
+    The larger a box is at a scale, the likelier it is a part of something that the network cannot see whole,
+    and the more a coarser scale is to be believed. Chosen on validation photos and enlargements of them.
+
+    Attributes:
+        least_long_side: least longer side in pixels of a photo at its coarsest scale.
+        least_side: boxes whose longer side at their scale is less are left to the finer scales.
+        whole_sides: by ascending label, the longer side up to which scores keep their full weight; a part of
+            a face does not look like a face, a part of a person does look like a person.
+        greatest_side: the longer side at which nothing of a score is left, that of the training photos.
+    """
+
+    least_long_side: int = 350
+    least_side: int = 64
+    whole_sides: tuple[int, ...] = (128, 0)
+    greatest_side: int = 640
+
+    def scales(self, long_side: int) -> tuple[float, ...]:
+        """1, 1/2, 1/4 and so on for a photo whose longer side has this many pixels."""
+        scales = [1.0]
+        while long_side * scales[-1] / 2 >= self.least_long_side:
+            scales.append(scales[-1] / 2)
+        return tuple(scales)
+
+
+#: Measured with mobile0.25, for which 640 is the side of a training photo.
+PYRAMID = Pyramid()
+
+
 def one_class(cfg: ModelConfig) -> ModelConfig:
     """The face detector that ``cfg`` descends from: square, unclipped priors and the class face alone."""
     return replace(cfg, heights_over_widths=(1.0,), clip_priors=False, class_names=("face",))

@@ -16,22 +16,24 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
 from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
 from utils.draw import draw_boxes
 from utils.files import write_text
 from utils.image_names import image_key
 
 if TYPE_CHECKING:
+    import supervision
+
     from data.annotations import ImageAnnotation
 
 #: Label of a line that has five columns, before it becomes a face.
@@ -43,22 +45,34 @@ def prediction_path(folder: str | os.PathLike, key: str) -> Path:
     return Path(folder, f"{key}.txt")
 
 
+class Detection(NamedTuple):
+    """One of `Detections`: its box, float32[4], its score, its label and the label's name."""
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+
+
 @dataclass(frozen=True)
 class Detections:
     """What was found in one image, by class, then by descending score.
 
-    The arrays are those that supervision takes:
-    ``sv.Detections(xyxy=d.boxes, confidence=d.scores, class_id=d.labels)``.
+    Example:
+        >>> for box, score, label, name in found.above(0.5):
+        ...     print(name, score, box)
 
     Attributes:
-        boxes: float32[N, 4], xyxy in pixels of the original image; they may reach beyond it.
+        boxes: float32[N, 4], xyxy in pixels of the original image.
         scores: float32[N], 0..1.
         labels: int64[N], 1 face, 2 person.
+        image_size: (height, width) of the image, where it is known.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -76,9 +90,26 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: np.ndarray | slice) -> Detections:
-        """Those that a mask, an index array or a slice picks."""
-        return Detections(self.boxes[index], self.scores[index], self.labels[index])
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, index: np.ndarray | slice) -> Detections: ...
+
+    def __getitem__(self, index: int | np.ndarray | slice) -> Detection | Detections:
+        """One by its number, or those that a mask, an index array or a slice picks."""
+        if isinstance(index, int | np.integer):
+            label = int(self.labels[index])
+            return Detection(self.boxes[index], float(self.scores[index]), label, CLASS_NAMES[label])
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index])
+
+    def __iter__(self) -> Iterator[Detection]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def class_names(self) -> list[str]:
+        """N names, ``face`` or ``person``."""
+        return [CLASS_NAMES[label] for label in self.labels.tolist()]
 
     @property
     def boxes_xywh(self) -> np.ndarray:
@@ -88,6 +119,48 @@ class Detections:
     def above(self, score: float) -> Detections:
         """Those that score at least ``score``."""
         return self[self.scores >= score]
+
+    def clipped(self) -> Detections:
+        """The same with boxes cut to the image, without those that lie wholly outside.
+
+        Raises:
+            ValueError: the size of the image is not known.
+        """
+        if self.image_size is None:
+            raise ValueError("expected detections with the size of their image, but image_size is None")
+        height, width = self.image_size
+        boxes = self.boxes.clip(0, np.array([width, height] * 2, np.float32))
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return replace(self, boxes=boxes)[inside]
+
+    def draw(self, image: np.ndarray) -> np.ndarray:
+        """A copy of ``image``, uint8[height, width, 3] BGR, with class and score at every box."""
+        return draw_detections(image, self.boxes, self.scores, self.labels)
+
+    def to_dict(self) -> dict[str, list]:
+        """Plain numbers and texts, e.g. for JSON: ``boxes``, ``scores``, ``labels`` and ``class_names``."""
+        columns = {name: getattr(self, name).tolist() for name in ("boxes", "scores", "labels")}
+        return columns | {"class_names": self.class_names}
+
+    def to_supervision(self) -> supervision.Detections:
+        """As the library supervision has them, with its ``class_name``.
+
+        Raises:
+            UsageError: it is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise UsageError(
+                f"to_supervision needs the package supervision, which cannot be imported ({error}); "
+                f"pip install supervision"
+            ) from None
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.class_names, np.str_)},
+        )
 
 
 @dataclass

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from data.config import CLASS_NAMES, NETWORKS
+from models.checkpoint import DEFAULT_WEIGHTS, weights_path
 from models.detector import PRECISIONS, Detector, InputSize, Thresholds
 from models.onnx_network import is_onnx
-from utils.cli import UsageError, count, option, overlap, score
-
-#: Loaded where ``--trained_model`` is not given.
-DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilenet0.25_2cls6anchors.pth"
+from utils.cli import Number, UsageError, count, option, overlap, score
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +43,19 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--classes", "classes to look for (default: all)", nargs="+", choices=classes)
 
 
+def scale(text: str) -> str | float:
+    """The type of a value of ``--scales``."""
+    return text if text == "auto" else Number(float, 0, 16, above=True)(text)
+
+
+def add_scales_argument(group: argparse._ActionsContainer, default: str) -> None:
+    """``--scales``, by default ``auto`` or ``1``."""
+    help = """sizes at which an image is looked at, in shares of its own, e.g. 2 1 0.5; auto halves large
+        ones, so that large faces and persons are seen whole; 1 looks once, the published protocol"""
+    help += f" (default: {default})"
+    option(group, "--scales", help, scale, [scale(default)], nargs="+", metavar="SCALE")
+
+
 def pick_device(name: str, cpu: bool = False) -> torch.device:
     """The device of ``--device`` and ``--cpu``.
 
@@ -70,21 +80,6 @@ def device_of(args: argparse.Namespace) -> torch.device:
     return pick_device(args.device, args.cpu or on_cpu)
 
 
-def weights_path(trained_model: str | None) -> Path:
-    """The file of ``--trained_model``.
-
-    Raises:
-        UsageError: none is given and the default is not there.
-    """
-    if trained_model is None and not DEFAULT_WEIGHTS.exists():
-        raise UsageError(
-            f"weights/{DEFAULT_WEIGHTS.name} is not there; give --trained_model FILE. Published "
-            f"weights: mobilenet0.25_2cls6anchors_130324_epoch_150.pth in the folder weights of "
-            f"github.com/NN-RTK/Pytorch_Retinaface_2cls"
-        )
-    return Path(trained_model or DEFAULT_WEIGHTS)
-
-
 def build_detector(args: argparse.Namespace, input_size: InputSize | None = None) -> Detector:
     """The detector that the shared arguments describe.
 
@@ -100,5 +95,6 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
         thresholds=Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k),
         classes=args.classes,
         input_size=input_size,
+        scales="auto" if args.scales == ["auto"] else args.scales,
         compile=args.compile,
     )

@@ -24,8 +24,11 @@ from torch import Tensor, nn
 from data.config import NETWORKS, ModelConfig, one_class
 from layers.functions.prior_box import priors_per_cell
 from models.retinaface import RetinaFace
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
 from utils.files import atomic_path
+
+#: Loaded where no other file is named.
+DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilenet0.25_2cls6anchors.pth"
 
 #: Value of the key ``format`` in the project's own files.
 FORMAT = "retinaface_2cls/1"
@@ -167,6 +170,21 @@ def _derive_config(path: Path, state_dict: dict[str, Tensor]) -> ModelConfig | N
             f"(two classes with 6 priors a cell, or one class with 2)"
         )
     return known[found]
+
+
+def weights_path(trained_model: str | None) -> Path:
+    """The file of ``--trained_model``.
+
+    Raises:
+        UsageError: none is given and the default is not there.
+    """
+    if trained_model is None and not DEFAULT_WEIGHTS.exists():
+        raise UsageError(
+            f"weights/{DEFAULT_WEIGHTS.name} is not there; give --trained_model FILE. Published "
+            f"weights: mobilenet0.25_2cls6anchors_130324_epoch_150.pth in the folder weights of "
+            f"github.com/NN-RTK/Pytorch_Retinaface_2cls"
+        )
+    return Path(trained_model or DEFAULT_WEIGHTS)
 
 
 def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaFace:

@@ -2,9 +2,7 @@
 
 Example:
     >>> from models.detector import Detector
-    >>> from utils.images import read_image
-    >>> detector = Detector.from_checkpoint("weights/mobilenet0.25_2cls6anchors.pth")
-    >>> found = detector(read_image("photo.jpg")).above(0.5)
+    >>> found = Detector()("photo.jpg").above(0.5)
     >>> found.boxes, found.scores, found.labels
 """
 
@@ -13,27 +11,37 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import NoReturn, TypeVar
+from typing import Literal, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
-from data.config import PIXEL_MEAN_BGR
+from data.config import PIXEL_MEAN_BGR, PYRAMID
 from data.predictions import Detections
 from layers.functions.prior_box import PriorBox
-from models.checkpoint import load_network
+from models.checkpoint import load_network, weights_path
 from models.onnx_network import OnnxNetwork, is_onnx
 from models.retinaface import RetinaFace, fold_batch_norm
+from models.scales import InputSize, check_scales, trust
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
+from utils.images import to_bgr
 from utils.threads import Stopwatch, map_ahead
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: What `Detector` takes for an image.
+Picture: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+#: Boxes Tensor[N, 4] in pixels of an image and scores Tensor[N], in no order, of each class looked for.
+Candidates: TypeAlias = list[tuple[Tensor, Tensor]]
 
 # Slack of the cut on logits that spares the softmax of priors that cannot pass the cut on scores.
 _LOGIT_SLACK = 1e-3
@@ -64,79 +72,47 @@ class Thresholds:
                 raise UsageError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class InputSize:
-    """The size at which the network sees an image; by default its own.
+class View(NamedTuple):
+    """One image of a batch: the size of the photo that it shows, and which of the photo's scales it is."""
 
-    Attributes:
-        long_side: the longer side becomes this many pixels.
-        target_size, max_size: the shorter side becomes ``target_size``, but the longer at most ``max_size``
-            (1600 and 2150 is the published multi-scale protocol).
-        fixed: the image fits into this (height, width), top left; the rest is filled with the pixel mean.
-    """
-
-    long_side: int | None = None
-    target_size: int | None = None
-    max_size: int | None = None
-    fixed: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        sizes = (self.long_side, self.target_size, self.max_size, *(self.fixed or ()))
-        if any(size is not None and size < 1 for size in sizes):
-            raise UsageError(f"expected sizes of at least 1 pixel, got {[s for s in sizes if s is not None]}")
-        rules = [self.long_side, self.target_size, self.fixed]
-        if (self.target_size is None) != (self.max_size is None) or len(rules) - rules.count(None) > 1:
-            raise UsageError(
-                "expected either a long side, or a target and a max size, or a fixed size, or none of them"
-            )
-
-    def __call__(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) in pixels after resizing an image of ``image_size``."""
-        height, width = image_size
-        if self.long_side:
-            scale = self.long_side / max(height, width)
-        elif self.target_size and self.max_size:
-            scale = self.target_size / min(height, width)
-            if round(scale * max(height, width)) > self.max_size:
-                scale = self.max_size / max(height, width)
-        elif self.fixed:
-            scale = min(self.fixed[0] / height, self.fixed[1] / width)
-        else:
-            return image_size
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def padded(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the network's input for an image of ``image_size``."""
-        return self.fixed or self(image_size)
+    image_size: tuple[int, int]
+    finest: bool = True
+    coarsest: bool = True
 
 
 class Detector:
     """Finds faces and persons in images.
 
-    Images of equal size go through the network together; nothing is resized unless ``input_size`` or the
-    fixed size of an `OnnxNetwork` says so. On the CPU the scripts call `utils.processes.keep_freed_memory`
-    first, which spares a quarter of the time.
+    The network sees about 300 pixels around a point, so a large image is looked at in several sizes
+    (`data.config.Pyramid`). Images of equal size go through the network together; beyond that nothing is
+    resized unless ``input_size`` or the fixed size of an `OnnxNetwork` says so. On the CPU the scripts call
+    `utils.processes.keep_freed_memory` first, which spares a quarter of the time.
 
     Args:
         network: the network; a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU.
+            None: that of `DEFAULT_WEIGHTS`.
         device: where to run it.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         thresholds: what becomes a detection.
         classes: names of the classes to look for; all that the network knows by default.
         input_size: how images are resized.
         compile: run the network through ``torch.compile``; pays off for many images of one size.
+        scales: sizes at which an image is looked at, in shares of its own. ``auto`` takes 1, 1/2, 1/4 and so
+            on, as long as the network has something to see, or 1 alone where its input has a fixed size. 1 is
+            the published protocol: one look, and boxes may reach beyond the image; else they are clipped.
 
     Attributes:
         stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``, which on a GPU waits for
             the network and counts its time.
 
     Raises:
-        UsageError: a class that the network does not know, or options that an ONNX network does not have.
+        UsageError: a class that the network does not know, scales that are none or that its fixed size does
+            not allow, options that an ONNX network does not have, or no default weights.
     """
 
     def __init__(
         self,
-        network: RetinaFace | OnnxNetwork,
+        network: RetinaFace | OnnxNetwork | None = None,
         *,
         device: torch.device | str = "cpu",
         precision: str = "fp32",
@@ -144,7 +120,9 @@ class Detector:
         classes: Sequence[str] | None = None,
         input_size: InputSize | None = None,
         compile: bool = False,
+        scales: Literal["auto"] | float | Sequence[float] = "auto",
     ) -> None:
+        network = load_network(weights_path(None)) if network is None else network
         self.cfg = network.cfg
         self.device = torch.device(device)
         self.dtype = PRECISIONS[precision]
@@ -165,6 +143,12 @@ class Detector:
         else:
             folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
             self.network = torch.compile(folded) if compile else folded
+        self.scales = check_scales(scales)
+        self._clips = self.scales != (1,)
+        if self.input_size.fixed:
+            if self.scales not in ("auto", (1,)):
+                raise UsageError("an input of fixed size shows an image at one scale; leave out --scales")
+            self.scales = (1.0,)
         self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device)
 
     @classmethod
@@ -192,55 +176,87 @@ class Detector:
                 f"convert with --dynamic"
             )
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Detections | list[Detections]:
+    def __call__(
+        self, images: Picture | Sequence[Picture], rgb: bool = False
+    ) -> Detections | list[Detections]:
         """Detections of one image, or one of each of several in their order.
 
         Args:
-            images: uint8[height, width, 3], BGR, at least 1x1; or a sequence of such of any sizes.
+            images: a path, an image of Pillow, or uint8[height, width, 3], BGR, at least 1x1; or a sequence
+                of such of any sizes.
+            rgb: whether the channels of arrays are red, green, blue instead.
 
         Raises:
-            DataError: images too large for the memory.
+            DataError: images too large for the memory, or that cannot be read.
+            ValueError: an array that is not such an image.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 3:
-            return self([images])[0]
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for index, image in enumerate(images):
-            check_image(image)
-            size = self.input_size.padded(image.shape[:2])
-            by_size.setdefault(size, []).append(index)
-        found: dict[int, Detections] = {}
-        for size, indices in by_size.items():
-            sizes = [images[i].shape[:2] for i in indices]
-            try:
+        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) == 3:
+            return self([images], rgb)[0]
+        photos = [to_bgr(image, rgb) for image in images]
+        batches: dict[tuple[int, int], list[tuple[int, View]]] = {}
+        for index, photo in enumerate(photos):
+            check_image(photo)
+            sizes = self._input_sizes(photo.shape[:2])
+            for level, size in enumerate(sizes):
+                view = View(photo.shape[:2], level == 0, level == len(sizes) - 1)
+                batches.setdefault(size, []).append((index, view))
+        copies = [self._copies(photo) for photo in photos]
+        candidates: list[list[Candidates]] = [[] for _ in photos]
+        for size in sorted(batches, key=math.prod, reverse=True):  # a photo's copies in their order
+            indices, views = zip(*batches[size], strict=True)
+            with self._explain_memory(len(views), size):
                 with self.stopwatch("preprocess"):
-                    batch = self.preprocess([images[i] for i in indices])
+                    batch = self._to_input([next(copies[index]) for index in indices])
                 with self.stopwatch("network"):
                     outputs = self.forward(batch)
                 with self.stopwatch("postprocess"):
-                    detections = self.postprocess(*outputs, size, sizes)
-            except (MemoryError, RuntimeError, cv2.error) as error:
-                raise _out_of_memory(error, len(indices), size) from None
-            found.update(zip(indices, detections, strict=True))
-        return [found[i] for i in range(len(found))]
+                    for index, found in zip(indices, self._candidates(*outputs, size, views), strict=True):
+                        candidates[index].append(found)
+        with self.stopwatch("postprocess"):
+            found = [self._join(parts, p.shape[:2]) for parts, p in zip(candidates, photos, strict=True)]
+        return [one.clipped() for one in found] if self._clips else found
 
-    @torch.inference_mode()
+    def _input_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(height, width) of the network's input for an image of ``image_size``, at every scale."""
+        if self.input_size.fixed:
+            return [self.input_size.fixed]
+        height, width = self.input_size(image_size)
+        scales = PYRAMID.scales(max(height, width)) if self.scales == "auto" else self.scales
+        return [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in scales]
+
+    def _copies(self, image: np.ndarray) -> Iterator[np.ndarray]:
+        """``image`` in each of its `_input_sizes`; a smaller copy is made from the next larger one."""
+        height, width = self.input_size(image.shape[:2])
+        for size in self._input_sizes(image.shape[:2]):
+            if size < (height, width):
+                image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+                yield image
+            else:
+                yield self._fit(image, size)
+
     def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of images that have one size once resized and padded: Tensor[N, 3, height, width]."""
         size = self.input_size.padded(images[0].shape[:2])
-        batch = torch.stack([torch.from_numpy(self._fit(image, size)) for image in images]).to(self.device)
-        pixels = batch.view(*batch.shape[:2], -1).float()
-        pixels -= self._mean.repeat(size[1])  # row by row: three times faster than pixel by pixel
-        return pixels.view(batch.shape).permute(0, 3, 1, 2).to(self.dtype)
+        return self._to_input([self._fit(image, size) for image in images])
 
     def _fit(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """``image`` resized and, up to ``size``, padded with the mean colour on the right and below."""
-        height, width = resized = self.input_size(image.shape[:2])
+        """``image`` in a size, in a fixed one padded with the mean colour on the right and below."""
+        height, width = resized = self.input_size(image.shape[:2]) if self.input_size.fixed else size
         if image.shape[:2] != resized:
             image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
         if resized != size:
             border = (0, size[0] - height, 0, size[1] - width)
             image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=PIXEL_MEAN_BGR)
-        return np.ascontiguousarray(image)
+        return image
+
+    @torch.inference_mode()
+    def _to_input(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Network input of images of one size."""
+        arrays = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+        batch = torch.stack(arrays).to(self.device)
+        pixels = batch.view(*batch.shape[:2], -1).float()
+        pixels -= self._mean.repeat(batch.shape[2])  # row by row: three times faster than pixel by pixel
+        return pixels.view(batch.shape).permute(0, 3, 1, 2).to(self.dtype)
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,34 +282,59 @@ class Detector:
             input_size: (height, width) of the network's input.
             image_sizes: (height, width) of the N original images.
         """
+        candidates = self._candidates(loc, logits, input_size, [View(size) for size in image_sizes])
+        return [self._join([one], size) for one, size in zip(candidates, image_sizes, strict=True)]
+
+    @torch.inference_mode()
+    def _candidates(
+        self, loc: Tensor, logits: Tensor, input_size: tuple[int, int], views: Sequence[View]
+    ) -> list[Candidates]:
+        """What scores above the cut in each image of a batch."""
         cut = self.thresholds.score
         # A score above the cut needs a logit that beats the background's by this much: only those go on.
         margin = math.log(cut / (1 - cut)) - _LOGIT_SLACK if 0 < cut < 1 else math.inf if cut else -math.inf
         ahead = torch.stack([logits[..., label] - logits[..., 0] for label in range(1, logits.shape[2])])
         kind, image, prior = (ahead > margin).nonzero(as_tuple=True)
         scores = logits[image, prior].T.contiguous().softmax(0)  # by planes: ten times faster
-        scores, order = scores.gather(0, kind[None] + 1)[0].sort(descending=True, stable=True)
-        scores = scores[: int((scores > cut).sum())]
-        image, prior, kind = (index[order[: len(scores)]] for index in (image, prior, kind))
+        scores = scores.gather(0, kind[None] + 1)[0]
         priors = self.priors(tuple(input_size), loc.device)
         boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
+        if not all(view.finest and view.coarsest for view in views):
+            sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)
+            finest, coarsest = torch.tensor([view[1:] for view in views], device=loc.device).T
+            scores = scores * trust(sides, kind, finest[image], coarsest[image])
+        kept = (scores > cut).nonzero()[:, 0]
+        kind, image, scores = kind[kept], image[kept], scores[kept]
+        factors = [self._pixels(view.image_size) * 2 for view in views]
+        boxes = boxes[kept] * torch.tensor(factors, dtype=torch.float32, device=loc.device)[image]
+        # By class, then by image: so they come.
+        count = len(views)
+        counts = torch.bincount(kind * count + image, minlength=len(ahead) * count).tolist()
+        chunks = list(zip(boxes.split(counts), scores.split(counts), strict=True))
+        numbers = [self.cfg.class_names.index(name) for name in self.classes]
+        return [[chunks[number * count + i] for number in numbers] for i in range(count)]
 
-        found = []
-        for index, (height, width) in enumerate(image_sizes):
-            # The factors are 1 unless the input is padded.
-            resized = self.input_size((height, width))
-            scale = [width * (input_size[1] / resized[1]), height * (input_size[0] / resized[0])]
-            scaled = boxes * torch.tensor(scale * 2, dtype=torch.float32, device=loc.device)
-            parts = []
-            for name in self.classes:
-                number = self.cfg.class_names.index(name)
-                own = ((image == index) & (kind == number)).nonzero()[: self.thresholds.top_k, 0]
-                own = own[self._suppress(scaled[own], scores[own])]
-                parts.append((scaled[own], scores[own], torch.full_like(own, number + 1)))
-            found.append(
-                Detections(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
-            )
-        return found
+    def _pixels(self, image_size: tuple[int, int]) -> list[float]:
+        """Width and height in pixels of an original image, with the padding that its input may have."""
+        height, width = image_size
+        if not self.input_size.fixed:
+            return [width, height]
+        resized, padded = self.input_size(image_size), self.input_size.fixed
+        return [width * (padded[1] / resized[1]), height * (padded[0] / resized[0])]
+
+    @torch.inference_mode()
+    def _join(self, parts: Sequence[Candidates], image_size: tuple[int, int]) -> Detections:
+        """The detections of an image, of its candidates at every scale."""
+        columns = []
+        for name, *chunks in zip(self.classes, *parts, strict=True):
+            boxes, scores = (torch.cat(column) for column in zip(*chunks, strict=True))
+            scores, order = scores.sort(descending=True, stable=True)
+            boxes, scores = boxes[order[: self.thresholds.top_k]], scores[: self.thresholds.top_k]
+            kept = self._suppress(boxes, scores)
+            label = torch.full_like(kept, self.cfg.class_names.index(name) + 1)
+            columns.append((boxes[kept], scores[kept], label))
+        arrays = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
+        return Detections(*arrays, tuple(image_size))
 
     def _suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Indices that NMS keeps of the boxes of one class, which come by descending score."""
@@ -302,15 +343,20 @@ class Detector:
         keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, threshold)
         return keep[: self.thresholds.keep_top_k]
 
-
-def _out_of_memory(error: Exception, count: int, size: tuple[int, int]) -> Exception:
-    """What to raise for an error that may be about memory."""
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError | cv2.error) and "alloc" not in str(error):
-        return error
-    return DataError(
-        f"images of {size[1]}x{size[0]} pixels, {count} at once, need more memory than is free; "
-        f"take a smaller batch or smaller images (--long_side)"
-    )
+    @contextmanager
+    def _explain_memory(self, count: int, size: tuple[int, int]) -> Iterator[None]:
+        """Turns errors that are about memory into a DataError."""
+        try:
+            yield
+        except (MemoryError, RuntimeError, cv2.error) as error:
+            is_plain = isinstance(error, MemoryError | torch.OutOfMemoryError | cv2.error)
+            if not is_plain and "alloc" not in str(error):
+                raise
+            fewer = "" if self.scales == (1,) else " or one scale (--scales 1)"
+            raise DataError(
+                f"images of {size[1]}x{size[0]} pixels, {count} at once, need more memory than is free; "
+                f"take a smaller batch or smaller images (--long_side){fewer}"
+            ) from None
 
 
 def check_image(image: np.ndarray) -> None:

@@ -191,7 +191,7 @@ def validate(
     device: torch.device,
     evaluate: Callable[[BoxTable, BoxTable], dict[str, dict]],
 ) -> dict[str, float]:
-    """Average precision of a network, by `Detector` at the images' own size and the evaluators' rule.
+    """Average precision of a network, by `Detector` at the images' own size alone and the evaluators' rule.
 
     The images are shared out over the processes; every process gets the result.
 
@@ -204,7 +204,7 @@ def validate(
     Returns:
         ``ap_face`` and ``ap_person`` at IoU 0.5, those that have boxes, and their mean ``ap``.
     """
-    detector = Detector(network, device=device)
+    detector = Detector(network, device=device, scales=1)
     mine = range(rank(), len(dataset), world_size())
     found = {}
     for index, image, detections in detect_images(detector, mine, dataset.read):

@@ -60,6 +60,23 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return image
 
 
+def to_bgr(image: str | os.PathLike | Image.Image | np.ndarray, rgb: bool = False) -> np.ndarray:
+    """An image in any form as `read_image` gives it, uint8[height, width, 3], BGR.
+
+    Args:
+        image: a path, an image of Pillow, which is turned upright by its EXIF orientation, or an array.
+        rgb: whether the channels of an array are red, green, blue.
+
+    Raises:
+        DataError: a path that `read_image` refuses.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        image, rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB")), True
+    return np.ascontiguousarray(image[..., ::-1]) if rgb else image
+
+
 def _may_be_cut_off(content: np.ndarray) -> bool:
     """Whether a JPEG lacks its end marker; OpenCV fills what is missing with grey and goes on."""
     head, tail = content[:2].tobytes(), content[-32:].tobytes().rstrip(b"\0\r\n \t")
@@ -73,12 +90,11 @@ def _read_carefully(path: str | os.PathLike, decoded: np.ndarray | None) -> np.n
             file.load()
             if decoded is not None:
                 return decoded
-            upright = ImageOps.exif_transpose(file).convert("RGB")
+            return to_bgr(file)
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image, or of a format that cannot be read") from None
     except Exception as error:  # Pillow's readers of formats raise whatever they stumble on
         raise DataError(f"{path}: a damaged image ({' '.join(str(error).split())})") from None
-    return np.ascontiguousarray(np.asarray(upright)[..., ::-1])
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:

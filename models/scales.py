@@ -1,0 +1,85 @@
+"""The sizes at which the network sees an image, and how much to believe what it finds at each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from data.config import PYRAMID
+from utils.cli import UsageError
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """The size at which the network sees an image; by default its own.
+
+    Attributes:
+        long_side: the longer side becomes this many pixels.
+        target_size, max_size: the shorter side becomes ``target_size``, but the longer at most ``max_size``
+            (1600 and 2150 is the published multi-scale protocol).
+        fixed: the image fits into this (height, width), top left; the rest is filled with the pixel mean.
+    """
+
+    long_side: int | None = None
+    target_size: int | None = None
+    max_size: int | None = None
+    fixed: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.long_side, self.target_size, self.max_size, *(self.fixed or ()))
+        if any(size is not None and size < 1 for size in sizes):
+            raise UsageError(f"expected sizes of at least 1 pixel, got {[s for s in sizes if s is not None]}")
+        rules = [self.long_side, self.target_size, self.fixed]
+        if (self.target_size is None) != (self.max_size is None) or len(rules) - rules.count(None) > 1:
+            raise UsageError(
+                "expected either a long side, or a target and a max size, or a fixed size, or none of them"
+            )
+
+    def __call__(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels after resizing an image of ``image_size``."""
+        height, width = image_size
+        if self.long_side:
+            scale = self.long_side / max(height, width)
+        elif self.target_size and self.max_size:
+            scale = self.target_size / min(height, width)
+            if round(scale * max(height, width)) > self.max_size:
+                scale = self.max_size / max(height, width)
+        elif self.fixed:
+            scale = min(self.fixed[0] / height, self.fixed[1] / width)
+        else:
+            return image_size
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def padded(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input for an image of ``image_size``."""
+        return self.fixed or self(image_size)
+
+
+def check_scales(scales: str | float | Sequence[float]) -> Literal["auto"] | tuple[float, ...]:
+    """``auto``, or scales in descending order.
+
+    Raises:
+        UsageError: neither ``auto`` nor numbers above 0.
+    """
+    if isinstance(scales, str) and scales == "auto":
+        return "auto"
+    numbers = (scales,) if isinstance(scales, str | int | float) else tuple(scales)
+    if not numbers or not all(isinstance(number, int | float) and 0 < number <= 16 for number in numbers):
+        raise UsageError(f"expected scales: auto, or numbers above 0 to 16 such as 2 1 0.5; got {scales!r}")
+    return tuple(sorted(set(map(float, numbers)), reverse=True))
+
+
+def trust(sides: Tensor, kinds: Tensor, finest: Tensor, coarsest: Tensor) -> Tensor:
+    """How much the boxes of a scale are to be believed, Tensor[N] in 0..1, see `data.config.Pyramid`.
+
+    Args:
+        sides: Tensor[N], their longer sides in pixels at that scale.
+        kinds: int64[N], their labels, from 0.
+        finest, coarsest: bool[N], whether there is no finer, no coarser scale of the same photo.
+    """
+    whole = sides.new_tensor(PYRAMID.whole_sides)[kinds]
+    share = ((PYRAMID.greatest_side - sides) / (PYRAMID.greatest_side - whole)).clamp(0, 1)
+    return share.masked_fill(coarsest, 1).masked_fill(~finest & (sides < PYRAMID.least_side), 0)

@@ -84,8 +84,9 @@ def test_numbers_of_the_official_tool(published, reference, capsys):
         ([[0, 0, 9, 9]], [[0, 0, 9, 3.5]], [0], [1]),
         # One below it goes down: 4 rows of 95.
         ([[0, 0, 9, 9]], [[0, 0, 9, 3.49]], [0], [0]),
-        # A corner at -0.5 goes away from zero, to -1, and 0.5 to 1: 9 x 9 pixels in both.
-        ([[0, 0, 9, 9]], [[0.5, 0.5, 8, 8]], [1], [1]),
+        # Halves go away from zero, not to the even neighbour: 0.5 to 1, and 4.5 to 5.
+        ([[0, 0, 9, 9]], [[0.5, 0, 4.4, 9]], [1], [0]),
+        ([[0, 0, 9, 9]], [[0, 0, 9, 4.5]], [1], [1]),
         # Two faces that both round to 1: the tool takes the first, which the second detection finds taken.
         ([[0, 0, 9, 9], [0, 0, 9, 8]], [[0, 0, 9, 8], [0, 0, 9, 9]], [1, 1], [1, 0]),
         ([], [[0, 0, 9, 9]], [-1], [-1]),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from data.annotations import ImageAnnotation, labelled_classes, read_annotations
+from data.annotations import labelled_classes, read_annotations
 from data.config import CLASS_NAMES
 from data.predictions import BoxTable, offsets_of
 from utils.cli import DataError, UsageError, warn
@@ -60,15 +59,17 @@ def read_list(path: Path, legacy: bool = False) -> BoxTable:
         annotations = [annotation for annotation in annotations if not is_odd(annotation.path)]
     if not annotations:
         raise DataError(f"{path}: no image in it; expected lines '# <image path>' and 'label x y w h'")
-    counts = Counter(image_key(annotation.path) for annotation in annotations)
-    twice = [key for key, count in counts.items() if count > 1]
+    keys = [image_key(annotation.path) for annotation in annotations]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
-        named = f"{len(twice)} images are listed more than once: {', '.join(twice)}"
-        warn(
-            f"{path}: {named}; "
-            f"{'each entry counts, with the last boxes' if legacy else 'the first entry counts'}"
-        )
-        annotations = list(_as_original(annotations) if legacy else _firsts(annotations))
+        rule = "each entry counts, with the last boxes" if legacy else "the first entry counts"
+        warn(f"{path}: {len(twice)} images are listed more than once: {', '.join(twice)}; {rule}")
+    if legacy:
+        last = {key: one for key, one in zip(keys, annotations, strict=True) if len(one)}
+        annotations = [last.get(key, one) for key, one in zip(keys, annotations, strict=True)]
+    elif twice:
+        firsts = dict(zip(reversed(keys), reversed(annotations), strict=True))
+        annotations = [firsts[key] for key in dict.fromkeys(keys)]
     truths = BoxTable.from_annotations(annotations)
     labelled = labelled_classes(path)
     truths.verified = {
@@ -77,18 +78,6 @@ def read_list(path: Path, legacy: bool = False) -> BoxTable:
         if name not in labelled
     }
     return truths
-
-
-def _firsts(annotations: list[ImageAnnotation]) -> Iterable[ImageAnnotation]:
-    return {
-        image_key(annotation.path): annotation for annotation in reversed(annotations)
-    }.values().__reversed__()
-
-
-def _as_original(annotations: list[ImageAnnotation]) -> Iterable[ImageAnnotation]:
-    """Every entry, with the boxes of the image's last entry that has some."""
-    last = {image_key(annotation.path): annotation for annotation in annotations if len(annotation)}
-    return (last.get(image_key(annotation.path), annotation) for annotation in annotations)
 
 
 def read_csv(path: Path, image_labels: Path | None = None) -> BoxTable:

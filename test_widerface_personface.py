@@ -18,6 +18,7 @@ import argparse
 import json
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ from utils.cli import (
     score,
     warn,
 )
-from utils.files import file_digest, read_json, write_text
+from utils.files import file_digest, locked, read_json, write_text
 from utils.image_names import image_key, images_below, read_image_list
 from utils.images import read_image, write_image
 from utils.processes import keep_freed_memory, processes, rank, sum_over_processes, wait_for_all, world_size
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     dump = Dump(args.save_folder or FOLDERS[dataset][1], dataset, args.save_image, args.vis_thres)
     start = time.perf_counter()
     keep_freed_memory()
-    with processes(device_of(args)) as device:
+    with processes(device_of(args)) as device, locked(dump.folder) if rank() == 0 else nullcontext():
         args.device = str(device)
         detector = build_detector(args, input_size(args))
         dump.begin(settings_of(args, dataset), args.resume)
@@ -181,10 +182,13 @@ class Dump:
     def begin(self, settings: dict, resume: bool) -> None:
         """Notes the settings beside the text files, or compares them with those of the dump to resume.
 
+        Text files that were there before the settings are of another dump, or of none that is known.
+
         Raises:
             UsageError: it was begun with others.
         """
-        if resume and self.settings_path.exists():
+        begun = self.settings_path.exists()
+        if resume and begun:
             before = read_json(self.settings_path, "the settings of a dump")
             before = before if isinstance(before, dict) else {}
             changed = [name for name in settings if settings[name] != before.get(name)]
@@ -193,7 +197,8 @@ class Dump:
                     f"{self.settings_path}: begun with another --{', --'.join(changed)}; give what is there, "
                     f"or start anew without --resume"
                 )
-        elif not resume and rank() == 0:
+        wait_for_all()  # every process has looked before one writes
+        if rank() == 0 and not (resume and begun):
             write_text(self.settings_path, json.dumps(settings, indent=1) + "\n")
         wait_for_all()
 

@@ -34,6 +34,7 @@ import errno
 import json
 import math
 import sys
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -72,7 +73,7 @@ from utils.cli import (
     share,
 )
 from utils.draw import draw_boxes
-from utils.files import write_text
+from utils.files import locked, write_text
 from utils.images import write_image
 from utils.processes import keep_freed_memory, processes, rank, world_size
 from wider_openimagespersonface_evaluate.evaluation import evaluate
@@ -215,7 +216,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with processes(pick_device(args.device, args.cpu)) as device:
         try:
-            return train(args, device, sys.argv[1:] if argv is None else argv)
+            with locked(args.save_folder) if rank() == 0 else nullcontext():
+                return train(args, device, sys.argv[1:] if argv is None else argv)
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise

@@ -349,8 +349,9 @@ class Detector:
         try:
             yield
         except (MemoryError, RuntimeError, cv2.error) as error:
+            said = str(error).lower()
             is_plain = isinstance(error, MemoryError | torch.OutOfMemoryError | cv2.error)
-            if not is_plain and "alloc" not in str(error):
+            if not is_plain and "alloc" not in said and "out of memory" not in said:  # CUDA, cuDNN, cuBLAS
                 raise
             fewer = "" if self.scales == (1,) else " or one scale (--scales 1)"
             raise DataError(
@@ -418,12 +419,14 @@ def _detect_batch(
     detector: Detector, batch: list[tuple[Item, np.ndarray]], on_error: Callable[[DataError], object]
 ) -> Iterator[tuple[Item, np.ndarray, Detections]]:
     """Detections of images at once or, where that takes too much memory, one by one."""
+    found = None
     try:
         found = detector([image for _, image in batch])
     except DataError as error:
         if len(batch) == 1:
             on_error(error)
             return
+    if found is None:  # tried again out here, where the error no longer holds the memory of the whole batch
         for pair in batch:
             yield from _detect_batch(detector, [pair], on_error)
         return

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -214,11 +215,14 @@ def test_resnet50_runs():
     assert found.boxes.shape[1] == 4
 
 
-def test_too_little_memory_is_a_clear_error(network, image, monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    ["can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory"],
+)
+def test_too_little_memory_is_a_clear_error(network, image, monkeypatch, words):
     detector = Detector(network)
-    monkeypatch.setattr(
-        detector, "network", lambda _: (_ for _ in ()).throw(RuntimeError("can't allocate memory"))
-    )
+    error = RuntimeError(f"CUDA error: {words}")
+    monkeypatch.setattr(detector, "network", lambda _: (_ for _ in ()).throw(error))
     with pytest.raises(DataError, match="images of 110x75 pixels, 1 at once, need more memory"):
         detector(image)
 
@@ -248,9 +252,11 @@ def test_bad_images_are_reported_and_the_others_come_in_order(network, image, wo
 
 def test_a_batch_that_is_too_large_for_the_memory_goes_through_one_by_one(network, image, monkeypatch):
     detector, faults = Detector(network), []
-    forward, sizes = detector.network, []
+    forward, sizes, batches = detector.network, [], []
 
     def small_memory(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert all(earlier() is None for earlier in batches)  # nothing holds those that failed
+        batches.append(weakref.ref(batch))
         sizes.append(len(batch))
         if batch.numel() > 3 * 75 * 110:
             raise RuntimeError("can't allocate memory")
@@ -258,9 +264,13 @@ def test_a_batch_that_is_too_large_for_the_memory_goes_through_one_by_one(networ
 
     monkeypatch.setattr(detector, "network", small_memory)
     images = [image, image, np.repeat(image, 2, 0), image]
-    found = list(detect_images(detector, range(4), images.__getitem__, 4, faults.append))
+
+    def note(fault: DataError) -> None:
+        faults.append(str(fault))
+
+    found = list(detect_images(detector, range(4), images.__getitem__, 4, note))
     assert [item for item, _, _ in found] == [0, 1, 3]
-    assert len(faults) == 1 and "images of 110x150 pixels, 1 at once" in str(faults[0])
+    assert len(faults) == 1 and "images of 110x150 pixels, 1 at once" in faults[0]
     assert sizes == [3, 1, 1, 1, 1]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,6 +63,15 @@ def test_on_the_cpu_there_may_be_any_number(two_gpus, monkeypatch):
     with processes(torch.device("cpu")) as device:
         assert device == torch.device("cpu")
     assert two_gpus["init"][0] == ("gloo",) and two_gpus["init"][1]["device_id"] is None
+
+
+def test_any_text_can_be_printed(repository):
+    code = "from utils.cli import run; run(lambda argv: print('caf\\u00e9 \\udcff') or 0)"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, env=env, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (0, "caf\\xe9 \\udcff\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

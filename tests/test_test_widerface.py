@@ -14,7 +14,8 @@ from data.annotations import ImageAnnotation, write_annotations
 from data.predictions import BoxTable, read_predictions
 from models.arguments import build_detector
 from tests.conftest import table_of
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
+from utils.files import locked
 from utils.images import read_image, write_image
 from wider_openimagespersonface_evaluate import evaluation as openimages
 
@@ -101,6 +102,26 @@ def test_resume(photos, tmp_path, weights, capsys):
     assert "2 images in" in (shown := capsys.readouterr().out) and "3 images were there already" in shown
     assert texts(tmp_path / "out") == whole
     assert (tmp_path / "out" / "1--B" / "f.txt").stat().st_mtime_ns == kept
+
+
+def test_resume_takes_no_file_of_unknown_weights(photos, tmp_path, weights, capsys):
+    """The settings of a dump whose first run was resumed, or stopped before it wrote them."""
+    arguments = "--dataset_folder", photos, "--save_folder", tmp_path / "out", "--resume"
+    assert run(*arguments, weights=weights) == 0
+    assert (tmp_path / "out" / "settings.json").exists()
+    with pytest.raises(UsageError, match="begun with another --nms_threshold"):
+        run(*arguments, "--nms_threshold", "0.3", weights=weights)
+    (tmp_path / "out" / "settings.json").unlink()
+    capsys.readouterr()
+    assert run(*arguments, "--nms_threshold", "0.3", weights=weights) == 0
+    assert "5 images in" in (shown := capsys.readouterr().out) and "0 images were there" in shown
+
+
+def test_two_runs_do_not_write_to_one_folder(photos, tmp_path, weights):
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(DataError, match="another run is writing to this folder"):
+        run("--dataset_folder", photos, "--save_folder", out, weights=weights)
+    assert not list(out.iterdir())
 
 
 def test_images(photos, tmp_path, weights):

@@ -27,6 +27,7 @@ from models.retinaface import RetinaFace
 from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main, wrap
 from utils.cli import DataError, UsageError
+from utils.files import locked
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 
@@ -271,6 +272,12 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_settings(data, start,
     # The step schedule does not depend on the end of the run, so a run may be made longer.
     assert main([*argv, "--resume", "--epochs", "2", "--num_workers", "1"]) == 0
     assert len(rows(tmp_path)) == 2
+
+
+def test_two_runs_do_not_train_into_one_folder(data, start, tmp_path):
+    with locked(tmp_path), pytest.raises(DataError, match="another run is writing to this folder"):
+        main(arguments(data, start, tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_alone_are_no_run_to_resume(data, start, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import math
 import os
 import signal
@@ -162,6 +163,8 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs a script's ``main`` and leaves with its exit code, see `exit_code`."""
     signal.signal(signal.SIGTERM, _terminate)
     silence_opencv()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be one that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = exit_code(main)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be done or told
     sys.exit(code)

@@ -67,9 +67,24 @@ def output_path(path: str | os.PathLike) -> Path:
     return path
 
 
+#: Descriptors of the folders that this process has locked.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked process, e.g. one that reads images, is not the one that holds the folders."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Holds ``folder``, which is made, for this process alone; the lock ends with the process.
+
+    Temporary files that a killed run has left below it are removed.
 
     Raises:
         DataError: another process holds it.
@@ -81,10 +96,33 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{folder}: another run is writing to this folder; wait for it to end") from None
+            raise DataError(
+                f"{folder}: another run is writing to this folder; wait for it to end, or take another"
+            ) from None
+        _held.add(descriptor)
+        _sweep(folder)
         yield
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the temporary files of processes that are gone."""
+    for path in folder.rglob(".tmp-*"):
+        number = path.name.split("-")[1]
+        if number.isdecimal() and not _is_running(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and signals nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:

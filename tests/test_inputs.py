@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from utils.images import write_image
 from utils.inputs import expand_inputs
 
 
@@ -82,12 +84,45 @@ def test_cameras_and_streams(folder):
         ("empty", "no image or video"),
         ("*.tiff", "no file fits"),
         ("l.txt", "empty list"),
+        ("prose.txt", "not a list of images; its first line, 'All photos', names none"),
+        ("labels.txt", "not a list of images"),
     ],
 )
-def test_what_gives_nothing_is_said_and_the_rest_goes_on(folder, text, message):
+def test_what_gives_nothing_is_said_and_the_rest_goes_on(folder, text, message, capsys):
     (folder / "l.txt").touch()
-    sources, faults = expand_inputs([text, "b.jpg"])
-    assert [source.path for source in sources] == ["b.jpg"]
+    (folder / "prose.txt").write_text("All photos\nb.jpg\n")
+    (folder / "labels.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    sources, faults = expand_inputs([text])
+    assert not sources
     assert len(faults) == 1
     assert message in faults[0]
     assert faults[0].startswith(text)
+    sources, faults = expand_inputs([text, "b.jpg"])
+    assert [source.path for source in sources] == ["b.jpg"]
+    assert len(faults) + capsys.readouterr().err.count(f"no image or video in 1 of the inputs ({text})") == 1
+
+
+def test_what_a_shell_makes_of_a_star_is_like_the_folder(folder, capsys):
+    (folder / "l.txt").write_text("prose")
+    write_image(folder / "odd.png", np.zeros((4, 4, 3), np.uint8))
+    (folder / "odd.png").rename(folder / "odd")
+    assert paths(*sorted(path.name for path in folder.iterdir() if path.name != ".hidden.jpg")) == [
+        "a.PNG",
+        "b.jpg",
+        "odd",
+        "sub/a.png",
+        "sub/clip.MOV",
+        "sub/deep/c c.gif",
+    ]
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert "no image or video in 3 of the inputs (empty, l.txt, notes.md)" in warning
+    assert paths("*") == ["a.PNG", "b.jpg", "odd"]
+    sources, faults = expand_inputs(["notes.md", "l.txt"])
+    assert not sources and len(faults) == 1 and "in 2 of the inputs" in faults[0]
+
+
+def test_texts_of_images_that_differ_in_their_ending_do_not_overwrite_each_other(folder):
+    (folder / "b.png").touch()
+    sources, _ = expand_inputs(["b.jpg", "b.png"])
+    assert [str(source.output) for source in sources] == ["b.jpg", "b-2.png"]

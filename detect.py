@@ -4,6 +4,7 @@ Examples:
   python3 detect.py                            # sample photos of installed packages
   python3 detect.py photo.jpg holiday/ "scans/*.png" clip.mp4
   python3 detect.py holiday/ --classes face --save_json found.json --no-save_image
+  python3 detect.py party.mp4 --blur face --track      # an anonymised copy
   python3 detect.py 0 --show --realtime                # camera 0, q ends it
   python3 detect.py clip.mp4 -m detector_576x320.onnx --no-save_image --save_json found.json
 """
@@ -11,13 +12,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +24,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.config import CLASS_LABELS, CLASS_NAMES
-from data.predictions import Detections, write_prediction
+from data.config import CLASS_LABELS
+from data.outputs import BLUR_SCORE, Findings, Results, Selection
+from data.predictions import Detections
+from data.tracks import LEAST_SCORE, Tracker, fill_gaps
 from models.arguments import (
     add_detection_arguments,
     add_network_arguments,
@@ -34,12 +35,14 @@ from models.arguments import (
     build_detector,
 )
 from models.detector import Detector, InputSize, detect_images
+from utils.anonymise import hide_boxes
 from utils.cli import (
     BAD_DATA,
     OK,
     DataError,
     UsageError,
     count,
+    natural,
     option,
     parser_of,
     pixels,
@@ -47,17 +50,23 @@ from utils.cli import (
     run,
     score,
 )
-from utils.files import output_path, write_text
-from utils.image_names import Source, expand_inputs, sample_photos
-from utils.images import Stopped, check_display, frames, read_image, show, video_file, write_image
+from utils.files import output_path
+from utils.images import Stopped, check_display, frames, read_image, video_file, write_image
+from utils.inputs import Source, expand_inputs, sample_photos
 from utils.processes import keep_freed_memory
-from utils.threads import Stopwatch, background_thread, iterate_ahead, iterate_latest
+from utils.threads import background_thread, iterate_ahead, iterate_latest
 
 #: Frame rate of a video whose source does not tell its own.
 DEFAULT_FRAME_RATE = 25.0
 
-#: Stages by which the time of a run is told.
-STAGES = ("read", "preprocess", "network", "postprocess", "draw", "write")
+#: What is counted, drawn and saved by default.
+DEFAULT_SCORE = 0.5
+
+#: Classes that ``--blur`` hides: a person's face is hidden even where the person is not found.
+BLURRED = {"face": ("face",), "person": ("face", "person")}
+
+#: An anonymised copy is looked at again, at most so often, and what still scores this is hidden too.
+MOST_LOOKS, LEFT_SCORE = 3, 0.3
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -72,6 +81,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_network_arguments(parser)
     add_detection_arguments(parser)
+    parser.set_defaults(confidence_threshold=DEFAULT_SCORE)
+    group = parser.add_argument_group(
+        "selection", "What scores above --confidence_threshold is counted, drawn and saved."
+    )
+    option(group, "--min_size", "leave out boxes with a shorter side than this", pixels, 1)
+    option(group, "--pairs", "give each face its person: one colour a pair, pair_id in --save_json")
+    option(group, "--track", "number objects over the frames of a video: track_id in --save_json")
     group = parser.add_argument_group("input")
     option(group, "--long_side --imgsz", "resize to this longer side (default: keep)", pixels)
     add_scales_argument(group, "auto")
@@ -88,14 +104,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=True,
         help="annotated images and videos (default: yes)",
     )
-    option(group, "--vis_thres", "least score that is drawn, cropped or counted", score, 0.5)
-    option(group, "--save_json", "all detections as one COCO-style file", Path, metavar="FILE")
-    option(group, "--save_txt", "all detections as labels/<name>.txt: x y w h score class")
+    option(group, "--vis_thres", "draw only what scores at least this (default: all)", score)
+    option(
+        group,
+        "--blur",
+        f"instead of drawing boxes, hide these for good, from score {BLUR_SCORE:g} on (person: faces too)",
+        choices=list(BLURRED),
+    )
+    option(
+        group,
+        "--max_gap",
+        "with --blur and --track, also hide what is lost for up to so many frames",
+        natural,
+        15,
+    )
+    option(
+        group,
+        "--save_json",
+        "one COCO-style file; a bare name lies in --save_folder",
+        metavar="FILE",
+    )
+    option(group, "--save_txt", "YOLO text, labels/<name>.txt: class cx cy w h, in shares of the image")
+    option(group, "--save_conf", "a score at the end of each line of --save_txt")
     option(group, "--save_crops", "cut-outs as crops/<class>/<name>_<number>.jpg")
+    option(group, "--verbose", "print a line for each image and frame")
     option(group, "--show", "show in a window; a key goes on, q ends")
     args = parser.parse_args(argv)
     if args.realtime and args.batch_size > 1:
         parser.error(f"--realtime: takes one frame at a time, --batch_size is {args.batch_size}")
+    if args.save_conf and not args.save_txt:
+        parser.error("--save_conf: adds to the lines of --save_txt, which is not given")
+    if args.save_json:
+        args.save_json = Path("" if os.path.dirname(args.save_json) else args.save_folder, args.save_json)  # noqa: PTH120
     return args
 
 
@@ -112,29 +152,34 @@ def main(argv: list[str] | None = None) -> int:
         check_no_input_is_written_over(sources, args.save_folder)
     if args.show:
         check_display()
+    if args.track:
+        if all(source.kind == "image" for source in sources):
+            raise UsageError("--track: follows objects over the frames of a video, and none is named")
+        Tracker(args.confidence_threshold)  # tells now what is missing
     keep_freed_memory()
     detector = build_detector(args, InputSize(args.long_side))
+    selection = selection_of(args, detector)
     results = Results(
         folder=args.save_folder,
-        save_image=args.save_image,
-        save_txt=args.save_txt,
-        save_crops=args.save_crops,
-        save_json=args.save_json,
-        show=args.show,
-        least_visible=args.vis_thres,
+        score=args.confidence_threshold,
         stopwatch=detector.stopwatch,
+        **{name: getattr(args, name) for name in ("save_image", "save_txt", "save_conf", "save_crops")},
+        **{name: getattr(args, name) for name in ("save_json", "show", "verbose")},
+        blur=bool(args.blur),
+        least_drawn=args.vis_thres or 0,
         faults=len(faults),
         dropped=0 if args.realtime else None,
     )
+    videos = Videos(args.batch_size, args.realtime, args.track, args.max_gap)
     interruption = None
     start = time.perf_counter()
     try:
         images = [source for source in sources if source.kind == "image"]
-        detect_in_images(detector, images, results, args.batch_size)
+        detect_in_images(detector, images, results, selection, args.batch_size)
         for source in sources:
             if source.kind != "image":
                 try:
-                    detect_in_video(detector, source, results, args.batch_size, args.realtime)
+                    detect_in_video(detector, source, results, selection, videos)
                 except DataError as error:  # it cannot be written
                     results.fault(error)
     except Stopped:
@@ -160,124 +205,102 @@ def check_no_input_is_written_over(sources: list[Source], folder: Path) -> None:
             )
 
 
-@dataclass
-class Results:
-    """Writes and shows what is found, and counts it.
+def selection_of(args: argparse.Namespace, detector: Detector) -> Selection:
+    """Which detections are told of; ``detector`` gives those that blurring and tracking need besides.
 
-    Attributes:
-        folder: where everything is written but the JSON file.
-        save_image, save_txt, save_crops: what is written there.
-        save_json: COCO-style file of all detections, or None.
-        show: whether images and frames are shown in a window.
-        least_visible: least score that is drawn, cropped or counted.
-        stopwatch: the detector's; drawing and writing are added to it.
-        faults: inputs that gave nothing.
-        dropped: frames left out in real time; None where that cannot be.
+    Raises:
+        UsageError: a class that blurring or pairing needs is not looked for.
     """
-
-    folder: Path
-    save_image: bool
-    save_txt: bool
-    save_crops: bool
-    save_json: Path | None
-    show: bool
-    least_visible: float
-    stopwatch: Stopwatch
-    faults: int = 0
-    dropped: int | None = None
-    images: list[dict] = field(default_factory=list)
-    annotations: list[dict] = field(default_factory=list)
-    counts: Counter[int] = field(default_factory=Counter)
-
-    def fault(self, message: object) -> None:
-        """Reports an input that gave nothing; the others go on."""
-        self.faults += 1
-        report(message)
-
-    def add(self, source: Source, image: np.ndarray, found: Detections, frame: int | None = None) -> None:
-        """Counts and keeps the detections of one image or frame, and shows them where asked for."""
-        height, width = image.shape[:2]
-        entry = {"id": len(self.images) + 1, "file_name": source.path, "width": width, "height": height}
-        self.images.append(entry if frame is None else {**entry, "frame": frame})
-        self.counts.update(found.above(self.least_visible).labels.tolist())
-        if self.save_json:
-            self.annotations += coco_annotations(found, entry["id"], len(self.annotations) + 1)
-        if self.show:
-            show(self.annotate(image, found), wait=0 if frame is None else 1)
-
-    def annotate(self, image: np.ndarray, found: Detections) -> np.ndarray:
-        """A copy of ``image`` with what is visible of ``found``."""
-        with self.stopwatch("draw"):
-            return found.above(self.least_visible).draw(image)
-
-    def write(
-        self,
-        name: Path,
-        image: np.ndarray,
-        found: Detections,
-        write: Callable[[np.ndarray], object],
-        times: int = 1,
-    ) -> None:
-        """Writes text and cut-outs under ``name``, and by ``write`` an annotated copy, ``times`` times."""
-        try:
-            if self.save_txt:
-                path = self.folder / "labels" / name.with_name(f"{name.name}.txt")
-                write_prediction(path, name.name, found.boxes_xywh, found.scores, found.labels)
-            if self.save_crops:
-                save_crops(self.folder / "crops", name, image, found.above(self.least_visible))
-            if self.save_image:
-                annotated = self.annotate(image, found)
-                with self.stopwatch("write"):
-                    for _ in range(times):
-                        write(annotated)
-        except DataError as error:  # e.g. a name that is too long with what is added to it
-            self.fault(error)
-
-    def write_json(self) -> None:
-        """Writes all detections, where asked for."""
-        if self.save_json:
-            categories = [{"id": label, "name": name} for label, name in CLASS_NAMES.items()]
-            content = {"images": self.images, "categories": categories, "annotations": self.annotations}
-            write_text(self.save_json, json.dumps(content))
-
-    def summary(self, seconds: float, classes: tuple[str, ...]) -> str:
-        """The last line: what was found, how fast and where the time went (stages overlap), where it is."""
-        found = ", ".join(counted(self.counts[CLASS_LABELS[name]], name) for name in classes)
-        spent, images = self.stopwatch.seconds, max(len(self.images), 1)
-        stages = ", ".join(f"{stage} {spent[stage] / images * 1e3:.1f}" for stage in STAGES if stage in spent)
-        parts = [f"{counted(len(self.images), 'image')}: {found} at score {self.least_visible:g} or above"]
-        parts.append(f"{len(self.images) / seconds:.1f} images/s, ms an image: {stages}")
-        if self.dropped is not None:
-            parts.append(f"{counted(self.dropped, 'frame')} dropped")
-        written = [str(self.folder)] if self.save_image or self.save_txt or self.save_crops else []
-        written += [str(self.save_json)] if self.save_json else []
-        if written and self.images:
-            parts.append(f"written: {', '.join(written)}")
-        if self.faults:
-            parts.append(f"{self.faults} failed")
-        return "; ".join(parts)
+    hidden = BLURRED.get(args.blur, ())
+    needs = [(f"--blur {args.blur}", name) for name in hidden]
+    needs += [("--pairs", name) for name in CLASS_LABELS] if args.pairs else []
+    for flag, name in needs:
+        if name not in detector.classes:
+            raise UsageError(f"{flag}: needs the class {name}; looked for is {', '.join(detector.classes)}")
+    least = [args.confidence_threshold]
+    least += [BLUR_SCORE] if args.blur else []
+    least += [LEAST_SCORE] if args.track else []
+    detector.thresholds = replace(detector.thresholds, score=min(least))
+    labels = tuple(CLASS_LABELS[name] for name in hidden)
+    return Selection(args.confidence_threshold, args.min_size, args.pairs, labels)
 
 
-def counted(number: int, name: str) -> str:
-    """E.g. "1 face" or "3 faces"."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
+def hide_what_is_left(
+    detector: Detector, image: np.ndarray, findings: Findings, labels: tuple[int, ...]
+) -> Findings:
+    """Findings that also hide what ``detector`` still finds of ``labels`` once the others are hidden."""
+    for _ in range(MOST_LOOKS if labels else 0):
+        found = detector(hide_boxes(image, findings.hidden))
+        left = found.boxes[np.isin(found.labels, labels) & (found.scores >= LEFT_SCORE)]
+        if not len(left):
+            break
+        findings = replace(
+            findings,
+            hidden=np.concatenate([findings.hidden, left]),
+            hidden_tracks=np.append(findings.hidden_tracks, np.zeros(len(left), np.int64)),
+        )
+    return findings
 
 
-def detect_in_images(detector: Detector, sources: list[Source], results: Results, batch_size: int) -> None:
+def detect_in_images(
+    detector: Detector, sources: list[Source], results: Results, selection: Selection, batch_size: int
+) -> None:
     """Images: read ahead, detected in batches, and written by another thread."""
     found = detect_images(detector, sources, lambda s: read_image(s.path), batch_size, results.fault)
     with background_thread() as submit:
         for source, image, detections in tqdm(
             found, total=len(sources), unit="image", disable=None, leave=False
         ):
-            detections = detections.clipped()
-            results.add(source, image, detections)
+            findings = selection(detections.clipped())
+            findings = hide_what_is_left(detector, image, findings, selection.hidden)
+            results.add(source, image, findings)
             write = partial(write_image, results.folder / source.output)
-            submit(results.write, source.output.with_suffix(""), image, detections, write)
+            submit(results.write, source.output.with_suffix(""), image, findings, write)
+
+
+@dataclass(frozen=True)
+class Videos:
+    """How videos are gone through.
+
+    Attributes:
+        batch_size: frames that go through the network together.
+        realtime: whether they play at their own pace, without the frames that there is no time for.
+        track: whether objects are followed.
+        max_gap: most frames in which a followed object is hidden though it was not found.
+    """
+
+    batch_size: int = 1
+    realtime: bool = False
+    track: bool = False
+    max_gap: int = 0
+
+    def select(
+        self,
+        detector: Detector,
+        found: Iterable[tuple[tuple[int, np.ndarray], np.ndarray, Detections]],
+        selection: Selection,
+        rate: float,
+    ) -> Iterator[tuple[int, np.ndarray, Findings]]:
+        """Number, image and findings of each frame that `detect_images` gives, at ``rate`` a second."""
+        tracker = Tracker(selection.score) if self.track else None
+
+        def frames() -> Iterator[tuple[int, np.ndarray, Findings]]:
+            for (index, _), frame, detections in found:
+                detections = detections.clipped()
+                tracks = tracker.update(detections, index / rate) if tracker else None
+                findings = selection(detections, tracks)
+                yield index, frame, hide_what_is_left(detector, frame, findings, selection.hidden)
+
+        if not (tracker and selection.hidden):
+            yield from frames()
+            return
+        followed = ((item, item[2].hidden, item[2].hidden_tracks) for item in frames())
+        for (index, frame, findings), hidden in fill_gaps(followed, self.max_gap):
+            yield index, frame, replace(findings, hidden=hidden)
 
 
 def detect_in_video(
-    detector: Detector, source: Source, results: Results, batch_size: int, realtime: bool
+    detector: Detector, source: Source, results: Results, selection: Selection, videos: Videos
 ) -> None:
     """A video, camera or stream, frame by frame; what is done when it ends early is kept.
 
@@ -289,23 +312,24 @@ def detect_in_video(
     rate = capture.get(cv2.CAP_PROP_FPS)
     rate = rate if 0 < rate < 1000 else DEFAULT_FRAME_RATE
     expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if source.kind == "video" else 0
-    pace = rate if realtime and source.kind == "video" else None
+    pace = rate if videos.realtime and source.kind == "video" else None
     done, submit, interruption = 0, None, None
     with ExitStack() as stack:
         stack.callback(capture.release)
-        reader = (iterate_latest if realtime else iterate_ahead)(frames(capture, detector.stopwatch, pace))
+        draw = iterate_latest if videos.realtime else iterate_ahead
+        reader = draw(frames(capture, detector.stopwatch, pace))
         stack.enter_context(closing(reader))
         progress = stack.enter_context(tqdm(total=expected or None, unit="frame", disable=None, leave=False))
+        found = detect_images(
+            detector, reader, lambda item: item[1], videos.batch_size, results.fault, workers=0
+        )
         try:
-            for (index, _), frame, detections in detect_images(
-                detector, reader, lambda item: item[1], batch_size, results.fault, workers=0
-            ):
+            for index, frame, findings in videos.select(detector, found, selection, rate):
                 passed, done = index + 1 - done, index + 1
                 progress.update(passed)
                 if results.dropped is not None:
                     results.dropped += passed - 1
-                detections = detections.clipped()
-                results.add(source, frame, detections, index)
+                results.add(source, frame, findings, index)
                 if submit is None:  # the first frame, which tells the size
                     path, size = results.folder / source.output, frame.shape[1::-1]
                     video = video_file(path, rate, size) if results.save_image else nullcontext()
@@ -313,7 +337,7 @@ def detect_in_video(
                     submit = stack.enter_context(background_thread())
                 name = source.output.with_suffix("") / f"{index:06d}"
                 # Frames that were left out are made up for, so that the video keeps its length.
-                submit(results.write, name, frame, detections, write, passed)
+                submit(results.write, name, frame, findings, write, passed)
         except (KeyboardInterrupt, Stopped) as stop:
             interruption = stop
     if interruption:
@@ -324,33 +348,6 @@ def detect_in_video(
         results.fault(
             f"{source.path}: ended after {done} of {expected} frames; the file is damaged or cut off"
         )
-
-
-def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:
-    """Writes what is inside of each box, which must lie in the image."""
-    for index, one in enumerate(found, 1):
-        x1, y1, x2, y2 = one.box.round().astype(int)
-        if x2 > x1 and y2 > y1:
-            path = folder / one.name / name.with_name(f"{name.name}_{index}.jpg")
-            write_image(path, image[y1:y2, x1:x2])
-
-
-def coco_annotations(found: Detections, image_id: int, first_id: int) -> list[dict]:
-    """COCO entries with ``bbox`` x y w h in pixels and ``score``."""
-    boxes, scores = found.boxes_xywh.round(4).tolist(), found.scores.astype(np.float64).round(6).tolist()
-    rows = zip(boxes, scores, found.labels.tolist(), strict=True)
-    return [
-        {
-            "id": number,
-            "image_id": image_id,
-            "category_id": label,
-            "bbox": box,
-            "area": round(box[2] * box[3], 4),
-            "iscrowd": 0,
-            "score": score,
-        }
-        for number, (box, score, label) in enumerate(rows, first_id)
-    ]
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_command_reports_counts_findings_and_a_sheet(tmp_path, capsys):
         "label": 2,
         "box_xywh_norm": boxes[1],
     }
-    assert read_image(tmp_path / "out" / "list.findings.jpg").shape == (240, 4 * 242 - 2, 3)
+    assert read_image(tmp_path / "out" / "list.findings.jpg").shape == (256, 4 * 242 - 2, 3)
     assert main(["clean", str(output), "--output", str(output)]) == 0
     assert [len(a) for a in read_annotations(output)] == [2, 0]
     write_labelled_classes(path, ["face"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 
 import detect
-from data.predictions import read_predictions
-from utils.box_utils import xyxy_to_xywh
+from data.predictions import Detections
+from models.arguments import DEFAULT_WEIGHTS
+from models.detector import Detector
+from utils.anonymise import hide_boxes
 from utils.cli import UsageError, exit_code
 from utils.images import read_image, write_image
+from utils.inputs import sample_photos
 
 
 @pytest.fixture
@@ -33,12 +37,18 @@ def run(*arguments: object, weights: str) -> int:
 
 def test_sample_photos_through_the_published_network(reference, tmp_path, capsys):
     weights = reference / "weights" / "mobilenet0.25_2cls6anchors_130324_epoch_150.pth"
-    assert run("--save_folder", tmp_path, "--save_json", tmp_path / "found.json", weights=str(weights)) == 0
+    assert run("--save_folder", tmp_path, "--save_json", "sure.json", weights=str(weights)) == 0
     summary = capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text())
-    photos = len(found["images"])
+    sure = json.loads((tmp_path / "sure.json").read_text())
+    photos = len(sure["images"])
     assert f"{photos} face" in summary
     assert f"{photos} person" in summary
+    options = "--save_json", "found.json", "--confidence_threshold", 0.02, "--no-save_image"
+    assert run("--save_folder", tmp_path, *options, weights=str(weights)) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [a["score"] for a in sure["annotations"]] == [
+        a["score"] for a in found["annotations"] if a["score"] > 0.5
+    ]
     for image in found["images"]:
         name = Path(image["file_name"]).name
         annotated, original = read_image(tmp_path / name), read_image(image["file_name"])
@@ -54,19 +64,76 @@ def test_sample_photos_through_the_published_network(reference, tmp_path, capsys
         assert [a["category_id"] for a in own] == expected[:, 5].tolist()
 
 
-def test_every_kind_of_output_of_a_image(photo, tmp_path, weights):
+#: Options for the network of random weights, whose scores are low.
+LOW = "--confidence_threshold", 0.02
+
+
+def test_every_kind_of_output_of_a_image(photo, tmp_path, weights, capsys):
     out = tmp_path / "out"
-    options = ["--save_txt", "--save_crops", "--save_json", out / "a.json", "--vis_thres", 0.3]
-    assert run(photo, "--save_folder", out, *options, weights=weights) == 0
-    found = json.loads((out / "a.json").read_text())
-    predictions, report = read_predictions(out / "labels", ["photo"])
-    assert not report.missing
-    assert len(predictions) == len(found["annotations"]) > 5
-    assert np.allclose(xyxy_to_xywh(predictions.boxes), [a["bbox"] for a in found["annotations"]], atol=1e-3)
-    assert predictions.labels.tolist() == [a["category_id"] for a in found["annotations"]]
-    visible = [a for a in found["annotations"] if a["score"] >= 0.3]
-    assert 0 < len(list((out / "crops").rglob("*.jpg"))) <= len(visible)
+    options = ["--save_txt", "--save_conf", "--save_crops", "--save_json", "a.json", "--vis_thres", 0.3]
+    assert run(photo, "--save_folder", out, *LOW, *options, weights=weights) == 0
+    found = json.loads((out / "a.json").read_text())["annotations"]
+    assert len(found) > 5
+    faces = sum(a["category_id"] == 1 for a in found)
+    summary = f"{faces} faces, {len(found) - faces} persons above score 0.02"
+    assert summary in capsys.readouterr().out
+    corners = np.clip([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in found)], 0, [90, 60] * 2)
+    sides = corners[:, 2:] - corners[:, :2]
+    lines = np.loadtxt(out / "labels" / "photo.txt", ndmin=2)
+    there = (sides > 0).all(1)
+    assert np.allclose(lines[:, 3:5], sides[there] / [90, 60], atol=1e-4)
+    assert np.allclose(lines[:, 1:3], (corners[:, :2] + sides / 2)[there] / [90, 60], atol=1e-4)
+    assert np.allclose(lines[:, 5], np.array([a["score"] for a in found])[there], atol=1e-5)
+    assert lines[:, 0].tolist() == [a["category_id"] - 1 for a in found if there[found.index(a)]]
+    assert 0 < len(list((out / "crops").rglob("*.jpg"))) <= len(found)
     assert (out / "photo.png").exists()
+    assert run(photo, "--save_folder", out, *LOW, "--save_txt", "--no-save_image", weights=weights) == 0
+    assert np.array_equal(np.loadtxt(out / "labels" / "photo.txt", ndmin=2), lines[:, :5])
+
+
+def test_one_threshold_for_all_that_is_told(photo, tmp_path, weights, capsys):
+    told = {}
+    for threshold, folder in ((0.02, tmp_path / "a"), (0.35, tmp_path / "b")):
+        options = "--confidence_threshold", threshold, "--save_txt", "--save_conf", "--save_json", "a.json"
+        assert run(photo, "--save_folder", folder, *options, weights=weights) == 0
+        told[threshold] = json.loads((folder / "a.json").read_text())["annotations"]
+        assert f"above score {threshold}" in capsys.readouterr().out
+    strong = [a["score"] for a in told[0.02] if a["score"] > 0.35]
+    assert 0 < len(strong) < len(told[0.02])
+    assert [a["score"] for a in told[0.35]] == strong
+    assert np.loadtxt(tmp_path / "b" / "labels" / "photo.txt", ndmin=2)[:, 5].min() > 0.35
+    drawn = [read_image(tmp_path / folder / "photo.png") for folder in "ab"]
+    assert run(photo, "--save_folder", tmp_path / "a", *LOW, "--vis_thres", 0.35, weights=weights) == 0
+    assert not np.array_equal(*drawn)
+    assert np.array_equal(read_image(tmp_path / "a" / "photo.png"), drawn[1])
+
+
+def test_small_boxes_are_left_out(photo, tmp_path, weights):
+    sides = []
+    for size in (1, 14):
+        options = "--save_folder", tmp_path, "--save_json", "a.json", "--min_size", size, *LOW
+        assert run(photo, *options, weights=weights) == 0
+        found = json.loads((tmp_path / "a.json").read_text())["annotations"]
+        sides.append([min(a["bbox"][2:]) for a in found])
+    assert sides[1] == [side for side in sides[0] if side >= 14]
+    assert 0 < len(sides[1]) < len(sides[0])
+
+
+def test_a_bare_name_of_a_file_lies_in_the_folder(tmp_path):
+    for name, expected in (("a.json", tmp_path / "out" / "a.json"), ("./a.json", Path("a.json"))):
+        arguments = ["photo.jpg", "--save_folder", str(tmp_path / "out"), "--save_json", name]
+        assert detect.parse_args(arguments).save_json == expected
+
+
+def test_a_line_for_each_image_and_frame(photo, tmp_path, weights, capsys):
+    make_video(tmp_path / "clip.mp4", 2)
+    options = "--verbose", "--confidence_threshold", 1, "--save_folder", tmp_path / "out"
+    assert run(photo, tmp_path / "clip.mp4", *options, weights=weights) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{photo}: 0 faces, 0 persons"
+    assert lines[1:3] == [f"{tmp_path / 'clip.mp4'}, frame {i}: 0 faces, 0 persons" for i in range(2)]
+    assert lines[3].startswith("1 image and 2 frames: 0 faces")
+    assert len(lines) == 4
 
 
 def test_no_detection(photo, tmp_path, weights, capsys):
@@ -116,7 +183,7 @@ def test_batches_find_what_single_images_find(photo, tmp_path, weights):
     files = []
     for size in (1, 3):
         files.append(tmp_path / f"{size}.json")
-        options = ["--batch_size", size, "--save_json", files[-1], "--no-save_image"]
+        options = ["--batch_size", size, "--save_json", files[-1], "--no-save_image", *LOW]
         assert run(photo.parent, *options, weights=weights) == 0
     single, batched = (json.loads(file.read_text()) for file in files)
     assert single["images"] == batched["images"]
@@ -152,6 +219,7 @@ def test_the_last_line_tells_the_stages(tmp_path, weights, capsys):
     make_video(tmp_path / "clip.mp4", 3)
     assert run(tmp_path / "clip.mp4", "--save_folder", tmp_path / "out", weights=weights) == 0
     line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("3 frames: ") and " frames/s, ms a frame: read" in line
     for stage in ("read", "preprocess", "network", "postprocess", "draw", "write"):
         assert f"{stage} " in line
     with pytest.raises(SystemExit):
@@ -175,7 +243,19 @@ def test_usage_errors(photo, tmp_path, weights):
         detect.main([str(photo), "-m", weights, "--device", "cuda:99"])
     with pytest.raises(UsageError, match="written over"):
         run(photo, "--save_folder", photo.parent, weights=weights)
+    for wrong, message in (
+        (["--pairs", "--classes", "face"], "--pairs: needs the class person"),
+        (["--blur", "face", "--classes", "person"], "--blur face: needs the class face"),
+        (["--blur", "person", "--classes", "person"], "--blur person: needs the class face"),
+        (["--track"], "none is named"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(photo, *wrong, weights=weights)
     for wrong in (
+        ["--save_conf"],
+        ["--blur", "dog"],
+        ["--min_size", 0],
+        ["--max_gap", -1],
         ["--long_side", -1],
         ["--batch_size", 0],
         ["--vis_thres", 2],
@@ -221,3 +301,85 @@ def test_interrupted_work_is_kept(photo, tmp_path, weights):
     done = json.loads((out / "a.json").read_text())["images"]
     assert 0 < len(done) < 301
     assert not list(out.glob(".tmp*"))
+
+
+@pytest.fixture
+def crowd(reference) -> Path:
+    return reference / "fixtures" / "images" / "curve_test.jpg"
+
+
+def detections_of(image: np.ndarray) -> Detections:
+    return Detector.from_checkpoint(DEFAULT_WEIGHTS)(image)
+
+
+def test_pairs_share_a_number_and_a_colour(tmp_path):
+    assert detect.main(["--cpu", "--save_folder", str(tmp_path), "--save_json", "a.json", "--pairs"]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    for image in found["images"]:
+        own = {a["category_id"]: a for a in found["annotations"] if a["image_id"] == image["id"]}
+        assert own[1]["pair_id"] == own[2]["pair_id"] == 1
+        drawn = read_image(
+            tmp_path / Path(image["file_name"]).with_suffix(Path(image["file_name"]).suffix).name
+        )
+        assert drawn.shape[:2] == (image["height"], image["width"])
+
+
+@pytest.mark.reference
+def test_no_face_is_found_in_a_blurred_crowd(crowd, tmp_path):
+    options = "--blur", "face", "--save_crops", "--save_json", "a.json"
+    assert detect.main([str(crowd), "--cpu", "--save_folder", str(tmp_path), *options]) == 0
+    original, blurred = detections_of(read_image(crowd)), detections_of(read_image(tmp_path / crowd.name))
+    assert (original.scores[original.labels == 1] > 0.3).sum() > 10
+    assert not (blurred.scores[blurred.labels == 1] > 0.3).any()
+    # What is not told of, as it scores too little, is hidden all the same; crops are of the hidden.
+    told = json.loads((tmp_path / "a.json").read_text())["annotations"]
+    assert min(a["score"] for a in told) > 0.5
+    for crop in (tmp_path / "crops" / "face").iterdir():
+        assert read_image(crop).std((0, 1)).max() < 30
+
+
+@pytest.mark.parametrize("blur", ["face", "person"])
+def test_blurring_changes_the_boxes_alone(tmp_path, blur):
+    assert detect.main(["--cpu", "--save_folder", str(tmp_path), "--blur", blur]) == 0
+    for path in map(Path, sample_photos()):
+        original = read_image(path)
+        found = detections_of(original)
+        found = found[found.scores >= 0.1]
+        hidden = found if blur == "person" else found[found.labels == 1]
+        expected = hide_boxes(original, hidden.boxes)
+        written = read_image(tmp_path / path.name).astype(int)
+        assert np.abs(written - expected).mean() < 3  # of JPEG, or of what a second look hides
+        assert np.abs(written - original).mean() > 3
+
+
+def pan(path: Path, image: np.ndarray, frames: int, hidden: Sequence[int] = ()) -> None:
+    """A video that moves over an image; ``hidden`` frames are grey."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (320, 320))
+    for number in range(frames):
+        part = np.ascontiguousarray(image[:320, 60 + 4 * number : 380 + 4 * number])
+        writer.write(np.full_like(part, 128) if number in hidden else part)
+    writer.release()
+
+
+def test_tracks_keep_their_number_and_gaps_are_hidden(tmp_path):
+    pytest.importorskip("trackers", reason="the package trackers is not installed")
+    pytest.importorskip("skimage", reason="scikit-image, whose sample photo is panned over, is not installed")
+    from skimage import data
+
+    pan(tmp_path / "clip.mp4", data.astronaut()[..., ::-1], 12, hidden=(5, 6))
+    shown = []
+    for gap, folder in ((15, tmp_path / "a"), (1, tmp_path / "b")):
+        options = "--track", "--blur", "face", "--save_json", "a.json", "--max_gap", str(gap)
+        command = [str(tmp_path / "clip.mp4"), "--cpu", "--save_folder", str(folder), *options]
+        assert detect.main(command) == 0
+        found = json.loads((folder / "a.json").read_text())
+        faces = [a for a in found["annotations"] if a["category_id"] == 1]
+        numbers = {a["image_id"] - 1: a["track_id"] for a in faces}
+        assert len(faces) == len(numbers) == 10
+        assert numbers.pop(0) is None and len(set(numbers.values())) == 1
+        video = cv2.VideoCapture(str(folder / "clip.mp4"))
+        frames = [video.read()[1] for _ in range(12)]
+        assert not video.read()[0]
+        shown.append(frames)
+    # The lost frames are grey; a hidden box in them is grey too, so compare what was drawn by its boxes.
+    assert all(np.array_equal(a, b) for a, b in zip(*shown, strict=True) if a.std() > 1)

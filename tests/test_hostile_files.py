@@ -39,8 +39,9 @@ from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
 from models.training_run import RunLog
 from utils.cli import DataError
-from utils.image_names import expand_inputs, read_image_list
+from utils.image_names import read_image_list
 from utils.images import read_image, read_size
+from utils.inputs import expand_inputs
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "0"))
 

@@ -1,13 +1,11 @@
-"""Names of images, folders and lists of them, and what a person names on the command line."""
+"""Names of images, folders and lists of them."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from utils.cli import DataError
-from utils.image_names import expand_inputs, image_key, images_below, is_odd, read_image_list
+from utils.image_names import image_key, images_below, is_odd, read_image_list
 
 
 @pytest.mark.parametrize(
@@ -64,89 +62,3 @@ def test_images_below(tmp_path):
         (tmp_path / "real" / name).touch()
     (tmp_path / "images").symlink_to(tmp_path / "real")
     assert images_below(tmp_path / "images") == ["a.png", "b.JPG", "e/c d.v2.jpeg"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A tree of empty files; reading them is somebody else's job."""
-    for name in [
-        "b.jpg",
-        "a.PNG",
-        "notes.md",
-        "sub/a.png",
-        "sub/deep/c c.gif",
-        "sub/clip.MOV",
-        ".hidden.jpg",
-    ]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def paths(*inputs: str) -> list[str]:
-    sources, faults = expand_inputs(inputs)
-    assert not faults
-    return [source.path for source in sources]
-
-
-def test_nothing_named():
-    assert expand_inputs([]) == ([], [])
-
-
-def test_a_folder_is_searched_to_the_bottom_and_its_layout_kept(folder):
-    sources, faults = expand_inputs(["."])
-    assert not faults
-    assert [(s.kind, s.path, str(s.output)) for s in sources] == [
-        ("image", "a.PNG", "a.PNG"),
-        ("image", "b.jpg", "b.jpg"),
-        ("image", "sub/a.png", "sub/a.png"),
-        ("video", "sub/clip.MOV", "sub/clip.mp4"),
-        ("image", "sub/deep/c c.gif", "sub/deep/c c.jpg"),
-    ]
-
-
-def test_globs_lists_and_repeats(folder):
-    (folder / "list.txt").write_text("b.jpg\n\nsub/a.png\nmissing.jpg\n")
-    assert paths("*.jpg", "b.jpg", str(folder / "b.jpg")) == ["b.jpg"]
-    assert paths("**/*.png") == ["sub/a.png"]
-    assert [Path(path).name for path in paths(str(folder / "list.txt"))] == ["b.jpg", "a.png", "missing.jpg"]
-
-
-def test_images_of_one_name_do_not_overwrite_each_other(folder):
-    (folder / "a.png").touch()
-    sources, _ = expand_inputs(["a.png", "sub/a.png"])
-    assert [str(source.output) for source in sources] == ["a.png", "a-2.png"]
-
-
-def test_a_file_is_a_image_whatever_its_name(folder):
-    assert [s.kind for s in expand_inputs(["notes.md"])[0]] == ["image"]
-
-
-def test_cameras_and_streams(folder):
-    sources, _ = expand_inputs(["0", "rtsp://host/live"])
-    assert [(s.kind, s.path, str(s.output)) for s in sources] == [
-        ("camera", "0", "camera0.mp4"),
-        ("camera", "rtsp://host/live", "stream.mp4"),
-    ]
-    (folder / "0").touch()
-    assert expand_inputs(["0"])[0][0].kind == "image"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("none.jpg", "no such file"),
-        ("empty", "no image or video"),
-        ("*.tiff", "no file fits"),
-        ("l.txt", "empty list"),
-    ],
-)
-def test_what_gives_nothing_is_said_and_the_rest_goes_on(folder, text, message):
-    (folder / "l.txt").touch()
-    sources, faults = expand_inputs([text, "b.jpg"])
-    assert [source.path for source in sources] == ["b.jpg"]
-    assert len(faults) == 1
-    assert message in faults[0]
-    assert faults[0].startswith(text)

@@ -1,0 +1,287 @@
+"""What `detect.py` shows, counts and writes of what was found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.config import CLASS_LABELS, CLASS_NAMES
+from data.pairs import pair_faces
+from data.predictions import Detections, draw_detections
+from utils.anonymise import hide_boxes
+from utils.box_utils import xywh_to_cxcywh, xyxy_to_xywh
+from utils.cli import DataError, report
+from utils.draw import distinct_colour
+from utils.files import write_text
+from utils.images import show, write_image
+from utils.inputs import Source
+from utils.threads import Stopwatch
+
+#: Least score of what is hidden: a wrong box costs little, a face that is left may cost a lot.
+BLUR_SCORE = 0.1
+
+#: Stages by which the time of a run is told.
+STAGES = ("read", "preprocess", "network", "postprocess", "draw", "write")
+
+_ALONE = (190, 190, 190)  # BGR of what is in no pair
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is told of one image or frame.
+
+    Attributes:
+        detections: what is counted, drawn and saved.
+        pairs: int64[N], number of the pair of face and person, from 1 on, 0 in none; None: not asked for.
+        tracks: int64[N], number of the track, from 1 on, 0 in none; None: not asked for.
+        hidden: [M, 4], boxes xyxy in pixels to be hidden.
+        hidden_tracks: int64[M], as ``tracks``.
+    """
+
+    detections: Detections
+    pairs: np.ndarray | None
+    tracks: np.ndarray | None
+    hidden: np.ndarray
+    hidden_tracks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which detections are told of.
+
+    Attributes:
+        score: they score above this.
+        min_size: neither of their sides is shorter, in pixels.
+        pairs: whether each face is to be given its person.
+        hidden: labels of what is to be hidden, from `BLUR_SCORE` or, if it is lower, ``score`` on.
+    """
+
+    score: float
+    min_size: int = 1
+    pairs: bool = False
+    hidden: tuple[int, ...] = ()
+
+    def __call__(self, found: Detections, tracks: np.ndarray | None = None) -> Findings:
+        """Findings of all that was found, and its tracks if there are any."""
+        numbers = np.zeros(len(found), np.int64) if tracks is None else tracks
+        large = (
+            (found.boxes[:, 2:] - found.boxes[:, :2]).min(1) >= self.min_size if self.min_size > 1 else True
+        )
+        above = large & (found.scores > self.score)
+        hidden = np.isin(found.labels, self.hidden) & large & (found.scores >= min(self.score, BLUR_SCORE))
+        kept = found[above]
+        return Findings(
+            detections=kept,
+            pairs=pair_numbers(kept) if self.pairs else None,
+            tracks=None if tracks is None else tracks[above],
+            hidden=found.boxes[hidden],
+            hidden_tracks=numbers[hidden],
+        )
+
+
+def pair_numbers(found: Detections) -> np.ndarray:
+    """int64[N]: the number that a face and its person share, from 1 on; 0 for those alone."""
+    numbers = np.zeros(len(found), np.int64)
+    faces, persons = (np.flatnonzero(found.labels == CLASS_LABELS[name]) for name in ("face", "person"))
+    person = pair_faces(found.boxes[faces], found.boxes[persons])
+    paired = person >= 0
+    numbers[faces[paired]] = numbers[persons[person[paired]]] = np.arange(1, paired.sum() + 1)
+    return numbers
+
+
+@dataclass
+class Results:
+    """Writes and shows what is found, and counts it.
+
+    Attributes:
+        folder: where everything is written but the JSON file.
+        score: what is found scores above this.
+        stopwatch: the detector's; drawing and writing are added to it.
+        save_image, save_txt, save_crops: what is written there.
+        save_conf: whether a line of text ends with the score.
+        save_json: COCO-style file of all detections, or None.
+        show: whether images and frames are shown in a window.
+        verbose: whether a line is printed for each image and frame.
+        blur: whether images are anonymised instead of annotated.
+        least_drawn: least score that is drawn.
+        faults: inputs that gave nothing.
+        dropped: frames left out in real time; None where that cannot be.
+    """
+
+    folder: Path
+    score: float
+    stopwatch: Stopwatch
+    save_image: bool = True
+    save_txt: bool = False
+    save_conf: bool = False
+    save_crops: bool = False
+    save_json: Path | None = None
+    show: bool = False
+    verbose: bool = False
+    blur: bool = False
+    least_drawn: float = 0.0
+    faults: int = 0
+    dropped: int | None = None
+    images: list[dict] = field(default_factory=list)
+    annotations: list[dict] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def fault(self, message: object) -> None:
+        """Reports an input that gave nothing; the others go on."""
+        self.faults += 1
+        report(message)
+
+    def add(self, source: Source, image: np.ndarray, findings: Findings, frame: int | None = None) -> None:
+        """Counts and keeps the detections of one image or frame, and shows them where asked for."""
+        height, width = image.shape[:2]
+        entry = {"id": len(self.images) + 1, "file_name": source.path, "width": width, "height": height}
+        self.images.append(entry if frame is None else {**entry, "frame": frame})
+        counts = Counter(findings.detections.labels.tolist())
+        self.counts += counts
+        if self.verbose:
+            name = source.path if frame is None else f"{source.path}, frame {frame}"
+            tqdm.write(f"{name}: {counted_classes(counts, CLASS_NAMES.values())}")
+        if self.save_json:
+            self.annotations += coco_annotations(findings, entry["id"], len(self.annotations) + 1)
+        if self.show:
+            show(self.picture(image, findings), wait=0 if frame is None else 1)
+
+    def picture(self, image: np.ndarray, findings: Findings) -> np.ndarray:
+        """An annotated or anonymised copy of ``image``."""
+        with self.stopwatch("draw"):
+            if self.blur:
+                return hide_boxes(image, findings.hidden)
+            return draw_findings(image, findings, self.least_drawn)
+
+    def write(
+        self,
+        name: Path,
+        image: np.ndarray,
+        findings: Findings,
+        write: Callable[[np.ndarray], object],
+        times: int = 1,
+    ) -> None:
+        """Writes text and cut-outs under ``name``, and by ``write`` a picture, ``times`` times."""
+        found = findings.detections
+        try:
+            if self.save_txt:
+                path = self.folder / "labels" / name.with_name(f"{name.name}.txt")
+                write_text(path, yolo_text(found, image.shape[:2], self.save_conf))
+            if self.save_image or self.blur:
+                picture = self.picture(image, findings)
+            if self.save_crops:
+                save_crops(self.folder / "crops", name, picture if self.blur else image, found)
+            if self.save_image:
+                with self.stopwatch("write"):
+                    for _ in range(times):
+                        write(picture)
+        except DataError as error:  # e.g. a name that is too long with what is added to it
+            self.fault(error)
+
+    def write_json(self) -> None:
+        """Writes all detections, where asked for."""
+        if self.save_json:
+            categories = [{"id": label, "name": name} for label, name in CLASS_NAMES.items()]
+            content = {"images": self.images, "categories": categories, "annotations": self.annotations}
+            write_text(self.save_json, json.dumps(content))
+
+    def summary(self, seconds: float, classes: tuple[str, ...]) -> str:
+        """The last line: what was found, how fast and where the time went (stages overlap), where it is."""
+        frames = sum("frame" in image for image in self.images)
+        images = len(self.images) - frames
+        kinds = [counted(images, "image")] if images or not frames else []
+        kinds += [counted(frames, "frame")] if frames else []
+        unit, each = ("image", "an image") if images or not frames else ("frame", "a frame")
+        number = max(len(self.images), 1)
+        spent = self.stopwatch.seconds
+        stages = ", ".join(f"{stage} {spent[stage] / number * 1e3:.1f}" for stage in STAGES if stage in spent)
+        parts = [f"{' and '.join(kinds)}: {counted_classes(self.counts, classes)} above score {self.score:g}"]
+        parts.append(f"{len(self.images) / seconds:.1f} {unit}s/s, ms {each}: {stages}")
+        if self.dropped is not None:
+            parts.append(f"{counted(self.dropped, 'frame')} dropped")
+        written = [str(self.folder)] if self.save_image or self.save_txt or self.save_crops else []
+        written += [str(self.save_json)] if self.save_json else []
+        if written and self.images:
+            parts.append(f"written: {', '.join(written)}")
+        if self.faults:
+            parts.append(f"{self.faults} failed")
+        return "; ".join(parts)
+
+
+def counted(number: int, name: str) -> str:
+    """E.g. "1 face" or "3 faces"."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def counted_classes(counts: Counter[int], classes: Iterable[str]) -> str:
+    """E.g. "1 face, 3 persons"."""
+    return ", ".join(counted(counts[CLASS_LABELS[name]], name) for name in classes)
+
+
+def draw_findings(image: np.ndarray, findings: Findings, least: float = 0.0) -> np.ndarray:
+    """A copy of ``image`` with what scores ``least`` or more: one colour a pair, tracks by their numbers."""
+    found, names, colours = findings.detections, None, None
+    seen = np.flatnonzero(found.scores >= least)
+    if findings.pairs is not None:
+        colours = [distinct_colour(pair - 1) if pair else _ALONE for pair in findings.pairs[seen].tolist()]
+    if findings.tracks is not None:
+        rows = zip(found.labels[seen].tolist(), findings.tracks[seen].tolist(), strict=True)
+        names = [CLASS_NAMES[label] + (f" #{track}" if track else "") for label, track in rows]
+    columns = found.boxes[seen], found.scores[seen], found.labels[seen]
+    return draw_detections(image, *columns, names=names, colours=colours)
+
+
+def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:
+    """Writes what is inside of each box, which must lie in the image."""
+    for index, one in enumerate(found, 1):
+        x1, y1, x2, y2 = one.box.round().astype(int)
+        if x2 > x1 and y2 > y1:
+            path = folder / one.name / name.with_name(f"{name.name}_{index}.jpg")
+            write_image(path, image[y1:y2, x1:x2])
+
+
+def yolo_text(found: Detections, image_size: tuple[int, int], scores: bool) -> str:
+    """Lines ``class cx cy w h`` and, if asked for, the score.
+
+    Classes count from 0 (face); boxes are cut to the image and divided by its (height, width).
+    """
+    height, width = image_size
+    inside = np.clip(found.boxes.astype(np.float64) / [width, height, width, height], 0, 1)
+    boxes = xywh_to_cxcywh(xyxy_to_xywh(inside))
+    lines = []
+    for (x, y, w, h), score, label in zip(boxes.tolist(), found.scores, found.labels, strict=True):
+        if w > 0 and h > 0:
+            lines.append(f"{label - 1} {x:.6f} {y:.6f} {w:.6f} {h:.6f}{f' {score:.6f}' if scores else ''}\n")
+    return "".join(lines)
+
+
+def coco_annotations(findings: Findings, image_id: int, first_id: int) -> list[dict]:
+    """COCO entries with ``bbox`` x y w h in pixels and ``score``.
+
+    Where asked for also ``pair_id`` and ``track_id``, None for what has none.
+    """
+    found = findings.detections
+    boxes, scores = found.boxes_xywh.round(4).tolist(), found.scores.astype(np.float64).round(6).tolist()
+    rows = zip(boxes, scores, found.labels.tolist(), strict=True)
+    entries = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": label,
+            "bbox": box,
+            "area": round(box[2] * box[3], 4),
+            "iscrowd": 0,
+            "score": score,
+        }
+        for number, (box, score, label) in enumerate(rows, first_id)
+    ]
+    for key, numbers in (("pair_id", findings.pairs), ("track_id", findings.tracks)):
+        for entry, number in zip(entries, [] if numbers is None else numbers.tolist(), strict=False):
+            entry[key] = number or None
+    return entries

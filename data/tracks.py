@@ -1,0 +1,100 @@
+"""Objects followed over the frames of a video, and the frames in between in which they were not found."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from data.predictions import Detections
+from utils.cli import UsageError
+
+#: Least score of a detection that goes on with a track, as in ByteTrack (Zhang et al. 2022).
+LEAST_SCORE = 0.1
+
+Item = TypeVar("Item")
+
+
+class Tracker:
+    """Gives the objects of a video numbers that stay the same over its frames, by ByteTrack.
+
+    Args:
+        score: a detection from this score on begins a track; weaker ones can only go on with one.
+
+    Raises:
+        UsageError: the package trackers is not installed.
+    """
+
+    def __init__(self, score: float) -> None:
+        try:
+            from supervision import Detections as Boxes
+            from trackers import ByteTrackTracker
+        except ImportError as error:
+            raise UsageError(
+                f"--track needs the package trackers, which cannot be imported ({error}); "
+                f"pip install trackers"
+            ) from None
+        self._boxes, self._new = Boxes, ByteTrackTracker
+        self._score = score
+        self._by_class: dict[int, object] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    def update(self, found: Detections, seconds: float) -> np.ndarray:
+        """Numbers of the detections of the next frame: int64[N], from 1 on, 0 where there is no track yet.
+
+        Args:
+            found: detections of all scores from `LEAST_SCORE` on.
+            seconds: when the frame was taken, from the start of the video.
+        """
+        numbers = np.zeros(len(found), np.int64)
+        for label in {*found.labels.tolist(), *self._by_class}:
+            rows = np.flatnonzero((found.labels == label) & (found.scores >= LEAST_SCORE))
+            if label not in self._by_class:
+                self._by_class[label] = self._new(
+                    track_activation_threshold=self._score,
+                    high_conf_det_threshold=self._score,
+                    minimum_consecutive_frames=1,
+                )
+            boxes = self._boxes(xyxy=found.boxes[rows], confidence=found.scores[rows], class_id=rows)
+            tracked = self._by_class[label].update(boxes, timestamp=seconds)
+            for row, track in zip(tracked.class_id, tracked.tracker_id, strict=True):
+                if track >= 0:
+                    numbers[row] = self._numbers.setdefault((label, int(track)), len(self._numbers) + 1)
+        return numbers
+
+
+def fill_gaps(
+    frames: Iterable[tuple[Item, np.ndarray, np.ndarray]], most: int
+) -> Iterator[tuple[Item, np.ndarray]]:
+    """Adds the boxes of tracks that were lost for at most ``most`` frames, on the straight line in between.
+
+    Args:
+        frames: what stands for a frame, its boxes [N, 4] and their tracks int[N], 0 for none.
+        most: as many frames are held back.
+
+    Yields:
+        Each frame and its boxes, [M, 4].
+    """
+    waiting: deque[tuple[Item, list[np.ndarray]]] = deque()
+    last: dict[int, tuple[int, np.ndarray]] = {}
+    for now, (item, boxes, tracks) in enumerate(frames):
+        waiting.append((item, list(boxes)))
+        for track, box in zip(tracks.tolist(), boxes, strict=True):
+            if not track:
+                continue
+            before, start = last.get(track, (now, box))
+            last[track] = now, box
+            if now - before - 1 <= most:
+                for frame in range(before + 1, now):
+                    share = (frame - before) / (now - before)
+                    waiting[frame - now - 1][1].append(start + share * (box - start))
+        while len(waiting) > most:
+            yield _joined(*waiting.popleft())
+    while waiting:
+        yield _joined(*waiting.popleft())
+
+
+def _joined(item: Item, boxes: list[np.ndarray]) -> tuple[Item, np.ndarray]:
+    return item, np.reshape(boxes, (-1, 4))

@@ -61,7 +61,7 @@ def test_ignore_regions_are_classes_of_their_own():
     annotation, rules = cleaned([-2, 2, -1, -2, 1], [whole, whole, whole, whole, face])
     assert annotation.labels.tolist() == [-2, 2, -1, 1] and rules == ["repeated"]
     # A face within a region is not within a person.
-    assert cleaned([-2, 1], [whole, face], face_inside=0.5)[1] == ["face_outside"]
+    assert cleaned([-2, 1], [whole, face])[1] == ["face_outside"]
 
 
 def test_small_boxes_and_faces_outside_of_persons():

@@ -4,9 +4,9 @@ Rules, in their order; ``clipped`` and ``face_outside`` boxes stay in the list:
 
 - ``outside``: wholly outside of the image;
 - ``clipped``: reached beyond the image and was cut;
-- ``degenerate``: width or height at most ``min_side`` of the image's;
-- ``repeated``: overlaps an earlier box of the same class by more than ``merge_iou``; the first stays;
-- ``face_outside``: a face less than ``face_inside`` of which lies in any person.
+- ``degenerate``: width or height at most ``--min_side`` of the image's;
+- ``repeated``: overlaps an earlier box of the same class by more than ``--merge_iou``; the first stays;
+- ``face_outside``: a face less than half of which lies in any person.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,20 +34,16 @@ RULES = ("outside", "clipped", "degenerate", "repeated", "face_outside")
 #: Rules whose boxes are not in the cleaned list.
 REMOVING = frozenset({"outside", "degenerate", "repeated"})
 
+#: Overlap above which two boxes of a class are one.
+MERGE_IOU = 0.9
+
 #: A box that leaves the image by less is within the rounding of the list's nine decimals.
 _ROUNDING = 1e-9
 
-_BLOCK_BOXES = 256
+#: Share of a face that has to lie in a person.
+_INSIDE = 0.5
+
 _SHEET_TILES = 36
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the rules, all shares: of the image's side, of the union, of the face's area."""
-
-    min_side: float = 0.0
-    merge_iou: float = 0.9
-    face_inside: float = 0.5
 
 
 @dataclass
@@ -65,11 +61,8 @@ def clean_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
     output = "list to write; FILE.findings.jsonl and FILE.findings.jpg go beside it"
     option(parser, "--output --out", output, Path, required=True, metavar="FILE")
-    group, default = parser.add_argument_group("limits"), Limits()
-    option(group, "--min_side", "drop boxes with a side of at most this share", share, default.min_side)
-    option(group, "--merge_iou", "drop repeats that overlap by more", overlap, default.merge_iou)
-    inside = "report faces with less than this share inside every person"
-    option(group, "--face_inside", inside, share, default.face_inside)
+    option(parser, "--min_side", "drop boxes with a side of at most this share", share, 0.0)
+    option(parser, "--merge_iou", "drop repeats that overlap by more", overlap, MERGE_IOU)
 
 
 def clean(args: argparse.Namespace) -> int:
@@ -81,13 +74,13 @@ def clean(args: argparse.Namespace) -> int:
     """
     labelled = labelled_classes(args.list)
     # Where persons are not labelled, every face would be outside of them.
-    face_inside = args.face_inside if len(labelled) == len(CLASS_LABELS) else 0.0
-    limits = Limits(args.min_side, args.merge_iou, face_inside)
+    judge_faces = len(labelled) == len(CLASS_LABELS)
     counts: Counter[str] = Counter()
     findings: list[Finding] = []
 
     def cleaned() -> Iterator[ImageAnnotation]:
-        for annotation, found in clean_images(iter_joined(args.list, counts), limits):
+        for joined in iter_joined(args.list, counts):
+            annotation, found = clean_image(joined, args.min_side, args.merge_iou, judge_faces)
             findings.extend(found)
             counts["boxes kept"] += len(annotation)
             yield annotation
@@ -121,53 +114,30 @@ def draw_findings(findings: list[Finding], list_path: Path, images_dir: Path, ou
     write_sheet(output, images_dir, [(annotations[path], mark) for path, mark in marked])
 
 
-def clean_images(
-    annotations: Iterable[ImageAnnotation], limits: Limits = Limits()
-) -> Iterator[tuple[ImageAnnotation, list[Finding]]]:
-    """Each image cleaned, with what was found in it; boxes within the image keep their exact values."""
-    block: list[ImageAnnotation] = []
-    size = 0
-    for annotation in annotations:
-        block.append(annotation)
-        size += 1 + len(annotation)
-        if size >= _BLOCK_BOXES:
-            yield from _clean_block(block, limits)
-            block, size = [], 0
-    if block:
-        yield from _clean_block(block, limits)
-
-
-def _clean_block(
-    block: list[ImageAnnotation], limits: Limits
-) -> Iterator[tuple[ImageAnnotation, list[Finding]]]:
-    image = np.repeat(np.arange(len(block)), [len(annotation) for annotation in block])
-    given = np.concatenate([annotation.boxes_xywh_norm for annotation in block])
-    labels = np.concatenate([annotation.labels for annotation in block])
+def clean_image(
+    annotation: ImageAnnotation, min_side: float = 0.0, merge_iou: float = MERGE_IOU, judge_faces: bool = True
+) -> tuple[ImageAnnotation, list[Finding]]:
+    """An image cleaned, and what was found in it; boxes within the image keep their exact values."""
+    given, labels = annotation.boxes_xywh_norm, annotation.labels
     corners = xywh_to_xyxy(given)
     cut = corners.clip(0, 1)
     beyond = (np.abs(cut - corners) > _ROUNDING).any(1)
     boxes = np.where(beyond[:, None], xyxy_to_xywh(cut), given)
     outside = beyond & ((corners[:, :2] >= 1) | (corners[:, 2:] <= 0)).any(1)
-    degenerate = ~outside & (boxes[:, 2:] <= limits.min_side).any(1)
-
-    # Boxes of different images are moved apart, so that they cannot meet.
-    apart = cut + 16.0 * image[:, None]
-    alive = np.flatnonzero(~outside & ~degenerate)
-    kept = alive[_firsts(apart[alive], labels[alive], limits.merge_iou)]
-    repeated = np.zeros(len(image), bool)
-    repeated[np.setdiff1d(alive, kept, assume_unique=True)] = True
-    face_outside = np.zeros(len(image), bool)
-    face_outside[kept] = _faces_outside(apart[kept], labels[kept], limits.face_inside)
-    clipped = beyond & ~outside & ~degenerate & ~repeated
-
-    findings: list[list[Finding]] = [[] for _ in block]
-    for i, rule in np.argwhere(np.stack([outside, clipped, degenerate, repeated, face_outside], 1)):
-        of_image, box = block[image[i]], given[i].tolist()
-        finding = Finding(of_image.path, of_image.line, RULES[rule], int(labels[i]), box)
-        findings[image[i]].append(finding)
-    ends = np.searchsorted(image[kept], np.arange(1, len(block)))
-    for annotation, rows, found in zip(block, np.split(kept, ends), findings, strict=True):
-        yield ImageAnnotation(annotation.path, labels[rows], boxes[rows], annotation.line), found
+    degenerate = ~outside & (boxes[:, 2:] <= min_side).any(1)
+    whole = ~outside & ~degenerate
+    kept = np.flatnonzero(whole)
+    kept = kept[_firsts(cut[kept], labels[kept], merge_iou)]
+    repeated, face_outside = whole.copy(), np.zeros_like(whole)
+    repeated[kept] = False
+    if judge_faces:
+        face_outside[kept] = _faces_outside(cut[kept], labels[kept])
+    clipped = beyond & whole & ~repeated
+    findings = [
+        Finding(annotation.path, annotation.line, RULES[rule], int(labels[i]), given[i].tolist())
+        for i, rule in np.argwhere(np.stack([outside, clipped, degenerate, repeated, face_outside], 1))
+    ]
+    return ImageAnnotation(annotation.path, labels[kept], boxes[kept], annotation.line), findings
 
 
 def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
@@ -180,12 +150,12 @@ def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
     return nms(by_class, -torch.arange(len(labels), dtype=torch.float64), iou).sort().values.numpy()
 
 
-def _faces_outside(boxes: np.ndarray, labels: np.ndarray, least: float) -> np.ndarray:
-    """bool[N]: faces that have less than ``least`` of their area in every person."""
+def _faces_outside(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool[N]: faces that have less than `_INSIDE` of their area in every person."""
     outside = labels == CLASS_LABELS["face"]
     faces, persons = boxes[outside], boxes[labels == CLASS_LABELS["person"]]
     inside = intersections(faces, persons) / areas(faces)[:, None]
-    outside[outside] = inside.max(1, initial=0) < least
+    outside[outside] = inside.max(1, initial=0) < _INSIDE
     return outside
 
 

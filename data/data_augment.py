@@ -246,26 +246,21 @@ def distort_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     hue = int(rng.integers(-18, 19)) if rng.random() < 0.5 else 0
     contrast_first = rng.random() < 0.5
 
-    table = brighten_table(brightness)
+    table = level_table(shift=brightness)
     if contrast_first:
-        table = contrast_table(contrast)[table]
+        table = level_table(contrast)[table]
     if contrast_first or brightness:
         image = cv2.LUT(image, table)
     if saturation != 1 or hue:
         image = shift_hue_and_saturation(image, hue, saturation)
     if not contrast_first and contrast != 1:
-        image = cv2.LUT(image, contrast_table(contrast))
+        image = cv2.LUT(image, level_table(contrast))
     return image
 
 
-def brighten_table(delta: float) -> np.ndarray:
-    """uint8[256]: every level plus ``delta``, clipped, rounded down."""
-    return (_LEVELS + delta).clip(0, 255).astype(np.uint8)
-
-
-def contrast_table(factor: float) -> np.ndarray:
-    """uint8[256]: every level times ``factor``, clipped, rounded down."""
-    return (_LEVELS * factor).clip(0, 255).astype(np.uint8)
+def level_table(factor: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    """uint8[256]: every level times ``factor`` plus ``shift``, clipped, rounded down."""
+    return (_LEVELS * factor + shift).clip(0, 255).astype(np.uint8)
 
 
 def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> np.ndarray:
@@ -275,7 +270,7 @@ def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> 
     if hue:
         tables[0] = ((_LEVELS.astype(np.int64) + hue) % 180).astype(np.uint8)
     if saturation != 1:
-        tables[1] = contrast_table(saturation)
+        tables[1] = level_table(saturation)
     for channel, table in tables.items():
         cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)

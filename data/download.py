@@ -17,7 +17,7 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -194,8 +194,14 @@ def download_all(urls: Mapping[str, str], folder: Path, workers: int = 16) -> Su
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     path = running.pop(future)
-                    if digest := _counted(path, future, summary):
-                        sums[path] = digest
+                    try:
+                        sums[path], size = future.result()
+                        summary.fetched += size > 0
+                        summary.there += size == 0
+                        summary.bytes += size
+                    except requests.RequestException as error:
+                        outcome = summary.missing if _code(error) in _GONE else summary.failed
+                        outcome[path] = printable(str(error))
                     running.update((pool.submit(get, path), path) for path in islice(left, 1))
                     bar.update()
         finally:
@@ -215,19 +221,6 @@ def read_sums(path: Path) -> dict[str, str]:
     """
     text = read_text(path, "sums of files; remove it, and they are made anew") if path.exists() else ""
     return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)}
-
-
-def _counted(path: str, future: Future, summary: Summary) -> str:
-    """Counts what became of a file; its SHA-256, "" where it is not there."""
-    try:
-        digest, size = future.result()
-    except requests.RequestException as error:
-        (summary.missing if _code(error) in _GONE else summary.failed)[path] = printable(str(error))
-        return ""
-    summary.fetched += size > 0
-    summary.there += size == 0
-    summary.bytes += size
-    return digest
 
 
 def _code(error: requests.RequestException) -> int | None:
@@ -343,9 +336,8 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTE
             for info in members:
                 _check_member(archive, info)
             if (total := sum(info.file_size for info in members)) > max_bytes:
-                raise DataError(
-                    f"{archive}: unpacks to {total / 1e9:g} GB; expected at most {max_bytes / 1e9:g}"
-                )
+                size = f"{total / 1e9:g} GB; expected at most {max_bytes / 1e9:g}"
+                raise DataError(f"{archive}: unpacks to {size}")
             for info in members:
                 target = folder / info.filename
                 if target.is_file() and target.stat().st_size == info.file_size:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,6 @@ def widerface_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--images --images_dir", "images, by event", Path, required=True, metavar="FOLDER")
     text = "list to write; dataset.json goes beside it"
     option(parser, "--output --out", text, Path, required=True, metavar="FILE")
-    option(parser, "--keep_invalid", "keep faces that are marked invalid")
     option(parser, "--skip_missing", "leave out images without a usable file")
 
 
@@ -64,7 +63,7 @@ def widerface(args: argparse.Namespace) -> int:
     """
     counts: Counter[str] = Counter()
     folder = image_folder(args.text, args.images)
-    faces = _annotations(args.text, folder, counts, args.keep_invalid, args.skip_missing)
+    faces = _annotations(args.text, folder, counts, args.skip_missing)
     images = write_list(args.output, faces, ["face"])
     print_rows(counts.items())
     print(f"{args.output}: {images} images, labelled for face")
@@ -72,28 +71,27 @@ def widerface(args: argparse.Namespace) -> int:
 
 
 def _annotations(
-    path: Path, folder: Path, counts: Counter[str], keep_invalid: bool, skip_missing: bool
+    path: Path, folder: Path, counts: Counter[str], skip_missing: bool
 ) -> Iterator[ImageAnnotation]:
     """Faces of the annotation text as list entries; what was found and left out is counted."""
-    images = read_wider_text(path)
-    while block := list(islice(images, 1024)):
-        sizes = read_sizes(folder, (image.path for image in block))
-        for image, size in zip(block, sizes, strict=True):
-            if isinstance(size, DataError):
-                if not skip_missing:
-                    raise DataError(f"{path}:{image.line}: {size}; leave such images out with --skip_missing")
-                counts["images without a usable file, left out"] += 1
-                continue
-            height, width = size
-            has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
-            kept = has_area & (keep_invalid | ~image.invalid)
-            counts["images"] += 1
-            counts["images without faces, kept"] += not len(kept)
-            counts["faces"] += int(kept.sum())
-            counts["faces without area, left out"] += int((~has_area).sum())
-            counts["faces marked invalid, left out"] += int((has_area & ~kept).sum())
-            boxes = image.boxes_xywh[kept] / [width, height, width, height]
-            yield ImageAnnotation(image.path, np.full(len(boxes), CLASS_LABELS["face"]), boxes, image.line)
+    images, named = tee(read_wider_text(path))
+    sizes = read_sizes(folder, (image.path for image in named))
+    for image, size in zip(images, sizes, strict=True):
+        if isinstance(size, DataError):
+            if not skip_missing:
+                raise DataError(f"{path}:{image.line}: {size}; leave such images out with --skip_missing")
+            counts["images without a usable file, left out"] += 1
+            continue
+        height, width = size
+        has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
+        kept = has_area & ~image.invalid
+        counts["images"] += 1
+        counts["images without faces, kept"] += not len(kept)
+        counts["faces"] += int(kept.sum())
+        counts["faces without area, left out"] += int((~has_area).sum())
+        counts["faces marked invalid, left out"] += int((has_area & image.invalid).sum())
+        boxes = image.boxes_xywh[kept] / [width, height, width, height]
+        yield ImageAnnotation(image.path, np.full(len(boxes), CLASS_LABELS["face"]), boxes, image.line)
 
 
 def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:

@@ -159,10 +159,9 @@ def test_zoom_out_moves_boxes_with_the_image():
 @pytest.mark.parametrize("delta, factor", [(-31.7, 0.5), (0.0, 1.0), (12.3, 1.49), (32, 0.77)])
 def test_tables_equal_the_plain_arithmetic(delta, factor):
     levels = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(
-        data_augment.brighten_table(delta), plain_training.scale_and_shift(levels, shift=delta)
-    )
-    assert np.array_equal(data_augment.contrast_table(factor), plain_training.scale_and_shift(levels, factor))
+    for arguments in ({"shift": delta}, {"factor": factor}):
+        expected = plain_training.scale_and_shift(levels, **arguments)
+        assert np.array_equal(data_augment.level_table(**arguments), expected)
 
 
 @pytest.mark.parametrize("hue, saturation", [(0, 1.0), (-18, 0.6), (17, 1.4)])

@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 
 from data import clean as clean_module
 from data.annotations import ImageAnnotation, read_annotations, write_annotations, write_labelled_classes
-from data.clean import Limits, clean_images, iter_joined
+from data.clean import clean_image, iter_joined
 from prep_data import main
 from utils.images import read_image, write_image
 
 
 def cleaned(labels, boxes, **limits):
-    ((annotation, findings),) = clean_images([ImageAnnotation("a.jpg", labels, boxes, 7)], Limits(**limits))
+    annotation, findings = clean_image(ImageAnnotation("a.jpg", labels, boxes, 7), **limits)
     return annotation, [f.rule for f in findings]
 
 
 def test_nothing_to_clean():
-    assert list(clean_images([])) == []
     annotation, rules = cleaned([], [])
     assert len(annotation) == 0
     assert rules == []
@@ -59,12 +58,10 @@ def test_repeats_merge_within_a_class_and_the_first_stays():
 
 def test_ignore_regions_are_classes_of_their_own():
     whole, face = [0.1, 0.1, 0.8, 0.8], [0.2, 0.2, 0.1, 0.1]
-    annotation, rules = cleaned([-2, 2, -1, -2, 1], [whole, whole, whole, whole, face], face_inside=0.5)
+    annotation, rules = cleaned([-2, 2, -1, -2, 1], [whole, whole, whole, whole, face])
     assert annotation.labels.tolist() == [-2, 2, -1, 1] and rules == ["repeated"]
-    images = [ImageAnnotation(str(i), [label], [whole]) for i, label in enumerate((2, -1, -2, 1))]
-    assert [len(annotation) for annotation, _ in clean_images(images)] == [1, 1, 1, 1]
     # A face within a region is not within a person.
-    assert cleaned([-2, 1], [whole, face], face_inside=0.5)[1] == ["face_outside"]
+    assert cleaned([-2, 1], [whole, face])[1] == ["face_outside"]
 
 
 def test_small_boxes_and_faces_outside_of_persons():
@@ -79,10 +76,10 @@ def test_small_boxes_and_faces_outside_of_persons():
     assert rules == ["face_outside", "face_outside"]
     assert len(annotation) == 4
     assert cleaned([1], [inside])[1] == ["face_outside"]
-    assert cleaned([1], [inside], face_inside=0)[1] == []
+    assert cleaned([1], [inside], judge_faces=False)[1] == []
 
 
-def plain(annotation: ImageAnnotation, limits: Limits) -> list[tuple[int, tuple[float, ...]]]:
+def plain(image: ImageAnnotation, min_side: float, merge_iou: float) -> list[tuple[int, tuple]]:
     """The slow plain version: box by box."""
 
     def iou(a, b):
@@ -92,44 +89,33 @@ def plain(annotation: ImageAnnotation, limits: Limits) -> list[tuple[int, tuple[
         return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
     kept = []
-    for label, (x, y, w, h) in zip(
-        annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True
-    ):
+    for label, (x, y, w, h) in zip(image.labels.tolist(), image.boxes_xywh_norm.tolist(), strict=True):
         box = tuple(min(max(v, 0), 1) for v in (x, y, x + w, y + h))
-        if box[2] - box[0] <= limits.min_side or box[3] - box[1] <= limits.min_side:
+        if box[2] - box[0] <= min_side or box[3] - box[1] <= min_side:
             continue
-        if all(other != label or iou(box, b) <= limits.merge_iou for other, b in kept):
+        if all(other != label or iou(box, b) <= merge_iou for other, b in kept):
             kept.append((label, box))
     return kept
 
 
 numbers = st.integers(-3, 13).map(lambda i: i / 10)
-annotations = st.lists(
-    st.lists(st.tuples(st.sampled_from([1, 2]), numbers, numbers, numbers, numbers), max_size=6).map(
-        lambda rows: ImageAnnotation("a.jpg", [r[0] for r in rows], [r[1:] for r in rows])
-    ),
-    max_size=5,
-)
+rows_of_list = st.lists(st.tuples(st.sampled_from([1, 2]), *[numbers] * 4), max_size=9)
 
 
-@settings(max_examples=100, deadline=None)
-@given(images=annotations, block=st.sampled_from([1, 4, 256]), iou=st.sampled_from([0.35, 0.52, 0.9]))
-def test_same_as_the_plain_version(images, block, iou):
-    limits = Limits(min_side=0.05, merge_iou=iou)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clean_module, "_BLOCK_BOXES", block)
-        results = list(clean_images(images, limits))
-    assert len(results) == len(images)
-    for image, (result, findings) in zip(images, results, strict=True):
-        expected = plain(image, limits)
-        assert result.labels.tolist() == [label for label, _ in expected]
-        corners = result.boxes_xywh_norm.copy()
-        corners[:, 2:] += corners[:, :2]
-        np.testing.assert_allclose(corners, np.reshape([b for _, b in expected], (-1, 4)), atol=1e-9)
-        assert len(image) - len(result) == sum(f.rule in clean_module.REMOVING for f in findings)
-        again, findings = next(iter(clean_images([result], limits)))
-        assert len(again) == len(result)
-        assert {f.rule for f in findings} <= {"face_outside"}
+@settings(max_examples=300, deadline=None)
+@given(rows=rows_of_list, iou=st.sampled_from([0.35, 0.52, 0.9]))
+def test_same_as_the_plain_version(rows, iou):
+    image = ImageAnnotation("a.jpg", [row[0] for row in rows], [row[1:] for row in rows])
+    result, findings = clean_image(image, 0.05, iou)
+    expected = plain(image, 0.05, iou)
+    assert result.labels.tolist() == [label for label, _ in expected]
+    corners = result.boxes_xywh_norm.copy()
+    corners[:, 2:] += corners[:, :2]
+    np.testing.assert_allclose(corners, np.reshape([b for _, b in expected], (-1, 4)), atol=1e-9)
+    assert len(image) - len(result) == sum(f.rule in clean_module.REMOVING for f in findings)
+    again, findings = clean_image(result, 0.05, iou)
+    assert len(again) == len(result)
+    assert {f.rule for f in findings} <= {"face_outside"}
 
 
 def test_images_named_again_are_joined(tmp_path):

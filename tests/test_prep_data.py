@@ -79,11 +79,6 @@ def test_wider_dummy_row_invalid_and_flat_boxes(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "faces marked invalid, left out  1" in printed
     assert "faces without area, left out    1" in printed
-    assert wider(tmp_path, text, "--keep_invalid")["0--A/a.jpg"] == [
-        good[0],
-        [0.01, 0.02, 0.02, 0.04],
-        good[1],
-    ]
     without_dummy = "0--A/b.jpg\n0\n" + A_FACES
     assert wider(tmp_path, without_dummy) == {"0--A/b.jpg": [], "0--A/a.jpg": good}
 

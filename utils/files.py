@@ -19,18 +19,6 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def scratch_path(folder: str | os.PathLike, suffix: str = "") -> Iterator[Path]:
-    """Yields a free file name in ``folder``, which is made; the file is removed when the block ends."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".tmp-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; it replaces ``path`` when the block ends without error.
 
@@ -41,14 +29,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         DataError: see `output_path`.
     """
     path = output_path(path)
-    with scratch_path(path.parent, path.suffix) as temporary:
-        try:
-            yield temporary
-        except OSError as error:
-            if error.errno in _NO_ROOM and error.filename is None:
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def output_path(path: str | os.PathLike) -> Path:

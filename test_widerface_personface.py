@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.annotations import known_images
 from data.predictions import Detections, is_whole, prediction_path, write_prediction
 from models.arguments import (
     add_detection_arguments,
@@ -81,8 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     help = """coordinates: widerface in pixels, openimages divided by the image's width and height (default:
         widerface if images lie in event folders such as 0--Parade, else openimages)"""
     option(group, "--dataset", help, choices=list(FOLDERS))
-    help = """the images (default: data/wider_OIpersonface1103/val/images; with --dataset widerface
-        data/widerface/val/images)"""
+    help = """the images (default: those of --dataset_list where it knows them, else
+        data/wider_OIpersonface1103/val/images, with --dataset widerface data/widerface/val/images)"""
     option(group, "--dataset_folder --images", help, Path, metavar="DIR")
     help = "images to take, one a line, or an annotation list (default: all below the folder)"
     option(group, "--dataset_list", help, Path, metavar="FILE")
@@ -113,7 +114,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    folder = args.dataset_folder or FOLDERS[args.dataset or OPENIMAGES][0]
+    listed = known_images(args.dataset_list) if args.dataset_list else None
+    folder = args.dataset_folder or listed or FOLDERS[args.dataset or OPENIMAGES][0]
     images = find_images(folder, args.dataset_list)
     dataset = args.dataset or guess_dataset(images)
     dump = Dump(args.save_folder or FOLDERS[dataset][1], dataset, args.save_image, args.vis_thres)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import iter_annotations, list_arguments
+from data.annotations import image_folder, iter_annotations, list_arguments
 from data.config import CLASS_COLOURS, CLASS_NAMES, NETWORKS, ModelConfig
 from data.lists import iter_sizes
 from utils.box_utils import xywh_to_cxcywh
 from utils.cli import OK, DataError, option, pixels, print_rows
 from utils.draw import hex_colour
-from utils.images import image_folder, write_figure
+from utils.images import write_figure
 
 #: IoU of the recall tables; training matches at 0.45.
 IOUS = (0.35, 0.45, 0.5)

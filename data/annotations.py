@@ -9,12 +9,13 @@ of the top left corner, width and height, all divided by the image's width or he
 A negative label makes the box an ignore region: whether the class -1 (face) or -2 (person) is inside is not
 known, so that training takes nothing there for background and no evaluation counts it.
 
-An image without boxes is a header alone. Paths are relative to the ``images`` folder beside the list.
+An image without boxes is a header alone.
 
-A file ``dataset.json`` beside a list, or one folder above it, says which classes the boxes were drawn for;
-an unlabelled class is unknown in those images, not absent:
+A file ``dataset.json`` beside a list, or one folder above it, says which classes the boxes were drawn for,
+and which folder the paths start in, seen from that file (without: ``images`` beside the list). An unlabelled
+class is unknown in those images, not absent:
 
-    {"labelled_classes": ["face"]}
+    {"labelled_classes": ["face"], "images": "../../photos"}
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ImageAnnotation:
 def list_arguments(parser: argparse.ArgumentParser) -> None:
     """The argument ``list`` and the option ``--images`` of a step that reads a list and its images."""
     option(parser, "list", "annotation list", Path)
-    images = "folder of the images (default: images beside the list)"
+    images = "folder of the images (default: that in dataset.json, else images beside the list)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
 
 
@@ -231,6 +232,40 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
     Raises:
         DataError: the ``dataset.json`` found is not of the form shown above; with its path.
     """
+    return _read_info(list_path)[0]
+
+
+def images_of(list_path: str | os.PathLike) -> Path:
+    """Where the images of a list should be: the folder in its ``dataset.json``, else ``images`` beside it.
+
+    Raises:
+        DataError: as `labelled_classes`.
+    """
+    return _read_info(list_path)[1] or Path(list_path).parent / "images"
+
+
+def image_folder(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path:
+    """Folder of a list's images: the given one, else `images_of` the list.
+
+    Raises:
+        DataError: no such folder.
+    """
+    folder = Path(given) if given is not None else images_of(list_path)
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; expected the images of {list_path}: give theirs with --images, or "
+            f"for good: python3 prep_data.py link FOLDER {Path(list_path).parent}"
+        )
+    return folder
+
+
+def known_images(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path | None:
+    """`image_folder` of a step that can do without; None where nothing is given and there is none."""
+    return image_folder(list_path, given) if given is not None or images_of(list_path).is_dir() else None
+
+
+def _read_info(list_path: str | os.PathLike) -> tuple[tuple[str, ...], Path | None]:
+    """Labelled classes and folder of the images by the ``dataset.json`` of a list."""
     folder, known = Path(list_path).resolve().parent, list(CLASS_LABELS)
     for path in (folder / DATASET_INFO, folder.parent / DATASET_INFO):
         if not path.exists():
@@ -242,45 +277,72 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
                 f'{path}: expected {{"labelled_classes": [...]}} with one or more of {", ".join(known)}; '
                 f"found {names!r:.80}"
             )
-        return tuple(name for name in known if name in names)
-    return tuple(known)
+        images = content.get("images")
+        if "images" in content and not (isinstance(images, str) and images and "\0" not in images):
+            raise DataError(f'{path}: expected a folder, "images": "..."; found {images!r:.80}')
+        place = Path(os.path.normpath(path.parent / images)) if images else None
+        return tuple(name for name in known if name in names), place
+    return tuple(known), None
 
 
-def check_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
-    """Makes sure that a list can be written and the ``dataset.json`` beside it may say ``names``.
+def check_labelled_classes(
+    list_path: str | os.PathLike, names: Iterable[str], images: str | os.PathLike | None = None
+) -> None:
+    """Makes sure that a list can be written, and ``dataset.json`` beside it with ``names`` and ``images``.
 
     Raises:
-        DataError: one is there that says something else and the folder holds another list, which it is about;
+        DataError: another list is in the folder, and labelled for other classes or has its images elsewhere;
             the list is a folder.
     """
     list_path = Path(list_path)
     if list_path.is_dir():
         raise DataError(f"{list_path}: a folder; expected the name of the list to write")
-    path = list_path.parent / DATASET_INFO
-    if not path.exists() or set(names) == set(before := labelled_classes(list_path)):
-        return
-    for other in sorted(list_path.parent.glob("*.txt")):
+    path, change = list_path.parent / DATASET_INFO, ""
+    if path.exists() and set(names) != set(before := labelled_classes(list_path)):
+        change = f"labelled for {', '.join(before)}, {list_path.name} for {', '.join(names)}"
+    elif images is not None and (place := known_images(list_path)) and not place.samefile(images):
+        change = f"with its images in {place}, those of {list_path.name} are in {images}"
+    for other in sorted(list_path.parent.glob("*.txt")) if change else ():
         with other.open("rb") as file:
             is_list = file.read(1) == b"#"
         if is_list and other.name != list_path.name:
-            raise DataError(
-                f"{path}: found {', '.join(before)} as labelled, which is about {other.name}; "
-                f"{list_path.name} is labelled for {', '.join(names)}: write it to another folder"
-            )
+            raise DataError(f"{path}: about {other.name}, {change}: write it to another folder")
 
 
-def write_labelled_classes(list_path: str | os.PathLike, names: Iterable[str]) -> None:
-    """Writes the ``dataset.json`` beside a list; errors as `check_labelled_classes`."""
-    names = set(names)
-    check_labelled_classes(list_path, names)
-    text = json.dumps({"labelled_classes": [name for name in CLASS_LABELS if name in names]})
-    write_text(Path(list_path).parent / DATASET_INFO, text + "\n")
+def write_labelled_classes(
+    list_path: str | os.PathLike, names: Iterable[str], images: str | os.PathLike | None = None
+) -> None:
+    """Writes the ``dataset.json`` beside a list; errors as `check_labelled_classes`.
+
+    Args:
+        list_path: the list.
+        names: classes that its images are labelled for.
+        images: folder of its images; None: as it was said before.
+    """
+    names, folder = set(names), Path(list_path).parent
+    check_labelled_classes(list_path, names, images)
+    if images is None and (folder / DATASET_INFO).exists():
+        images = _read_info(list_path)[1]
+    write_info(folder, names, images)
 
 
-def write_list(path: str | os.PathLike, annotations: Iterable[ImageAnnotation], names: Iterable[str]) -> int:
-    """`write_annotations` and, beside it, the classes that the images are labelled for."""
+def write_info(folder: Path, names: Iterable[str], images: str | os.PathLike | None) -> None:
+    """Writes the ``dataset.json`` of a folder as it is, whatever lists are there."""
+    content: dict[str, object] = {"labelled_classes": [name for name in CLASS_LABELS if name in names]}
+    if images is not None:
+        content["images"] = os.path.relpath(Path(images).resolve(), folder.resolve())
+    write_text(folder / DATASET_INFO, json.dumps(content) + "\n")
+
+
+def write_list(
+    path: str | os.PathLike,
+    annotations: Iterable[ImageAnnotation],
+    names: Iterable[str],
+    images: str | os.PathLike | None = None,
+) -> int:
+    """`write_annotations` and, beside it, `write_labelled_classes`; returns the number of images."""
     names = tuple(names)
-    check_labelled_classes(path, names)
+    check_labelled_classes(path, names, images)
     count = write_annotations(path, annotations)
-    write_labelled_classes(path, names)
+    write_labelled_classes(path, names, images)
     return count

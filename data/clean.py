@@ -22,11 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, list_arguments, write_list
+from data.annotations import (
+    ImageAnnotation,
+    images_of,
+    iter_annotations,
+    known_images,
+    labelled_classes,
+    list_arguments,
+    write_list,
+)
 from data.config import CLASS_LABELS, label_name
 from data.lists import write_sheet
 from utils.box_utils import areas, intersections, xywh_to_xyxy, xyxy_to_xywh
-from utils.cli import OK, option, overlap, print_rows, share
+from utils.cli import OK, option, overlap, print_rows, share, warn
 from utils.files import write_text
 
 RULES = ("outside", "clipped", "degenerate", "repeated", "face_outside")
@@ -72,7 +80,7 @@ def clean(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py clean data/oi/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt
     """
-    labelled = labelled_classes(args.list)
+    labelled, images_dir = labelled_classes(args.list), known_images(args.list, args.images)
     # Where persons are not labelled, every face would be outside of them.
     judge_faces = len(labelled) == len(CLASS_LABELS)
     counts: Counter[str] = Counter()
@@ -85,7 +93,7 @@ def clean(args: argparse.Namespace) -> int:
             counts["boxes kept"] += len(annotation)
             yield annotation
 
-    images = write_list(args.output, cleaned(), labelled)
+    images = write_list(args.output, cleaned(), labelled, images_dir)
     lines = args.output.with_name(f"{args.output.stem}.findings.jsonl")
     write_text(lines, "".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
     by_rule = Counter(finding.rule for finding in findings)
@@ -94,10 +102,14 @@ def clean(args: argparse.Namespace) -> int:
     rows += [("boxes kept", counts["boxes kept"]), ("images named again, joined", counts["images joined"])]
     print_rows(rows)
     print(f"{args.output}: {images} images; every finding is in {lines}")
-    images_dir = args.images or args.list.parent / "images"
-    if findings and images_dir.is_dir():
-        draw_findings(findings, args.list, images_dir, lines.with_suffix(".jpg"))
-        print(f"{lines.with_suffix('.jpg')}: what was found, some of each rule")
+    sheet = lines.with_suffix(".jpg")
+    if findings and images_dir is None:
+        warn(f"{sheet}: not drawn, as {images_of(args.list)} is no folder; give the images with --images")
+    elif not findings:
+        print("nothing was found, so there is no contact sheet")
+    else:
+        draw_findings(findings, args.list, images_dir, sheet)
+        print(f"{sheet}: what was found, some of each rule")
     return OK
 
 

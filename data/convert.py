@@ -1,36 +1,37 @@
-"""Annotation lists to and from COCO JSON and YOLO folders, as other tools read and write them."""
+"""Annotated sets of other tools to annotation lists, and lists to such sets."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Iterator
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from data.annotations import (
-    ImageAnnotation,
-    iter_annotations,
-    labelled_classes,
-    list_arguments,
-    write_list,
+from data.annotations import check_labelled_classes, image_folder, write_list
+from data.coco import read_coco, write_coco
+from data.config import CLASS_LABELS
+from data.foreign import (
+    NONE,
+    PARTS,
+    SPLITS,
+    Part,
+    match_classes,
+    parse_categories,
+    split_folders,
+    warn_of_missing,
 )
-from data.config import CLASS_LABELS, CLASS_NAMES
-from data.lists import iter_sizes
-from utils.box_utils import cxcywh_to_xywh, xywh_to_cxcywh
-from utils.cli import OK, DataError, UsageError, option
-from utils.files import read_json, read_text, write_text
-from utils.image_names import images_below
-from utils.images import image_folder
-
-#: What looking up and converting values raises where a JSON file has another form.
-_MALFORMED = (KeyError, TypeError, ValueError, OverflowError)
+from data.voc import read_voc
+from data.yolo import YAML_SUFFIXES, read_yolo, write_yolo
+from utils.cli import OK, DataError, UsageError, option, warn
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    list_arguments(parser)
+    lists = "annotation lists; yolo: one a part, folder or file named after train, val or test"
+    option(parser, "lists", lists, Path, nargs="+")
+    images = "folder of the images (default: that of each list)"
+    option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
     option(parser, "--format", "what to write", choices=["coco", "yolo"], required=True)
     option(
         parser, "--output --out", "JSON file for coco, folder for yolo", Path, required=True, metavar="PATH"
@@ -38,210 +39,227 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """A list as COCO JSON or as a YOLO folder.
+    """Lists as a YOLO folder with their parts, a list as COCO JSON. The classes are those that the lists are
+    labelled for; a YOLO folder links to the images.
 
     Example:
       python3 prep_data.py export data/oi/val/wider_val_gt.txt --format coco --output val.json
+      python3 prep_data.py export set/train/wider_train_gt.txt set/val/wider_val_gt.txt --format yolo \\
+          --output set_yolo
     """
-    images_dir = image_folder(args.list, args.images)
     if args.format == "coco":
-        images, boxes = write_coco(args.output, args.list, images_dir)
+        if len(args.lists) > 1:
+            raise UsageError(f"--format coco: expected one list a file, got {len(args.lists)}")
+        images, boxes = write_coco(args.output, args.lists[0], image_folder(args.lists[0], args.images))
     else:
-        images, boxes = write_yolo(args.output, iter_annotations(args.list), images_dir)
+        lists = part_names(args.lists)
+        folders = {part: image_folder(path, args.images) for part, path in lists.items()}
+        images, boxes = write_yolo(args.output, lists, folders)
+        if "val" not in lists:
+            warn(f"{args.output}/data.yaml: no val, which training with YOLO asks for; give that list too")
     print(f"{args.output}: {images} images, {boxes} boxes")
     return OK
 
 
-def import_arguments(parser: argparse.ArgumentParser) -> None:
-    option(parser, "source", "JSON file for coco, folder of label files for yolo", Path)
-    option(parser, "--format", "what to read", choices=["coco", "yolo"], required=True)
-    option(parser, "--images --images_dir", "images; needed for yolo", Path, metavar="FOLDER")
-    categories = (
-        "coco: names of categories, besides face and person; yolo: numbers (default: 0=face 1=person)"
-    )
-    option(parser, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")
-    option(parser, "--output --out", "list to write", Path, required=True, metavar="FILE")
-
-
-def import_(args: argparse.Namespace) -> int:
-    """COCO JSON or YOLO labels to a list. The classes that the source names count as labelled.
-
-    Example:
-      python3 prep_data.py import instances_val.json --format coco --output data/coco/val/wider_val_gt.txt
-    """
-    classes = parse_categories(args.category, CLASS_LABELS)
-    if args.format == "coco":
-        labelled, found = read_coco(args.source, classes)
-    else:
-        if args.images is None:
-            raise UsageError("a YOLO label file does not name its image: give the images with --images")
-        if not all(name.isdecimal() for name in classes):
-            raise UsageError("expected class numbers in --category, e.g. 0=person")
-        numbers = {int(k): v for k, v in classes.items()} or {v - 1: k for k, v in CLASS_LABELS.items()}
-        labelled = set(numbers.values())
-        found = read_yolo(args.source, image_folder(args.source, args.images), numbers)
-    images = write_list(args.output, found, labelled)
-    print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
-    return OK
-
-
-def parse_categories(texts: Iterable[str], classes: Iterable[str]) -> dict[str, str]:
-    """Class name by category, of texts ``NAME=CLASS``.
+def part_names(lists: list[Path]) -> dict[str, Path]:
+    """The lists by part, as their folder or file is named; one alone is train where nothing is said.
 
     Raises:
-        UsageError: a text of another form, or with a class that is none of ``classes``.
+        UsageError: several of one part, or of none.
     """
-    found = {}
-    for text in texts:
-        name, _, class_name = text.rpartition("=")
-        if not name or class_name not in classes:
-            raise UsageError(f"--category {text}: expected NAME=CLASS with one of {', '.join(classes)}")
-        found[name] = class_name
+    found: dict[str, Path] = {}
+    for path in lists:
+        words = [path.absolute().parent.name, *re.split(r"[\W_]+", path.stem)]
+        part = next((SPLITS[word.lower()] for word in words if word.lower() in SPLITS), "")
+        part = part or ("train" if len(lists) == 1 else "")
+        if not part or part in found:
+            what = f"another {part} than {found[part]}" if part else "neither train, val nor test by its name"
+            raise UsageError(f"{path}: {what}; expected one list a part, e.g. train/list.txt val/list.txt")
+        found[part] = path
     return found
 
 
-def write_coco(output: Path, list_path: Path, images_dir: Path) -> tuple[int, int]:
-    """Writes a list as a COCO annotation file; returns the numbers of images and boxes.
+def import_arguments(parser: argparse.ArgumentParser) -> None:
+    source = "data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML"
+    option(parser, "source", source, Path)
+    option(parser, "--format", "what the source is (default: seen from it)", choices=list(_READERS))
+    images = "folder of the images (default: where the source has them)"
+    option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
+    categories = (
+        "what classes are whose names do not say it, by name, or by number where they have none: "
+        "head=face 0=person helmet=none"
+    )
+    option(parser, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")
+    output = "folder for the lists, or one list, FILE.txt (default: datasets/<name of the source>)"
+    option(parser, "--output --out", output, Path, metavar="PATH")
 
-    Category ids are the class labels, image ids count from 1, boxes are x y w h in pixels.
+
+def import_(args: argparse.Namespace) -> int:
+    """An export of Roboflow, ultralytics, CVAT or another tool to lists: YOLO, COCO or Pascal VOC, all its
+    parts at once. Classes are matched by name; what a name does not say has to be said. The lists know where
+    their images are.
+
+    Example:
+      python3 prep_data.py import people.v3i.yolov8/ --output datasets/people
+      python3 prep_data.py import instances_val.json --images val2017/ --output coco/val/wider_val_gt.txt
+      python3 prep_data.py import labels/ --images photos/ --category 0=person --output datasets/mine
+    """
+    source, images_dir = args.source, args.images and image_folder(args.source, args.images)
+    given = parse_categories(args.category, [*CLASS_LABELS, NONE])
+    parts = _READERS[args.format or kind_of(source, images_dir)](source, images_dir)
+    parts = [part for part in parts if part.images]
+    if not parts:
+        raise DataError(f"{source}: names no image")
+    if len({part.name for part in parts}) < len(parts):
+        raise DataError(f"{source}: found {parts[-1].name} twice, e.g. as val and valid; keep one")
+    for part in parts:
+        warn_of_missing(part, source)
+    classes = match_classes(source, parts, given)
+    named = {*given.values(), *(classes[name] for part in parts for name in part.names)}
+    labelled = [name for name in CLASS_LABELS if name in named]
+    targets = {part.name: target(args.output or default_output(source), part.name) for part in parts}
+    if len(parts) > 1 and args.output and args.output.suffix == ".txt":
+        raise UsageError(f"--output {args.output}: expected a folder, for {' and '.join(targets)}")
+    for part in parts:
+        check_labelled_classes(targets[part.name], labelled, part.images_dir)
+    for part in parts:
+        write_list(targets[part.name], part.annotations(classes), labelled, part.images_dir)
+    tell(parts, classes, labelled)
+    for part in parts:
+        print(f"{targets[part.name]}: images in {part.images_dir or 'a folder that is not known'}")
+    print(f"next: {next_command(targets)}")
+    return OK
+
+
+def kind_of(source: Path, images_dir: Path | None) -> str:
+    """yolo, coco or voc, by what is in ``source``.
 
     Raises:
-        DataError: an image that cannot be read; its size is needed.
+        DataError: nothing of them.
+        UsageError: several of them.
     """
-    images: list[dict] = []
-    boxes: list[dict] = []
-    for image_id, (annotation, (height, width)) in enumerate(iter_sizes(list_path, images_dir), 1):
-        annotation = annotation.without_regions()
-        images.append({"id": image_id, "file_name": annotation.path, "width": width, "height": height})
-        pixels = (annotation.boxes_xywh_norm * [width, height, width, height]).round(6).tolist()
-        for label, box in zip(annotation.labels.tolist(), pixels, strict=True):
-            entry = {"id": len(boxes) + 1, "image_id": image_id, "category_id": label, "bbox": box}
-            boxes.append(entry | {"area": round(box[2] * box[3], 6), "iscrowd": 0})
-    categories = [{"id": label, "name": name} for label, name in CLASS_NAMES.items()]
-    write_text(output, json.dumps({"categories": categories, "images": images, "annotations": boxes}))
-    return len(images), len(boxes)
-
-
-def read_coco(path: Path, categories: dict[str, str]) -> tuple[set[str], Iterator[ImageAnnotation]]:
-    """A COCO annotation file; crowd boxes are kept, boxes of other categories not.
-
-    Args:
-        path: the JSON file.
-        categories: class by name of the category, e.g. ``{"Face": "face"}``; face and person are known.
-
-    Returns:
-        The classes that its categories stand for, and the images in their order.
-
-    Raises:
-        DataError: not such a file; with the entry.
-    """
-    content = read_json(path, "a COCO annotation file")
-    classes = {name: name for name in CLASS_LABELS} | categories
-    try:
-        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-        images = {
-            entry["id"]: (entry["file_name"], int(entry["width"]), int(entry["height"]))
-            for entry in content["images"]
-        }
-        if not all(isinstance(name, str) and width > 0 < height for name, width, height in images.values()):
-            raise ValueError("an image without name, width or height")
-        entries = list(content["annotations"])
-    except _MALFORMED as error:
+    suffix = source.suffix.lower()
+    if source.is_file() and suffix in (".json", *YAML_SUFFIXES):
+        return "coco" if suffix == ".json" else "yolo"
+    if source.is_file() and suffix == ".zip":
         raise DataError(
-            f"{path}: not a COCO annotation file ({error!r}); expected categories, images with id, "
-            f"file_name, width and height, and annotations"
-        ) from None
-    labels = {key: CLASS_LABELS[classes[name]] for key, name in names.items() if name in classes}
-    if not labels:
-        found = ", ".join(names.values())
-        raise DataError(f"{path}: none of its categories is face or person: {found}; name some by --category")
-    rows: dict[object, list[list[float]]] = {image_id: [] for image_id in images}
-    for index, entry in enumerate(entries):
-        try:
-            label = labels.get(entry["category_id"], 0)
-            _, width, height = images[entry["image_id"]]
-            x, y, w, h = map(float, entry["bbox"])
-            row = [label, x / width, y / height, w / width, h / height]
-            if not np.isfinite(row).all():
-                raise ValueError
-        except _MALFORMED:
+            f"{source}: an archive; unpack it: python3 prep_data.py unpack {source} --save_folder NAME"
+        )
+    texts = [source] if source.is_file() else [*source.glob("*.txt"), *source.glob("*/*.txt")]
+    if any(text.suffix == ".txt" and text.read_bytes()[:1] == b"#" for text in texts):
+        raise DataError(f"{source}: an annotation list already; check, merge and the others take it as it is")
+    if not source.is_dir():
+        what = "not an export" if source.exists() else "no such file or folder"
+        raise DataError(f"{source}: {what}; expected data.yaml, COCO JSON, or the folder of an export")
+    places = [source, *(place for _, place in split_folders(source))]
+    has_labels = any((place / "labels").is_dir() for place in places)
+    yolo = has_labels or any(path.suffix.lower() in YAML_SUFFIXES for path in source.iterdir())
+    found = {
+        "coco": any(coco_files(place) for place in places),
+        "voc": any(next(place.rglob("*.xml"), None) for place in places),
+        "yolo": yolo or (images_dir is not None and any(source.glob("*.txt"))),
+    }
+    kinds = [kind for kind, there in found.items() if there]
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{source}: found {' and '.join(kinds)}; say which to read, e.g. --format {kinds[0]}"
+        )
+    if not kinds and texts:
+        raise UsageError(
+            f"{source}: text files alone; if they are YOLO labels, give the images with --images"
+        )
+    if not kinds:
+        raise DataError(
+            f"{source}: no export of a kind that is known; expected data.yaml or labels/ (YOLO), "
+            f"_annotations.coco.json (COCO) or XML files (Pascal VOC), there or in train/, valid/, test/"
+        )
+    return kinds[0]
+
+
+def coco_files(folder: Path) -> list[Path]:
+    """JSON files of a folder that may be COCO annotations: those named so, or all."""
+    named = sorted(folder.glob("*.coco.json"))
+    return named or [path for path in sorted(folder.glob("*.json")) if path.name != "dataset.json"]
+
+
+def _read_coco_set(source: Path, images_dir: Path | None) -> list[Part]:
+    if source.is_file():
+        return [read_coco(source, images_dir)]
+    places = [("", source)] if coco_files(source) else split_folders(source)
+    parts = []
+    for name, place in places:
+        files = coco_files(place)
+        if len(files) > 1:
             raise DataError(
-                f"{path}: annotation {index}: found {entry!r:.120}; expected category_id, the image_id "
-                f"of one of its images and a bbox of four finite numbers"
-            ) from None
-        if label:
-            rows[entry["image_id"]].append(row)
-    tables = ((name, np.reshape(rows[image_id], (-1, 5))) for image_id, (name, _, _) in images.items())
-    annotations = (ImageAnnotation(name, table[:, 0], table[:, 1:]) for name, table in tables)
-    return {CLASS_NAMES[label] for label in labels.values()}, annotations
+                f"{place}: found {', '.join(file.name for file in files)}; give one of them itself"
+            )
+        parts += [read_coco(file, images_dir, name) for file in files]
+    if not parts:
+        raise DataError(f"{source}: no COCO JSON there or in train/, valid/, test/; give the file itself")
+    return parts
 
 
-def write_yolo(folder: Path, annotations: Iterable[ImageAnnotation], images_dir: Path) -> tuple[int, int]:
-    """Writes a YOLO folder: ``labels/<image>.txt``, the link ``images`` and ``data.yaml``.
-
-    A line is ``class cx cy w h``, normalised, classes counted from 0. The labels are written to the side and
-    moved into place together. Returns the numbers of images and boxes.
-
-    Raises:
-        DataError: the folder holds other labels, or two images would share a label file.
-    """
-    labels = folder / "labels"
-    if labels.exists():
-        raise DataError(f"{labels}: there already; remove it or take another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    images = boxes = 0
-    with TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
-        unfinished = Path(temporary, "labels")
-        unfinished.mkdir()
-        for annotation in map(ImageAnnotation.without_regions, annotations):
-            target = unfinished / Path(annotation.path).with_suffix(".txt")
-            if ".." in target.parts or not target.is_relative_to(unfinished):
-                raise DataError(f"{annotation.path!r} leads out of the folder of the images")
-            if target.exists():
-                raise DataError(f"{annotation.path}: another image has the label file {target.name} already")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            centred = xywh_to_cxcywh(annotation.boxes_xywh_norm).tolist()
-            rows = zip(annotation.labels.tolist(), centred, strict=True)
-            lines = [f"{label - 1} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
-            target.write_text("".join(lines), encoding="utf-8")
-            images, boxes = images + 1, boxes + len(lines)
-        unfinished.replace(labels)
-    if not (folder / "images").exists():
-        (folder / "images").symlink_to(images_dir.resolve(), target_is_directory=True)
-    names = "".join(f"  {label - 1}: {name}\n" for label, name in CLASS_NAMES.items())
-    write_text(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{names}")
-    return images, boxes
+def _read_voc_set(source: Path, images_dir: Path | None) -> list[Part]:
+    places = [(name, place) for name, place in split_folders(source) if any(place.rglob("*.xml"))]
+    return [read_voc(place, images_dir, name) for name, place in places or [("", source)]]
 
 
-def read_yolo(labels_folder: Path, images_dir: Path, classes: dict[int, str]) -> Iterator[ImageAnnotation]:
-    """Images of a folder and their YOLO labels, by path; an image without a label file has no boxes.
+def _read_yolo_set(source: Path, images_dir: Path | None) -> list[Part]:
+    return sorted(read_yolo(source, images_dir), key=lambda part: PARTS.index(part.name))
 
-    Args:
-        labels_folder: ``<image>.txt`` files, in the same folders as the images.
-        images_dir: folder of the images.
-        classes: class name by YOLO class; boxes of others are left out.
 
-    Raises:
-        DataError: no images, or a line of another form, with file and line.
-    """
-    if not labels_folder.is_dir():
-        raise DataError(f"{labels_folder}: no such folder; expected the label files")
-    names = images_below(images_dir)
-    if not names:
-        raise DataError(f"{images_dir}: no images")
-    for name in names:
-        file = labels_folder / Path(name).with_suffix(".txt")
-        rows = []
-        for number, line in enumerate(read_text(file, "labels").split("\n") if file.exists() else (), 1):
-            if not line.strip():
-                continue
-            try:
-                yolo_class, *box = map(float, line.split())
-                if len(box) != 4 or yolo_class % 1 or not np.isfinite(box).all():
-                    raise ValueError
-            except ValueError:
-                raise DataError(f"{file}:{number}: found {line[:80]!r}; expected 'class cx cy w h'") from None
-            if yolo_class in classes:
-                rows.append([CLASS_LABELS[classes[int(yolo_class)]], *box])
-        table = np.reshape(rows, (-1, 5))
-        yield ImageAnnotation(name, table[:, 0], cxcywh_to_xywh(table[:, 1:]))
+_READERS = {"yolo": _read_yolo_set, "coco": _read_coco_set, "voc": _read_voc_set}
+
+
+def default_output(source: Path) -> Path:
+    """Where the lists of a source go if nobody says: never into the project's own folders."""
+    source = source.resolve()
+    name = source.stem if source.is_file() else source.name
+    return Path("datasets", source.parent.name if source.suffix.lower() in YAML_SUFFIXES else name)
+
+
+def target(output: Path, part: str) -> Path:
+    """The list of a part."""
+    if output.suffix == ".txt":
+        return output
+    return output / part / f"wider_{part}_gt.txt" if part else output / "wider_gt.txt"
+
+
+def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) -> None:
+    """Prints images and boxes by part, and what was left out; warns of what looks wrong."""
+    left_out: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    print("part   images  empty" + "".join(f"{name:>8}" for name in CLASS_LABELS))
+    for part in parts:
+        boxes: Counter[str] = Counter()
+        for name, number in part.counts().items():
+            boxes[classes[name]] += number
+            left_out[name] += number * (classes[name] == NONE)
+        total += boxes
+        empty = sum(not image.classes for image in part.images)
+        counts = "".join(f"{boxes[name]:8}" for name in CLASS_LABELS)
+        print(f"{part.name or 'all':5}{len(part.images):8}{empty:7}{counts}")
+    taken = sorted(name for name, own in classes.items() if own != NONE)
+    print("taken: " + ", ".join(f"{name} as {classes[name]}" for name in taken))
+    if left_out := +left_out:
+        told = ", ".join(f"{number} of {name}" for name, number in left_out.most_common())
+        print(f"left out: {told} (taken with e.g. --category {left_out.most_common(1)[0][0]}=person)")
+    print(f"labelled for {' and '.join(labelled)}")
+    for name in labelled:
+        if not total[name]:
+            warn(f"no box of {name}; if nobody labelled it, take it out with --category NAME=none")
+    for one in parts:
+        for other in parts:
+            same = {image.path for image in one.images} & {image.path for image in other.images}
+            if one.name < other.name and same and one.images_dir == other.images_dir:
+                warn(f"{len(same)} images are in {one.name} and in {other.name}")
+
+
+def next_command(targets: dict[str, Path]) -> str:
+    """What to do with new lists: look at them, or split one that is alone."""
+    first = next(iter(targets.values()))
+    if len(targets) == 1:
+        words = ["split", first, "--save_folder", first.parent]
+    else:
+        words = ["draw", first, "--output", first.with_suffix(".jpg")]
+    return shlex.join(["python3", "prep_data.py", *map(str, words)])

@@ -42,6 +42,19 @@ BOXES = {
 IMAGE_LABELS = "v5/{split}-annotations-human-imagelabels-boxable.csv"
 MIAP = "open_images_extended_miap/open_images_extended_miap_boxes_{split}.csv"
 
+#: SHA-256 of the published files that commands of this project take, at one commit of the original.
+WEIGHTS_URL = (
+    "https://raw.githubusercontent.com/NN-RTK/Pytorch_Retinaface_2cls/"
+    "0a749f4a4cb5878590ee78944539314c03667a8a/weights"
+)
+WEIGHTS = {
+    "mobilenetV1X0.25_pretrain.tar": "75c37f8d438b7c6aed2e6b310fd0540c40dabf0dd820770bd7082668dfd7c1c1",
+    "mobilenet0.25_Final.pth": "2979b33ffafda5d74b6948cd7a5b9a7a62f62b949cef24e95fd15d2883a65220",
+    "mobilenet0.25_2cls6anchors_130324_epoch_150.pth": (
+        "ebe9e24b57a8a4820bfb6a355869095912303086d3f040d9f6369e2d55b03ad8"
+    ),
+}
+
 #: WIDER FACE asks for a person to fetch it; these are its parts and where its authors keep them.
 WIDER_FACE = """WIDER FACE is downloaded by hand, from the links on its authors' page:
 
@@ -65,14 +78,16 @@ _CHUNK_BYTES = 1 << 16
 _RESUME_BYTES = 1 << 20  # from this size on a part is worth continuing
 _MOST_IMAGE_BYTES, _MOST_BYTES = 1 << 26, 1 << 34
 _MOST_UNPACKED_BYTES = 10_000_000_000
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "retinaface-2cls"}
 _GONE = (403, 404, 410)  # S3 answers 403 for what it does not have, where listing is not allowed
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:
-    option(parser, "--split", "part of the data set", choices=SPLITS, required=True)
-    folder = "a folder with the name of the split is made in it"
-    option(parser, "--save_folder --name", folder, Path, required=True, metavar="FOLDER")
+    option(parser, "--split", "part of Open Images", choices=SPLITS)
+    option(parser, "--weights", "the published weights instead, checked by their SHA-256")
+    folder = "a folder with the name of the split is made in it (default with --weights: weights)"
+    option(parser, "--save_folder --name", folder, Path, metavar="FOLDER")
     classes = list(CLASS_LABELS)
     option(parser, "--classes", "images with a box of these", default=classes, nargs="+", choices=classes)
     option(parser, "--list", "the images of this annotation list instead", Path, metavar="FILE")
@@ -86,10 +101,19 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
 def download(args: argparse.Namespace) -> int:
     """Open Images: box CSV and images by plain HTTPS. What is there already stays; a run that was cut off
     goes on where it was. `sha256sum -c SHA256SUMS` in the folder of the split looks for files that changed.
+    With --weights instead the published weights, which training and pseudo-labels start from.
 
     Example:
       python3 prep_data.py download --split validation --save_folder data/open_images --limit 1000
+      python3 prep_data.py download --weights
     """
+    if args.weights:
+        folder = args.save_folder or Path("weights")
+        with locked(folder):
+            download_weights(folder, (args.base_url or WEIGHTS_URL).rstrip("/"))
+        return OK
+    if args.split is None or args.save_folder is None:
+        raise UsageError("expected --split and --save_folder, or --weights")
     folder = args.save_folder / args.split
     names = {"boxes.csv": BOXES[args.split]}
     if args.image_labels:
@@ -106,6 +130,34 @@ def download(args: argparse.Namespace) -> int:
             ids = (Path(annotation.path).stem for annotation in iter_annotations(args.list))
         urls = image_urls(islice(dict.fromkeys(ids), args.limit), args.base_url or IMAGES_URL, args.split)
         return OK if _download(urls, folder, args.num_workers) else BAD_DATA
+
+
+def download_weights(folder: Path, base_url: str) -> None:
+    """Downloads what is missing of `WEIGHTS`; a file takes its name when its content is the published one.
+
+    Raises:
+        DataError: a file has another content, here or on the server, or does not come.
+    """
+    with requests.Session() as session:
+        session.headers.update(_HEADERS)
+        for name, published in WEIGHTS.items():
+            path, new = folder / name, folder / f".{name}.new"
+            if is_new := not path.exists():
+                try:
+                    digest, _ = fetch(f"{base_url}/{name}", new, session, threading.Event())
+                except requests.RequestException as error:
+                    raise DataError(f"{base_url}/{name}: {printable(str(error))}; try again") from None
+            else:
+                digest = file_digest(path)
+            if digest != published:
+                new.unlink(missing_ok=True)
+                place = f"{base_url}/{name}" if is_new else f"{path}, which is there already"
+                raise DataError(
+                    f"{place}: SHA-256 {digest}, expected {published}; it is not the published file"
+                )
+            if is_new:
+                new.replace(path)
+            print(f"{path}: {'downloaded' if is_new else 'there already'}, SHA-256 as published")
 
 
 def _boxed_ids(path: Path, classes: Iterable[str]) -> Iterable[str]:
@@ -185,7 +237,7 @@ def download_all(urls: Mapping[str, str], folder: Path, workers: int = 16) -> Su
         tqdm(total=len(urls), unit="file", disable=None) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "retinaface-2cls"})
+        session.headers.update(_HEADERS)
         for scheme in ("http://", "https://"):
             session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
         left = iter(urls)

@@ -15,9 +15,13 @@ import numpy as np
 
 from data.annotations import (
     ImageAnnotation,
+    image_folder,
+    images_of,
     iter_annotations,
+    known_images,
     labelled_classes,
     list_arguments,
+    write_info,
     write_list,
 )
 from data.config import CLASS_COLOURS, CLASS_NAMES
@@ -25,7 +29,7 @@ from utils.box_utils import xywh_to_xyxy
 from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
 from utils.draw import contact_sheet, tile
 from utils.files import file_digest
-from utils.images import image_folder, read_image, read_size, write_image
+from utils.images import read_image, read_size, write_image
 from utils.threads import map_ahead
 
 _RED, _GREY = (60, 60, 255), (150, 150, 150)
@@ -60,6 +64,9 @@ def link(args: argparse.Namespace) -> int:
       python3 prep_data.py link WIDER_train/images data/widerface/train
     """
     made = link_images(args.source, args.folder)
+    beside = args.folder / "list.txt"
+    if os.path.realpath(images_of(beside)) != os.path.realpath(made):
+        write_info(args.folder, labelled_classes(beside), made)  # the folder in dataset.json counts more
     print(f"{made} -> {made.readlink()}")
     return OK
 
@@ -93,24 +100,22 @@ def split_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split(args: argparse.Namespace) -> int:
-    """Splits a list into training and validation by image. Equal images stay together; each part gets its
-    link to the images.
+    """Splits a list into training and validation by image. Equal images stay together.
 
     Example:
       python3 prep_data.py split data/all/wider_gt.txt --save_folder data/parts --val_share 0.1
     """
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
-    images_dir = None if args.by_name else image_folder(args.list, args.images)
-    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, images_dir)
+    images_dir = (known_images if args.by_name else image_folder)(args.list, args.images)
+    compared = None if args.by_name else images_dir
+    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, compared)
     for name, part in parts.items():
         if not part:
             raise DataError(f"{args.list}: no image for {name}; expected two different images or more")
     for name, part in parts.items():
         target = args.save_folder / name / f"wider_{name}_gt.txt"
-        write_list(target, part, labelled_classes(args.list))
-        if images_dir is not None:
-            link_images(images_dir, target.parent)
+        write_list(target, part, labelled_classes(args.list), images_dir)
         print(f"{target}: {len(part)} images, {sum(map(len, part))} boxes")
     return OK
 
@@ -157,13 +162,13 @@ def merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Merges lists that are labelled for the same classes. With --prefix the images are expected in one
-    folder a prefix.
+    """Merges lists that are labelled for the same classes. Where their images are in several folders, paths
+    start in the folder above them all; with --prefix they are expected in one folder a prefix.
 
     Example:
       python3 prep_data.py merge a/train/gt.txt b/train/gt.txt --prefix a b --output ab/train/gt.txt
     """
-    prefixes = args.prefix or [""] * len(args.lists)
+    prefixes, root = (args.prefix, None) if args.prefix else common_folder(args.lists)
     if len(prefixes) != len(args.lists):
         raise UsageError(f"expected one --prefix a list, got {len(prefixes)} for {len(args.lists)} lists")
     labelled = labelled_classes(args.lists[0])
@@ -174,9 +179,23 @@ def merge(args: argparse.Namespace) -> int:
                 f"{path} is labelled for {' and '.join(names)}, {first}: "
                 f"add what is missing with pseudo_label first, or train on both lists"
             )
-    images = write_list(args.output, merge_annotations(args.lists, prefixes, args.on_repeat), labelled)
+    merged = merge_annotations(args.lists, prefixes, args.on_repeat)
+    images = write_list(args.output, merged, labelled, root)
     print(f"{args.output}: {images} images of {len(args.lists)} lists")
     return OK
+
+
+def common_folder(lists: list[Path]) -> tuple[list[str], Path | None]:
+    """Folder above the images of all lists, and what leads from it to those of each ("" for nothing).
+
+    Where the images of a list are not known, there is no folder and nothing leads anywhere.
+    """
+    folders = [known_images(path) for path in lists]
+    if None in folders:
+        return [""] * len(lists), None
+    folders = [folder.resolve() for folder in folders]
+    root = Path(os.path.commonpath(folders))
+    return ["" if folder == root else folder.relative_to(root).as_posix() for folder in folders], root
 
 
 def merge_annotations(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.annotations import labelled_classes, read_annotations
+from data.annotations import image_folder, labelled_classes, read_annotations
 from data.config import CLASS_NAMES
 from data.data_augment import TrainTransform
 from utils.box_utils import xywh_to_xyxy
@@ -28,7 +28,7 @@ from utils.processes import keep_freed_memory
 class WiderFaceDetection(Dataset):
     """Images and boxes of one or several annotation lists.
 
-    Images are beside their list in ``images`` or in ``images_dir``. Boxes are cut to the image; those
+    Boxes are cut to the image; those
     without area are dropped and counted in ``dropped``. An image without boxes is a sample like any other.
 
     An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
@@ -43,7 +43,7 @@ class WiderFaceDetection(Dataset):
     Args:
         lists: annotation lists.
         transform: augmentation; None for images that are only `read`.
-        images_dir: folder of all images; None: ``images`` beside each list.
+        images_dir: folder of all images; None: that of each list (`data.annotations.image_folder`).
 
     Raises:
         DataError: no images, an image that does not exist, with the line that names it; see
@@ -63,11 +63,10 @@ class WiderFaceDetection(Dataset):
         labelled, counts, labels, boxes = [], [], [np.zeros(0, np.int64)], [np.zeros((0, 4))]
         missing: list[str] = []
         for path in map(Path, lists):
-            folder = Path(images_dir) if images_dir is not None else path.parent / "images"
             annotations = read_annotations(path)
             if not annotations:
                 raise DataError(f"{path}: names no image; expected lines '# <image path>'")
-            names = labelled_classes(path)
+            names, folder = labelled_classes(path), image_folder(path, images_dir)
             for annotation in annotations:
                 self.paths.append(os.fspath(folder / annotation.path))
                 self.origins.append(f"{path}:{annotation.line}")

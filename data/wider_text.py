@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import ImageAnnotation, write_list
+from data.annotations import ImageAnnotation, image_folder, write_list
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows
 from utils.files import read_text
-from utils.images import image_folder, read_sizes
+from utils.images import read_sizes
 
 #: Columns of a face: x1 y1 w h blur expression illumination invalid occlusion pose.
 COLUMNS = 10
@@ -64,7 +64,7 @@ def widerface(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     folder = image_folder(args.text, args.images)
     faces = _annotations(args.text, folder, counts, args.skip_missing)
-    images = write_list(args.output, faces, ["face"])
+    images = write_list(args.output, faces, ["face"], folder)
     print_rows(counts.items())
     print(f"{args.output}: {images} images, labelled for face")
     return OK

@@ -21,13 +21,14 @@ from tqdm import tqdm
 from data.annotations import (
     ImageAnnotation,
     check_labelled_classes,
+    image_folder,
     iter_annotations,
     labelled_classes,
     list_arguments,
     write_list,
 )
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.convert import parse_categories
+from data.foreign import parse_categories
 from data.predictions import Detections
 from models.arguments import pick_device
 from models.detector import Detector, InputSize, Thresholds, detect_images
@@ -48,7 +49,7 @@ from utils.cli import (
     warn,
 )
 from utils.files import read_json, write_text
-from utils.images import image_folder, read_image, read_size
+from utils.images import read_image, read_size
 from utils.processes import gather_from_processes, keep_freed_memory, processes, rank, world_size
 
 Found = Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]
@@ -95,7 +96,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
     selection = Selection(args.confidence_threshold, args.min_size, args.max_iou)
     images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
-    check_labelled_classes(args.output, labelled)
+    check_labelled_classes(args.output, labelled, images_dir)
     source = (args.detections or args.trained_model).name
     used: dict[str, bool] = {}
     on_cpu = args.device == "auto" and is_onnx(args.trained_model or "")
@@ -124,7 +125,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
         added, used = gather_from_processes(added), gather_from_processes(used)
     if not first:
         return OK
-    images = write_with_boxes(args.list, args.output, added, labelled)
+    images = write_with_boxes(args.list, args.output, added, labelled, images_dir)
     labels = Counter(CLASS_NAMES[box.label] for boxes in added.values() for box in boxes)
     rows = [(f"boxes of {name} added", labels[name]) for name in args.classes]
     print_rows([*rows, ("in images", len(added))])
@@ -286,7 +287,7 @@ def detections_of(
 
 
 def write_with_boxes(
-    source: Path, output: Path, added: dict[str, list[AddedBox]], labelled: Iterable[str]
+    source: Path, output: Path, added: dict[str, list[AddedBox]], labelled: Iterable[str], images_dir: Path
 ) -> int:
     """Writes the list ``source`` with the boxes added, by image, and the side file; returns the image count.
 
@@ -302,7 +303,7 @@ def write_with_boxes(
             more = np.reshape([box.box_xywh_norm for box in boxes], (-1, 4))
             yield ImageAnnotation(annotation.path, labels, np.vstack([annotation.boxes_xywh_norm, more]))
 
-    images = write_list(output, annotations(), labelled)
+    images = write_list(output, annotations(), labelled, images_dir)
     side_file = output.with_name(f"{output.stem}.pseudo.jsonl")
     write_text(side_file, "".join(json.dumps(asdict(box)) + "\n" for box in noted))
     return images

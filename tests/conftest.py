@@ -7,16 +7,19 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from data.annotations import ImageAnnotation, read_annotations, write_list
 from data.config import cfg_mnet
 from data.predictions import BoxTable
 from models.checkpoint import save_checkpoint
 from models.retinaface import RetinaFace
 from tests.two_processes import TwoProcesses
 from utils.box_utils import xywh_to_xyxy
+from utils.images import write_image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -47,6 +50,30 @@ def table_of(images: Iterable[tuple]) -> BoxTable:
     return BoxTable.from_images(
         [str(i) for i in range(len(images))], map(xywh_to_xyxy, boxes), labels, scores
     )
+
+
+def same(found: Path, expected: Path, atol: float = 2e-9) -> None:
+    """Asserts that two lists have the same images, in any order, with the same boxes."""
+    found_, expected_ = read_annotations(found), {a.path: a for a in read_annotations(expected)}
+    assert sorted(a.path for a in found_) == sorted(expected_)
+    for a in found_:
+        np.testing.assert_array_equal(a.labels, expected_[a.path].labels)
+        np.testing.assert_allclose(a.boxes_xywh_norm, expected_[a.path].boxes_xywh_norm, rtol=0, atol=atol)
+
+
+@pytest.fixture
+def listed(tmp_path) -> Path:
+    """A list of twelve images, 80x60, of which the last two are equal; boxes of both classes."""
+    path = tmp_path / "all" / "list.txt"
+    draw = np.random.default_rng(0)
+    annotations = []
+    for i in range(12):
+        image = np.full((60, 80, 3), 3 + 20 * min(i, 10), np.uint8)
+        write_image(path.parent / "images" / f"{i % 3}" / f"{i}.png", image)
+        boxes = draw.uniform(0.1, 0.45, (i % 4, 4)).round(6)
+        annotations.append(ImageAnnotation(f"{i % 3}/{i}.png", [1, 2, 1][: i % 4], boxes))
+    write_list(path, annotations, ["face", "person"])
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -62,10 +62,10 @@ STAGES: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "draw": (prep_data.main, "draw set/list.txt --output out/d.jpg"),
     "export coco": (prep_data.main, "export set/list.txt --format coco --output out/x.json"),
     "export yolo": (prep_data.main, "export set/list.txt --format yolo --output out/yolo"),
-    "import coco": (prep_data.main, "import coco.json --format coco --output out/i/list.txt"),
+    "import coco": (prep_data.main, "import coco.json --output out/i/list.txt"),
     "import yolo": (
         prep_data.main,
-        "import set --format yolo --images set/images --output out/y/list.txt",
+        "import set --format yolo --category 0=person --output out/y/list.txt",
     ),
     "widerface_evaluate": (widerface.main, "-p faces -g wider.txt --json out/w.json"),
     "wider_openimagespersonface_evaluate": (openimages.main, "-p found -g set/list.txt --json out/o.json"),
@@ -75,6 +75,8 @@ STAGES: dict[str, tuple[Callable[[list[str]], int], str]] = {
 def make_folder(folder: Path) -> None:
     """Writes the inputs of `STAGES`."""
     make_list(folder / "set", 4)
+    (folder / "set" / "labels").mkdir()
+    (folder / "set" / "labels" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     for name, content in (("boxes.csv", BOXES_CSV), ("wider.txt", WIDER_TEXT)):
         (folder / name).write_text(content)
     for name, content in (("coco.json", COCO), ("det.json", DETECTIONS)):

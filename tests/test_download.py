@@ -16,10 +16,10 @@ import pytest
 
 from data import download
 from data.annotations import ImageAnnotation, write_annotations
-from data.download import BOXES, MISSING, SUMS, download_all
+from data.download import BOXES, MISSING, SUMS, WEIGHTS, download_all
 from prep_data import main
-from utils.cli import DataError
-from utils.files import locked
+from utils.cli import DataError, UsageError
+from utils.files import file_digest, locked
 
 
 @pytest.fixture(autouse=True)
@@ -284,3 +284,55 @@ def test_classes_limit_and_list(tmp_path, capsys):
         del server.files[BOXES["validation"]]
         with pytest.raises(DataError, match="the server does not have it; check --base_url"):
             main([*arguments, str(tmp_path / "d")])
+
+
+# Published weights
+
+
+@pytest.fixture
+def published(monkeypatch) -> dict[str, bytes]:
+    """Small files in the place of the published ones."""
+    files = {name: random.Random(name).randbytes(3000) for name in ("a.tar", "b.pth")}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(download, "WEIGHTS", sums)
+    return files
+
+
+def test_weights_are_downloaded_once(tmp_path, published, capsys):
+    with Server(("", "drop", "cut", "503")) as server:
+        server.files = dict(published)
+        arguments = ["download", "--weights", "--save_folder", str(tmp_path), "--base_url", server.url]
+        assert main(arguments) == 0
+        asked = server.requests.total()
+        assert main(arguments) == 0
+        assert server.requests.total() == asked
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == published
+    assert capsys.readouterr().out.count("there already, SHA-256 as published") == 2
+
+
+def test_weights_of_another_content_are_refused(tmp_path, published):
+    with Server() as server:
+        arguments = ["download", "--weights", "--save_folder", str(tmp_path), "--base_url", server.url]
+        server.files = published | {"b.pth": b"<html>not found</html>"}
+        with pytest.raises(
+            DataError, match=r"/b\.pth: SHA-256 \w+, expected \w+; it is not the published file"
+        ):
+            main(arguments)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+        del server.files["b.pth"]
+        with pytest.raises(DataError, match=r"/b\.pth: 404 "):
+            main(arguments)
+        (tmp_path / "a.tar").write_bytes(b"mine")
+        with pytest.raises(DataError, match=r"a\.tar, which is there already: SHA-256"):
+            main(arguments)
+    assert (tmp_path / "a.tar").read_bytes() == b"mine"
+
+
+def test_the_published_sums(reference):
+    for name, published_sum in WEIGHTS.items():
+        assert file_digest(reference / "weights" / name) == published_sum
+
+
+def test_neither_a_part_nor_weights(tmp_path):
+    with pytest.raises(UsageError, match="expected --split and --save_folder, or --weights"):
+        main(["download", "--save_folder", str(tmp_path)])

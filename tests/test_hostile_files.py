@@ -29,11 +29,14 @@ import wider_openimagespersonface_evaluate.ground_truth as openimages
 import widerface_evaluate.ground_truth as widerface
 from data import predictions
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, read_annotations
+from data.coco import read_coco
 from data.config import cfg_mnet
-from data.convert import read_coco, read_yolo
 from data.download import read_sums, unpack_zip
+from data.foreign import Part, match_classes
 from data.open_images import convert, image_ids
+from data.voc import read_voc
 from data.wider_text import read_wider_text
+from data.yolo import read_yolo
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
@@ -154,10 +157,35 @@ def read_wider(path: Path) -> None:
     widerface.read_ground_truth(path)
 
 
+VOC = """<annotation>
+<filename>a.jpg</filename><size><width>10</width><height>20</height></size>
+<object><name>person</name><bndbox><xmin>1</xmin><xmax>5</xmax><ymin>2</ymin><ymax>9</ymax></bndbox></object>
+</annotation>
+"""
+
+
 def read_labels_of_yolo(folder: Path) -> None:
     (folder / "images").mkdir(exist_ok=True)
     (folder / "images" / "a.jpg").touch()
-    check_annotations(list(read_yolo(folder, folder / "images", {0: "face", 1: "person"})))
+    (part,) = read_yolo(folder, folder / "images")
+    names = {"0": "face", "1": "person"}
+    check_part(folder, part, {name: names[name] for name in part.names if name in names})
+
+
+def read_data_yaml(folder: Path) -> None:
+    for kind, text in (("images", ""), ("labels", "0 0.5 0.5 0.2 0.2\n")):
+        (folder / "train" / kind).mkdir(parents=True, exist_ok=True)
+        (folder / "train" / kind / f"a.{'txt' if text else 'jpg'}").write_text(text)
+    for part in read_yolo(folder):
+        check_part(folder, part)
+
+
+def read_voc_file(path: Path) -> None:
+    check_part(path, read_voc(path.parent))
+
+
+def check_part(path: Path, part: Part, given: dict[str, str] | None = None) -> None:
+    check_annotations(list(part.annotations(match_classes(path, [part], given or {}))))
 
 
 def read_results(folder: Path) -> None:
@@ -276,12 +304,18 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
     "WIDER text": (".txt", WIDER_TEXT, read_wider),
     "wider_face_val.mat": (".mat", mat_file("wider_face_val.mat"), read_mat("wider_face_val.mat")),
     "wider_easy_val.mat": (".mat", mat_file("wider_easy_val.mat"), read_mat("wider_easy_val.mat")),
-    "COCO": (".json", json.dumps(COCO), lambda path: check_annotations(list(read_coco(path, {})[1]))),
+    "COCO": (".json", json.dumps(COCO), lambda path: check_part(path, read_coco(path))),
     "COCO detections": (
         ".json",
         json.dumps(DETECTIONS),
         lambda path: read_coco_detections(path, {"0": "person"}),
     ),
+    "data.yaml": (
+        ".yaml",
+        "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['face', 'person']\n",
+        at("data.yaml", read_data_yaml),
+    ),
+    "Pascal VOC": (".xml", VOC, read_voc_file),
     "YOLO": (".txt", "0 0.5 0.5 0.2 0.2\n1 0.1 0.2 0.3 0.4\n", at("a.txt", read_labels_of_yolo)),
     "sums": ("", f"{'a' * 64}  images/1.jpg\n{'b' * 64}  images/2.jpg\n", read_sums),
     "results.csv": (

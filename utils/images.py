@@ -139,20 +139,6 @@ def write_figure(path: str | os.PathLike, figure: Figure, dots_per_inch: int) ->
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image on its side
 
 
-def image_folder(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path:
-    """Folder of a list's images: the given one, else ``images`` beside the list.
-
-    Raises:
-        DataError: no such folder.
-    """
-    folder = Path(given) if given is not None else Path(list_path).parent / "images"
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; give the images' folder with --images, or make it with link"
-        )
-    return folder
-
-
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives it, read from the file's header.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.annotations import known_images
 from data.predictions import BoxTable, read_predictions
 from utils.cli import DataError, Number, UsageError, natural, option, overlap, warn
 from utils.evaluation.average_precision import Curve
@@ -72,25 +73,27 @@ def add_arguments(
     option(output, "--output --json --out", "write the numbers there, as JSON", Path, metavar="FILE")
     option(output, "--plot", "draw curves (png, svg, pdf)", Path, metavar="FILE")
     option(output, "--worst", "draw the N images that cost most AP", natural, 0)
-    option(
-        output,
-        "--images --images_dir",
-        "folder of the images, for --worst and for scores by size",
-        Path,
-        metavar="DIR",
+    images = (
+        "folder of the images, for --worst and scores by size (--worst: default that of an annotation list)"
     )
+    option(output, "--images --images_dir", images, Path, metavar="DIR")
     folder = "where --worst draws (default: <predictions>_worst/)"
     option(output, "--save_folder --name", folder, Path, metavar="DIR")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UsageError for values that make no sense, DataError where there are no predictions."""
+    """Raises UsageError for values that make no sense, DataError where there are no predictions.
+
+    Images that --worst needs are looked for where an annotation list has them.
+    """
     if not 0 < args.iou < 1:
         raise UsageError(f"--iou {args.iou:g}: expected a number between 0 and 1")
     if args.protocol == MATLAB and args.iou != 0.5:
         raise UsageError(
             f"--iou {args.iou:g} with --protocol matlab, whose overlaps are 0 or 1; leave it out"
         )
+    if args.worst and args.images is None and args.gt.suffix == ".txt":
+        args.images = known_images(args.gt)
     if args.worst and args.images is None:
         raise UsageError("--worst needs the images: give --images DIR")
     if args.images is not None and not args.images.is_dir():

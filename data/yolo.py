@@ -1,0 +1,316 @@
+"""YOLO folders, as ultralytics and Roboflow lay them out: reading any of them, writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from data.annotations import ImageAnnotation, iter_annotations, labelled_classes
+from data.config import CLASS_LABELS
+from data.foreign import SPLITS, ForeignImage, Part, bounds, check_image_name, split_folders
+from utils.box_utils import cxcywh_to_xywh, xywh_to_cxcywh
+from utils.cli import DataError, UsageError, warn
+from utils.files import read_text, write_text
+from utils.image_names import images_below
+
+YAML_SUFFIXES = (".yaml", ".yml")
+
+#: First line of a data.yaml that `write_yolo` wrote; what is beside it may be replaced.
+_WRITTEN = "# written by prep_data.py export; the folder is replaced when it is written again\n"
+
+#: Files that name the classes, in order, one a line.
+_NAME_FILES = ("classes.txt", "obj.names")
+
+
+def read_yolo(source: Path, images_dir: Path | None = None) -> list[Part]:
+    """The parts of a YOLO set; an image without a label file has no boxes.
+
+    Args:
+        source: ``data.yaml``; a folder with it, with ``images`` and ``labels``, or with those in ``train``,
+            ``valid``, ``test``; a folder of label files.
+        images_dir: folder of the images, where the source does not show it.
+
+    Raises:
+        DataError: no images, none with a label, or a line of another form, with file and line.
+        UsageError: label files alone, and no ``images_dir``.
+    """
+    if not source.is_dir():
+        return _read_by_yaml(source)
+    files = [path for path in sorted(source.iterdir()) if path.suffix.lower() in YAML_SUFFIXES]
+    if len(files) > 1:
+        raise DataError(
+            f"{source}: found {', '.join(file.name for file in files)}; give the right one itself"
+        )
+    if files and images_dir is None:
+        return _read_by_yaml(files[0])
+    yaml = files[0] if files else source.parent / "data.yaml"
+    names = _names(_read_yaml(yaml), yaml) if yaml.is_file() else None
+    parts = []
+    for name, images, labels in _layout(source, images_dir):
+        own = names or _listed_names(labels, labels.parent, source)
+        pairs = [(path, labels / PurePosixPath(path).with_suffix(".txt")) for path in images_below(images)]
+        if not pairs:
+            raise DataError(f"{images}: no images")
+        parts.append(_read_part(name, images, pairs, own))
+        _warn_of_strays(labels, images, {label for _, label in pairs})
+    return parts
+
+
+def _layout(source: Path, images_dir: Path | None) -> Iterator[tuple[str, Path, Path]]:
+    """Name, folder of the images and folder of the labels of each part."""
+    labels = source / "labels" if (source / "labels").is_dir() else source
+    if images_dir is None:
+        places = [(part, place / "images", place / "labels") for part, place in split_folders(source)]
+        if found := [place for place in places if place[1].is_dir()]:
+            yield from found
+            return
+        images_dir = source / "images"
+    found = [(part, place, labels / place.name) for part, place in split_folders(images_dir)]
+    if found := [place for place in found if place[2].is_dir()]:
+        yield from found
+    elif images_dir.is_dir():
+        yield "", images_dir, labels
+    else:
+        raise UsageError(
+            f"{source}: a YOLO label file does not name its image: give the images with --images"
+        )
+
+
+def _read_by_yaml(path: Path) -> list[Part]:
+    content = _read_yaml(path)
+    names, parts = _names(content, path), []
+    boxes_first = "kpt_shape" in content  # then points follow a box, where they would else be a polygon
+    for key in content:
+        if key not in SPLITS or content[key] is None:
+            continue
+        values = content[key] if isinstance(content[key], list) else [content[key]]
+        places = [_place(path, content.get("path"), value) for value in values]
+        if None in places:
+            warn(f"{path}: {key}: {values[places.index(None)]!r:.80}: not there, left out")
+            continue
+        root, pairs = _images_at(places)
+        if not pairs:
+            raise DataError(f"{path}: {key}: no images in {root}")
+        parts.append(_read_part(SPLITS[key], root, pairs, names, boxes_first))
+        for place in places:
+            if place.is_dir():
+                _warn_of_strays(_label_place(place), place, {label for _, label in pairs})
+    if not parts:
+        raise DataError(f"{path}: none of its train, val and test is there; expected folders of images")
+    return parts
+
+
+def _read_yaml(path: Path) -> dict:
+    import yaml  # the only step that needs it
+
+    text = read_text(path, "the data.yaml of a YOLO set")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        raise DataError(f"{path}: not YAML ({what:.200}); expected the data.yaml of a YOLO set") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected the keys names and train of a YOLO set, found no table")
+    return content
+
+
+def _names(content: dict, path: Path) -> list[str] | None:
+    """Names of the classes by number; None where the file has none."""
+    names = content.get("names")
+    if names is None:
+        return None
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or sorted(map(repr, names)) != sorted(map(repr, range(len(names)))):
+        raise DataError(f"{path}: expected names as a list, or as a table by number from 0 on")
+    if not all(isinstance(name, str | int | float) for name in names.values()):
+        raise DataError(f"{path}: names: expected texts")
+    return [str(names[number]) for number in range(len(names))]
+
+
+def _listed_names(*folders: Path) -> list[str] | None:
+    """Names of the classes by a file beside the labels; None where there is none."""
+    for path in (folder / name for folder in folders for name in _NAME_FILES):
+        if path.is_file():
+            return [line.strip() for line in read_text(path, "names of classes").strip().split("\n")]
+    return None
+
+
+def _place(yaml: Path, root: object, value: object) -> Path | None:
+    """The folder or list of images that ``data.yaml`` means, None where it is not there.
+
+    Roboflow writes ``../train/images`` for what is in ``train/images`` beside the file.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        return None
+    own = yaml.parent
+    folders = [own, *([own / root, Path(root)] if isinstance(root, str) and "\0" not in root else [])]
+    inside = [own / value.removeprefix("../")] if value.startswith("../") else []
+    for place in [*inside, *(folder / value for folder in reversed(folders))]:
+        if place.exists():
+            return Path(os.path.normpath(place))
+    return None
+
+
+def _images_at(places: list[Path]) -> tuple[Path, list[tuple[str, Path]]]:
+    """A folder, and the images of folders and lists as paths below it, each with its label file."""
+    root = Path(os.path.commonpath([place.absolute() for place in places]))
+    root = root.parent if root.is_file() else root
+    pairs = []
+    for place in places:
+        folder = (
+            place.absolute().relative_to(root)
+            if place.is_dir()
+            else place.absolute().parent.relative_to(root)
+        )
+        names = images_below(place) if place.is_dir() else _listed_images(place)
+        paths = [(folder / name).as_posix() for name in names]
+        pairs += [(path, _label_place(root / path).with_suffix(".txt")) for path in paths]
+    return root, pairs
+
+
+def _listed_images(path: Path) -> list[str]:
+    lines = enumerate(read_text(path, "a list of images").split("\n"), 1)
+    named = [(number, line.strip()) for number, line in lines if line.strip()]
+    return [check_image_name(line, f"{path}:{number}").removeprefix("./") for number, line in named]
+
+
+def _label_place(path: Path) -> Path:
+    """Where the labels of an image or a folder are: below ``labels`` for the last ``images`` of its path."""
+    parts = list(path.parts)
+    if "images" not in parts:
+        return path
+    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
+
+
+def _warn_of_strays(labels: Path, images: Path, used: set[Path]) -> None:
+    if labels == images or not labels.is_dir():
+        return
+    used = {path.absolute() for path in used} | {labels.absolute() / name for name in _NAME_FILES}
+    strays = [path for path in sorted(labels.absolute().rglob("*.txt")) if path not in used]
+    if strays:
+        warn(f"{labels}: {len(strays)} label files have no image in {images}, e.g. {strays[0].name}")
+
+
+def _read_part(
+    name: str, root: Path, pairs: list[tuple[str, Path]], names: list[str] | None, boxes_first: bool = False
+) -> Part:
+    """Images and their label files; the numbers that are found are the names where there are none."""
+    rows = {path: list(_read_labels(file, names, boxes_first)) for path, file in pairs if file.is_file()}
+    if not rows:
+        raise DataError(f"{root}: {len(pairs)} images and no label file; expected {pairs[0][1]} and its like")
+    numbers = sorted({number for of_image in rows.values() for number, *_ in of_image})
+    own = names if names is not None else [str(number) for number in numbers]
+    index = {number: number if names is not None else place for place, number in enumerate(numbers)}
+    images = []
+    for path, _ in pairs:
+        table = np.reshape(rows.get(path, []), (-1, 5))
+        images.append(ForeignImage(path, [index[int(number)] for number in table[:, 0]], table[:, 1:]))
+    return Part(name, root, own, images)
+
+
+def _read_labels(file: Path, names: list[str] | None, boxes_first: bool) -> Iterator[list[float]]:
+    """Class number and x y w h, normalised, of each line; polygons become the box around them."""
+    for number, line in enumerate(read_text(file, "labels").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yolo_class, *values = map(float, line.split())
+            if yolo_class % 1 or not 0 <= yolo_class < 2**31 or not np.isfinite(values).all():
+                raise ValueError
+            if len(values) == 4 or (boxes_first and len(values) > 4):
+                box = cxcywh_to_xywh(np.array([values[:4]]))[0].tolist()
+            elif len(values) >= 6 and len(values) % 2 == 0:
+                box = bounds(np.reshape(values, (-1, 2)))
+            else:
+                raise ValueError
+            if min(box) < -1 or max(box) > 2 or min(box[2:]) < 0:  # pixels, or none of a box
+                raise ValueError
+        except ValueError:
+            raise DataError(
+                f"{file}:{number}: found {line[:80]!r}; expected 'class cx cy w h' or 'class x1 y1 x2 y2 "
+                f"x3 y3 ...', coordinates divided by the image's width and height"
+            ) from None
+        if names is not None and yolo_class >= len(names):
+            raise DataError(f"{file}:{number}: found class {yolo_class:g}; expected 0 to {len(names) - 1}")
+        yield [int(yolo_class), *box]
+
+
+def write_yolo(folder: Path, lists: dict[str, Path], images_dirs: dict[str, Path]) -> tuple[int, int]:
+    """Writes a YOLO folder: ``images/<part>`` with links, ``labels/<part>`` and ``data.yaml``.
+
+    A line is ``class cx cy w h``, normalised, classes counted from 0 among those that the lists are labelled
+    for. What an earlier export wrote is replaced when all of it is written. Returns the numbers of images and
+    boxes.
+
+    Args:
+        folder: to write to.
+        lists: annotation list by part (train, val, test).
+        images_dirs: folder of its images by part.
+
+    Raises:
+        DataError: the folder holds something else, lists are labelled for different classes, an image is not
+            there, or two would share a label file.
+    """
+    labelled = {part: labelled_classes(path) for part, path in lists.items()}
+    if len(set(labelled.values())) > 1:
+        told = ", ".join(f"{lists[part]} for {' and '.join(names)}" for part, names in labelled.items())
+        raise DataError(f"{told}: labelled for different classes; export them apart")
+    names = labelled[next(iter(lists))]
+    yaml = folder / "data.yaml"
+    ours = yaml.is_file() and read_text(yaml, "data.yaml").startswith(_WRITTEN)
+    for place in (folder / "images", folder / "labels", yaml):
+        if not ours and (place.exists() or place.is_symlink()):
+            raise DataError(f"{place}: there already, not from an export; take another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = np.zeros(3, int)
+    with TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        old.mkdir()
+        for part, path in lists.items():
+            counts += _write_part(new, part, path, images_dirs[part], names)
+        parts = "".join(f"{part}: images/{part}\n" for part in lists)
+        listed = "".join(f"  {number}: {name}\n" for number, name in enumerate(names))
+        write_text(yaml, f"{_WRITTEN}{parts}names:\n{listed}")
+        for name in ("images", "labels"):
+            if (folder / name).exists():
+                (folder / name).replace(old / name)
+            (new / name).replace(folder / name)
+    if counts[2]:
+        warn(f"{counts[2]} boxes of classes that the lists are not labelled for are left out")
+    return int(counts[0]), int(counts[1])
+
+
+def _write_part(folder: Path, part: str, path: Path, images_dir: Path, names: tuple[str, ...]) -> list[int]:
+    """Writes labels and links of one list; returns the numbers of images, boxes and boxes left out."""
+    numbers = {CLASS_LABELS[name]: number for number, name in enumerate(names)}
+    counts = [0, 0, 0]
+    for kind in ("images", "labels"):
+        (folder / kind / part).mkdir(parents=True)
+    for annotation in map(ImageAnnotation.without_regions, iter_annotations(path)):
+        place = f"{path}:{annotation.line}"
+        name = PurePosixPath(check_image_name(annotation.path, place))
+        if "images" in name.parts[:-1]:
+            raise DataError(
+                f"{place}: {name}: YOLO would look for its labels beside a folder images; rename it"
+            )
+        image, label = folder / "images" / part / name, folder / "labels" / part / name.with_suffix(".txt")
+        source = images_dir / name
+        if not source.is_file():
+            raise DataError(f"{place}: {source}: no such image; give the folder of the images with --images")
+        if label.exists():
+            raise DataError(f"{place}: {name}: another image has the label file {label.name} already")
+        for target in (image, label):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        image.symlink_to(source.resolve())
+        centred = xywh_to_cxcywh(annotation.boxes_xywh_norm).tolist()
+        rows = [row for row in zip(annotation.labels.tolist(), centred, strict=True) if row[0] in numbers]
+        lines = [f"{numbers[label]} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
+        label.write_text("".join(lines), encoding="utf-8")
+        counts = [counts[0] + 1, counts[1] + len(lines), counts[2] + len(annotation) - len(lines)]
+    return counts

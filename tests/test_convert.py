@@ -1,0 +1,540 @@
+"""Sets of other tools to lists and back: exports of Roboflow, YOLO, COCO, Pascal VOC; names of classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.annotations import ImageAnnotation, image_folder, labelled_classes, read_annotations, write_list
+from data.foreign import Part, match_classes
+from prep_data import main
+from tests.conftest import same
+from utils.cli import DataError, UsageError
+from utils.images import write_image
+
+
+def picture(path: Path, height: int = 20, width: int = 10) -> None:
+    write_image(path, np.zeros((height, width, 3), np.uint8))
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def boxes_of(path: Path) -> dict[str, list]:
+    """``[label, x, y, w, h]`` of each box by image."""
+    return {
+        a.path: [
+            [label, *box]
+            for label, box in zip(a.labels.tolist(), a.boxes_xywh_norm.round(6).tolist(), strict=True)
+        ]
+        for a in read_annotations(path)
+    }
+
+
+ROBOFLOW_YAML = """train: ../train/images
+val: ../valid/images
+test: ../test/images
+
+nc: {count}
+names: {names}
+
+roboflow:
+  workspace: somebody
+  project: people-1
+  version: 3
+"""
+
+
+@pytest.fixture
+def export(tmp_path) -> Path:
+    """An export of Roboflow as YOLOv8, one class: person; an image of the test part has no box."""
+    folder = tmp_path / "people.v3i.yolov8"
+    write(folder / "data.yaml", ROBOFLOW_YAML.format(count=1, names="['person']"))
+    for part, count in (("train", 3), ("valid", 2), ("test", 1)):
+        for i in range(count):
+            picture(folder / part / "images" / f"{part}{i}.jpg")
+            text = "0 0.5 0.5 0.2 0.4\n" if part != "test" else ""
+            write(folder / part / "labels" / f"{part}{i}.txt", text)
+    return folder
+
+
+# Roboflow's YOLO
+
+
+@pytest.mark.parametrize("given_", ["", "data.yaml"])
+def test_an_export_of_persons_stays_persons_in_all_parts(tmp_path, export, capsys, given_):
+    output = tmp_path / "out"
+    assert main(["import", str(export / given_), "--output", str(output)]) == 0
+    for part, images, folder in (("train", 3, "train"), ("val", 2, "valid"), ("test", 1, "test")):
+        path = output / part / f"wider_{part}_gt.txt"
+        assert labelled_classes(path) == ("person",)
+        assert image_folder(path) == export / folder / "images"
+        assert len(read_annotations(path)) == images
+    assert boxes_of(output / "val" / "wider_val_gt.txt")["valid1.jpg"] == [[2, 0.4, 0.3, 0.2, 0.4]]
+    printed = capsys.readouterr().out
+    assert "part images empty face person train 3 0 0 3 val 2 0 0 2 test 1 1 0 0" in " ".join(printed.split())
+    assert "taken: person as person" in printed
+    assert f"next: python3 prep_data.py draw {output}/train/wider_train_gt.txt" in printed
+    assert main(["check", str(output / "train" / "wider_train_gt.txt")]) == 0
+
+
+def test_by_default_the_lists_go_to_a_folder_of_their_own(export, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", export.name]) == 0
+    assert (tmp_path / "datasets" / export.name / "val" / "wider_val_gt.txt").is_file()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_part_that_is_not_there_is_named(export, tmp_path, capsys):
+    (export / "test" / "images" / "test0.jpg").unlink()
+    (export / "test" / "images").rmdir()
+    (export / "train" / "labels" / "other.txt").touch()
+    assert main(["import", str(export), "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "data.yaml: test: '../test/images': not there, left out" in said
+    assert "1 label files have no image" in said and "other.txt" in said
+    assert not (tmp_path / "out" / "test").exists()
+
+
+def test_one_list_cannot_hold_parts(export, tmp_path):
+    with pytest.raises(UsageError, match="expected a folder, for train and val and test"):
+        main(["import", str(export), "--output", str(tmp_path / "list.txt")])
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ("[face, head]", [], r"neither: head \(3 boxes\)\? Say so, e\.g\. --category head=face \(or =none"),
+        ("['car', 'tall person']", [], r'--category "tall person=person"'),
+        ("[car, dog]", [], r"none of its categories is face or person by name: car \(0 boxes\), dog"),
+        ("[car, dog]", ["dog=hat"], "expected NAME=CLASS with one of face, person, none"),
+        ("[car, dog]", ["cat=face"], "has no such class; it has car, dog"),
+        ("[person]", [], r"train0\.txt:1: found class 1; expected 0 to 0"),
+        ("{1: face, 2: person}", [], "by number from 0 on"),
+        ("[[face], person]", [], "names: expected texts"),
+        ("'unclosed", [], "not YAML"),
+    ],
+)
+def test_names_that_do_not_say_it_are_asked_for(export, tmp_path, names, options, message):
+    write(export / "data.yaml", ROBOFLOW_YAML.format(count=2, names=names))
+    for i in range(3):
+        write(export / "train" / "labels" / f"train{i}.txt", "1 0.5 0.5 0.2 0.4\n")
+    for i in range(2):
+        write(export / "valid" / "labels" / f"valid{i}.txt", "")
+    arguments = ["import", str(export), "--output", str(tmp_path / "out"), "--category", *options]
+    with pytest.raises((DataError, UsageError), match=message):
+        main(arguments[: None if options else -1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_asked_for_can_be_given(export, tmp_path, capsys):
+    write(export / "data.yaml", ROBOFLOW_YAML.format(count=3, names="[Head, pedestrian, helmet]"))
+    write(export / "train" / "labels" / "train0.txt", "0 0.5 0.5 0.2 0.4\n1 0.5 0.5 1 1\n2 0.5 0.5 1 1\n")
+    train = tmp_path / "out" / "train" / "wider_train_gt.txt"
+    for i in range(2):
+        write(export / "valid" / "labels" / f"valid{i}.txt", "")
+    arguments = ["import", str(export), "--output", str(tmp_path / "out"), "--category"]
+    assert main([*arguments, "Head=face"]) == 0
+    assert [box[0] for box in boxes_of(train)["train0.jpg"]] == [1, 2]
+    assert "left out: 1 of helmet" in capsys.readouterr().out
+    assert main([*arguments, "Head=none"]) == 0
+    assert labelled_classes(train) == ("person",)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [(n, "person") for n in ("person", "People", "pedestrian", "Human", "man", "WOMAN", "Girl")]
+    + [(n, "face") for n in ("face", "Human face", "human_face", "Faces")]
+    + [(n, "none") for n in ("surface", "car", "headphones", "0")],
+)
+def test_what_names_say(name, expected):
+    part = Part("", None, [name, "person", "face"], [])
+    assert match_classes(Path("x"), [part], {})[name] == expected
+
+
+def test_parts_of_labels_with_the_images_elsewhere(export, tmp_path):
+    for part in ("train", "valid"):
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for kind in ("images", "labels"):
+            (export / part / kind).rename(tmp_path / kind / part)
+    arguments = ["import", str(tmp_path / "labels"), "--images", str(tmp_path / "images"), "--format", "yolo"]
+    assert main([*arguments, "--category", "0=person", "--output", str(tmp_path / "out")]) == 0
+    assert len(boxes_of(tmp_path / "out" / "val" / "wider_val_gt.txt")) == 2
+
+
+# YOLO of other layouts
+
+
+@pytest.fixture
+def labels(tmp_path) -> Path:
+    """``labels/`` and ``images/``, one image, nothing that names the classes."""
+    picture(tmp_path / "set" / "images" / "a.jpg")
+    write(tmp_path / "set" / "labels" / "a.txt", "0 0.5 0.5 0.2 0.4\n")
+    return tmp_path / "set"
+
+
+def test_numbers_are_never_guessed(labels, tmp_path):
+    output = tmp_path / "list.txt"
+    with pytest.raises(
+        DataError, match=r"have no names: 0 \(1 boxes\); say which is, e\.g\. --category 0=person"
+    ):
+        main(["import", str(labels), "--output", str(output)])
+    assert main(["import", str(labels), "--output", str(output), "--category", "0=person"]) == 0
+    assert (labelled_classes(output), boxes_of(output)) == (("person",), {"a.jpg": [[2, 0.4, 0.3, 0.2, 0.4]]})
+    write(labels / "labels" / "classes.txt", "face\n")
+    assert (
+        main(["import", str(labels / "labels"), "--images", str(labels / "images"), "--output", str(output)])
+        == 0
+    )
+    assert boxes_of(output)["a.jpg"][0][0] == 1
+
+
+def test_label_files_alone_need_their_images(labels):
+    with pytest.raises(UsageError, match="give the images with --images"):
+        main(["import", str(labels / "labels")])
+    with pytest.raises(UsageError, match="give the images with --images"):
+        main(["import", str(labels / "labels"), "--format", "yolo"])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0 0.1 0.2 0.5 0.2 0.3 0.8", [0.1, 0.2, 0.4, 0.6]),  # a triangle
+        ("0 0.1 0.2 0.5 0.2 0.5 0.8 0.1 0.8", [0.1, 0.2, 0.4, 0.6]),  # a turned box
+        ("0 0.5 0.5 0.2", None),
+        ("0 0.5 0.5 0.2 0.4 0.9", None),  # a score
+        ("0 0.5 0.5 0.2 -0.4", None),
+        ("0 32 40 12 20", None),  # pixels
+        ("0 0.5 nan 0.2 0.4", None),
+        ("-1 0.5 0.5 0.2 0.4", None),
+        ("person 0.5 0.5 0.2 0.4", None),
+    ],
+)
+def test_lines_of_yolo(labels, tmp_path, line, expected):
+    write(labels / "labels" / "a.txt", f"\n{line}\n")
+    arguments = ["import", str(labels), "--output", str(tmp_path / "list.txt"), "--category", "0=person"]
+    if expected is None:
+        with pytest.raises(DataError, match=r"a\.txt:2: found .*expected 'class cx cy w h'"):
+            main(arguments)
+    else:
+        assert main(arguments) == 0
+        assert boxes_of(tmp_path / "list.txt")["a.jpg"] == [[2, *expected]]
+
+
+def test_points_of_a_pose_are_not_a_polygon(labels, tmp_path):
+    write(labels / "data.yaml", "train: images\nkpt_shape: [3, 2]\nnames: {0: person}\n")
+    write(labels / "labels" / "a.txt", "0 0.5 0.5 0.2 0.4 0 0 1 1 0.3 0.3\n")
+    assert main(["import", str(labels), "--output", str(tmp_path / "out")]) == 0
+    expected = {"a.jpg": [[2, 0.4, 0.3, 0.2, 0.4]]}
+    assert boxes_of(tmp_path / "out" / "train" / "wider_train_gt.txt") == expected
+
+
+def test_images_of_which_none_has_labels(labels, tmp_path):
+    (labels / "labels" / "a.txt").rename(labels / "labels" / "b.txt")
+    with pytest.raises(DataError, match=r"1 images and no label file; expected .*labels/a\.txt"):
+        main(["import", str(labels), "--output", str(tmp_path / "out"), "--category", "0=person"])
+
+
+def test_a_yaml_with_a_list_of_images(labels, tmp_path):
+    write(labels / "data.yaml", "path: ../nowhere\ntrain: train.txt\nnames: [face]\n")
+    write(labels / "train.txt", "./images/a.jpg\n")
+    assert main(["import", str(labels), "--output", str(tmp_path / "out")]) == 0
+    train = tmp_path / "out" / "train" / "wider_train_gt.txt"
+    assert boxes_of(train) == {"images/a.jpg": [[1, 0.4, 0.3, 0.2, 0.4]]}
+    assert (image_folder(train) / "images" / "a.jpg").is_file()
+    for bad in ("../images/a.jpg", "/etc/a.jpg", "C:\\a.jpg"):
+        write(labels / "train.txt", f"./images/a.jpg\n{bad}\n")
+        with pytest.raises(DataError, match=r"train\.txt:2: the image .* leads out of its folder"):
+            main(["import", str(labels), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: None, "no such file or folder; expected data.yaml"),
+        (lambda f: f.mkdir(), "no export of a kind that is known"),
+        (lambda f: write(f, "x"), "not an export"),
+        (lambda f: write(f / "train" / "wider_train_gt.txt", "# a.jpg"), "an annotation list already"),
+        (lambda f: write(f / "data.yaml", "- 1"), "found no table"),
+        (lambda f: write(f / "data.yaml", "train: images\nnames: [face]"), "none of its train, val and test"),
+        (
+            lambda f: [write(f / n, "{}") for n in ("a.json", "b.json")],
+            "found a.json, b.json; give one of them",
+        ),
+        (lambda f: [write(f / n, "{}") for n in ("a.json", "b.xml")], "found coco and voc; .* --format coco"),
+        (lambda f: [write(f / n, "names: [face]") for n in ("a.yaml", "b.yml")], "give the right one itself"),
+    ],
+)
+def test_what_is_no_export_is_told(tmp_path, make, message):
+    make(tmp_path / "thing")
+    with pytest.raises((DataError, UsageError), match=message):
+        main(["import", str(tmp_path / "thing"), "--output", str(tmp_path / "out")])
+
+
+# COCO
+
+
+def coco(**changes: object) -> dict:
+    """A file as Roboflow writes it: a category that is the project's name comes first."""
+    content = {
+        "categories": [
+            {"id": 0, "name": "face-project", "supercategory": "none"},
+            {"id": 1, "name": "person", "supercategory": "face-project"},
+            {"id": 3, "name": "car", "supercategory": "face-project"},
+        ],
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}],
+        "annotations": [{"id": c, "image_id": 7, "category_id": c, "bbox": [1, 2, 3, 4]} for c in (1, 3)],
+    }
+    return content | changes
+
+
+def test_all_parts_of_a_coco_export(tmp_path, capsys):
+    folder = tmp_path / "export"
+    for part in ("train", "valid"):
+        picture(folder / part / "a.jpg")
+        write(folder / part / "_annotations.coco.json", json.dumps(coco()))
+    assert main(["import", str(folder), "--output", str(tmp_path / "out")]) == 0
+    for part, name in (("train", "train"), ("val", "valid")):
+        path = tmp_path / "out" / part / f"wider_{part}_gt.txt"
+        assert boxes_of(path) == {"a.jpg": [[2, 0.1, 0.1, 0.3, 0.2]]}
+        assert labelled_classes(path) == ("person",)
+        assert image_folder(path) == folder / name
+    assert "left out: 2 of car (taken with e.g. --category car=person)" in capsys.readouterr().out
+
+
+def test_coco_there_and_back(tmp_path, listed):
+    file, output = tmp_path / "coco.json", tmp_path / "back" / "list.txt"
+    assert main(["export", str(listed), "--format", "coco", "--output", str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert content["categories"] == [{"id": 1, "name": "face"}, {"id": 2, "name": "person"}]
+    assert content["images"][0] == {"id": 1, "file_name": "0/0.png", "width": 80, "height": 60}
+    assert len(content["annotations"]) == 18
+    assert main(["import", str(file), "--format", "coco", "--output", str(output)]) == 0
+    same(output, listed, atol=2e-8)
+    assert [a.path for a in read_annotations(output)] == [a.path for a in read_annotations(listed)]
+
+
+BOX = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
+IMAGE = {"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ([], "not a COCO annotation file"),
+        (
+            coco(categories=[{"id": 1, "name": "car"}], annotations=[]),
+            "none of its categories is face or person",
+        ),
+        (coco(annotations=[BOX | {"image_id": 8}]), "annotation 0: found"),
+        (coco(annotations=[BOX | {"category_id": 8}]), "annotation 0: found"),
+        (coco(annotations=[BOX | {"bbox": [1, 2, 3]}]), "annotation 0: found"),
+        (coco(annotations=[BOX | {"bbox": [1, 2, 3, float("nan")]}]), "four finite numbers"),
+        (coco(annotations=[BOX, BOX | {"bbox": [1, 2, "3", 4]}]), "annotation 1: found"),
+        (coco(annotations=[BOX | {"bbox": [1, 2, -3, 4]}]), "none a negative size"),
+        (coco(annotations=[BOX | {"bbox": [True, 2, 3, 4]}]), "annotation 0: found"),
+        (coco(images=[IMAGE | {"width": 0}]), "without name, width"),
+        (coco(images=[IMAGE | {"width": "10"}]), "not a COCO annotation file"),
+        (coco(images=[IMAGE, IMAGE | {"file_name": "b.jpg"}]), "images 0 and 1 have one id, 7"),
+        (coco(annotations=[BOX | {"id": 5}, BOX | {"id": 5}]), "annotations 0 and 1 have one id, 5"),
+        (
+            coco(categories=[{"id": 1, "name": n} for n in ("face", "person")]),
+            "categories 0 and 1 have one id",
+        ),
+        (coco(images=[IMAGE | {"file_name": "../a.jpg"}]), "image 0: the image '../a.jpg' leads out"),
+        (coco(images=[IMAGE | {"file_name": "/a.jpg"}]), "image 0: the image '/a.jpg' leads out"),
+    ],
+)
+def test_coco_that_is_broken(tmp_path, content, message):
+    file = write(tmp_path / "coco.json", content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        main(["import", str(file), "--output", str(tmp_path / "out" / "list.txt")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_coco_without_images_is_warned_of_and_polygons_become_boxes(tmp_path, capsys):
+    polygon = {"image_id": 7, "category_id": 1, "segmentation": [[1, 2, 4, 2, 4, 6], [2, 2, 3, 3]]}
+    file, output = (
+        write(tmp_path / "c.json", json.dumps(coco(annotations=[polygon]))),
+        tmp_path / "out" / "l.txt",
+    )
+    assert main(["import", str(file), "--output", str(output)]) == 0
+    assert boxes_of(output) == {"a.jpg": [[2, 0.1, 0.1, 0.3, 0.2]]}
+    assert "its images are not there, e.g. a.jpg; give their folder with --images" in capsys.readouterr().err
+    picture(tmp_path / "pictures" / "a.jpg")
+    assert main(["import", str(file), "--output", str(output), "--images", str(tmp_path / "pictures")]) == 0
+    assert image_folder(output) == tmp_path / "pictures"
+
+
+# Pascal VOC
+
+VOC = """<annotation>
+  <folder>x</folder>
+  <filename>{name}</filename>
+  <size><width>10</width><height>20</height><depth>3</depth></size>
+  <object><name>person</name>
+    <bndbox><xmin>2</xmin><xmax>5</xmax><ymin>3</ymin><ymax>7</ymax></bndbox></object>
+  <object><name>face</name>
+    <bndbox><xmin>0</xmin><ymin>1</ymin><xmax>6</xmax><ymax>11</ymax></bndbox></object>
+</annotation>
+"""
+
+
+def test_all_parts_of_a_voc_export(tmp_path):
+    folder = tmp_path / "export"
+    for part in ("train", "valid"):
+        picture(folder / part / "a.jpg")
+        write(folder / part / "a.xml", VOC.format(name="a.jpg"))
+    picture(folder / "train" / "b.jpg")
+    write(
+        folder / "train" / "b.xml", VOC.format(name="called otherwise.jpg").replace("<width>10</width>", "")
+    )
+    assert main(["import", str(folder), "--output", str(tmp_path / "out")]) == 0
+    boxes = [[2, 0.1, 0.1, 0.3, 0.2], [1, 0, 0, 0.5, 0.5]]
+    path = tmp_path / "out" / "train" / "wider_train_gt.txt"
+    assert boxes_of(path) == {"a.jpg": boxes, "b.jpg": boxes}
+    assert image_folder(path) == folder / "train"
+    assert labelled_classes(path) == ("face", "person")
+    assert (tmp_path / "out" / "val" / "wider_val_gt.txt").is_file()
+
+
+def test_the_layout_of_voc_itself(tmp_path):
+    picture(tmp_path / "VOC" / "JPEGImages" / "a.jpg")
+    write(tmp_path / "VOC" / "Annotations" / "a.xml", VOC.format(name="a.jpg"))
+    assert main(["import", str(tmp_path / "VOC"), "--output", str(tmp_path / "out")]) == 0
+    assert image_folder(tmp_path / "out" / "wider_gt.txt") == tmp_path / "VOC" / "JPEGImages"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<a", "not XML"),
+        ("<svg/>", "found <svg>; expected a Pascal VOC <annotation>"),
+        (VOC.format(name="../../a.jpg"), r"a\.xml:3: the image '\.\./\.\./a\.jpg' leads out"),
+        (VOC.format(name="/a.jpg"), r"a\.xml:3: the image '/a\.jpg' leads out"),
+        (VOC.format(name="a.jpg").replace("<xmin>2", "<xmin>six"), "object 0: found {'xmin': 'six'"),
+        (VOC.format(name="a.jpg").replace("<xmin>2", "<xmin>6"), "object 0: found"),
+        (VOC.format(name="a.jpg").replace("<xmax>6</xmax>", ""), "object 1: found .*'xmax': None"),
+    ],
+)
+def test_voc_that_is_broken(tmp_path, text, message):
+    write(tmp_path / "voc" / "a.xml", text)
+    with pytest.raises(DataError, match=message):
+        main(["import", str(tmp_path / "voc"), "--output", str(tmp_path / "out")])
+
+
+# export to YOLO
+
+
+def test_export_to_yolo_twice_into_a_folder_by_two_dots(tmp_path, listed, monkeypatch):
+    assert main(["split", str(listed), "--save_folder", str(tmp_path / "parts"), "--val_share", "0.3"]) == 0
+    lists = {part: tmp_path / "parts" / part / f"wider_{part}_gt.txt" for part in ("train", "val")}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arguments = ["export", *map(str, lists.values()), "--format", "yolo", "--output", "../yolo"]
+    assert main(arguments) == 0
+    stale = tmp_path / "yolo" / "labels" / "train" / "stale.txt"
+    stale.touch()
+    assert main(arguments) == 0
+    assert not stale.exists()
+    assert sorted(path.name for path in (tmp_path / "yolo").iterdir()) == ["data.yaml", "images", "labels"]
+    for part, path in lists.items():
+        images = {a.path for a in read_annotations(path)}
+        folder = tmp_path / "yolo" / "images" / part
+        assert {
+            p.relative_to(folder).as_posix() for p in folder.rglob("*.png")
+        } == images  # of that part alone
+    text = (tmp_path / "yolo" / "data.yaml").read_text()
+    assert text.endswith("train: images/train\nval: images/val\nnames:\n  0: face\n  1: person\n")
+    assert main(["import", "../yolo", "--output", "back"]) == 0
+    for part, path in lists.items():
+        same(Path("back", part, f"wider_{part}_gt.txt"), path, atol=3e-9)
+
+
+def test_export_to_yolo_leaves_a_folder_of_others_alone(tmp_path, listed, export, capsys):
+    arguments = ["export", str(listed), "--format", "yolo", "--output"]
+    with pytest.raises(DataError, match="data.yaml: there already, not from an export; take another folder"):
+        main([*arguments, str(export)])
+    with pytest.raises(DataError, match="images: there already"):
+        main([*arguments, str(listed.parent)])
+    assert main([*arguments, str(tmp_path / "yolo")]) == 0
+    assert "no val" in capsys.readouterr().err
+    with listed.open("a") as file:
+        file.write("# gone.jpg\n")
+    with pytest.raises(DataError, match=r"list\.txt:\d+: .*gone\.jpg: no such image"):
+        main([*arguments, str(tmp_path / "yolo")])
+    assert (tmp_path / "yolo" / "labels" / "train" / "0" / "0.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.txt", "b.txt"], "a.txt: neither train, val nor test by its name"),
+        (["train/a.txt", "train_b.txt"], "train_b.txt: another train than"),
+    ],
+)
+def test_lists_that_do_not_say_their_part(tmp_path, names, message):
+    lists = [str(write(tmp_path / name, "# a.jpg\n")) for name in names]
+    with pytest.raises(UsageError, match=message):
+        main(
+            [
+                "export",
+                *lists,
+                "--format",
+                "yolo",
+                "--output",
+                str(tmp_path / "yolo"),
+                "--images",
+                str(tmp_path),
+            ]
+        )
+
+
+coordinate = st.floats(0, 1).map(lambda v: round(v, 6))
+labels_ = st.sampled_from([1, 2])
+rows = st.lists(st.tuples(labels_, coordinate, coordinate, coordinate, coordinate), max_size=4)
+parts = st.dictionaries(
+    st.sampled_from(["train", "val", "test"]), st.lists(rows, min_size=1, max_size=3), min_size=1
+)
+classes = st.sampled_from([["face"], ["person"], ["face", "person"]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(parts=parts, labelled=classes)
+def test_import_of_an_export_is_the_list(tmp_path_factory, parts, labelled):
+    folder = tmp_path_factory.mktemp("formats")
+    picture(folder / "images" / "in" / "a.png", 7, 13)
+    for i in range(3):
+        (folder / "images" / "in" / f"{i}.png").symlink_to("a.png")
+    numbers = {"face": 1, "person": 2}
+    lists = {}
+    for part, images in parts.items():
+        lists[part] = folder / part / "list.txt"
+        kept = [[row for row in of_image if row[0] in [numbers[n] for n in labelled]] for of_image in images]
+        found = [
+            ImageAnnotation(f"in/{i}.png", [row[0] for row in one], [row[1:] for row in one])
+            for i, one in enumerate(kept)
+        ]
+        write_list(lists[part], found, labelled, folder / "images")
+    output = folder / "yolo"
+    assert main(["export", *map(str, lists.values()), "--format", "yolo", "--output", str(output)]) == 0
+    assert main(["import", str(output), "--output", str(folder / "back")]) == 0
+    for part, path in lists.items():
+        back = folder / "back" / part / f"wider_{part}_gt.txt"
+        same(back, path, atol=3e-9)
+        assert labelled_classes(back) == tuple(labelled)
+        file, back = folder / f"{part}.json", folder / "coco" / part / "list.txt"
+        assert main(["export", str(path), "--format", "coco", "--output", str(file)]) == 0
+        assert main(["import", str(file), "--images", str(folder / "images"), "--output", str(back)]) == 0
+        same(back, path, atol=2e-7)
+        assert labelled_classes(back) == tuple(labelled)

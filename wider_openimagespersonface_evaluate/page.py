@@ -48,10 +48,12 @@ def draw_page(
     for name, one in found.items():
         _plot_over_scores(scores, name, one.curve, colours[name])
         aps = coco_aps(one.detections, one.truths)
-        overlaps.plot(COCO_THRESHOLDS, aps, "o-", label=f"{name}: mean {np.mean(aps):.4f}")
+        overlaps.plot(
+            COCO_THRESHOLDS, aps, "o-", color=colours[name], label=f"{name}: mean {np.mean(aps):.4f}"
+        )
     scores.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score to cut at", title="precision, recall and F1")
     overlaps.set(ylim=(0, 1.02), xlabel="overlap of a hit", ylabel="COCO AP", title="AP over overlap")
-    _plot_sizes(sizes, {name: values.get("ap_by_size", {}) for name, values in numbers.items()})
+    _plot_sizes(sizes, {name: values.get("ap_by_size", {}) for name, values in numbers.items()}, colours)
     if "person" in found:
         false, missed, average = miss_rates(found["person"])
         label = f"person: log-average {average:.4f}"
@@ -76,7 +78,7 @@ def _plot_over_scores(axes: Axes, name: str, curve: Curve, colour: str) -> None:
         axes.plot(curve.scores, values, style, color=colour, label=f"{name}: {what}")
 
 
-def _plot_sizes(axes: Axes, aps: dict[str, dict[str, float]]) -> None:
+def _plot_sizes(axes: Axes, aps: dict[str, dict[str, float]], colours: dict[str, str]) -> None:
     """Bars of AP by object size, one a class; a note where the sizes of the images are not known."""
     axes.set(title="AP at overlap 0.5 over object size", xlabel="side of a square of its area, in pixels")
     if not any(aps.values()):
@@ -85,8 +87,8 @@ def _plot_sizes(axes: Axes, aps: dict[str, dict[str, float]]) -> None:
     width = 0.8 / len(aps)
     for i, (name, values) in enumerate(aps.items()):
         places = np.arange(len(values)) + (i - (len(aps) - 1) / 2) * width
-        axes.bar(places, list(values.values()), width, label=name)
-    axes.set_xticks(np.arange(len(values)), list(values))
+        axes.bar(places, list(values.values()), width, color=colours[name], label=name)
+    axes.set_xticks(np.arange(len(values)), list(values), size=8)
     axes.set(xlim=(-0.6, len(values) - 0.4), ylim=(0, 1.02))
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data.config import cfg_mnet, cfg_re50, one_class
 from data.predictions import Detections
@@ -18,7 +19,7 @@ from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.retinaface import RetinaFace
 from tests.plain.detector import plain_detect, plain_nms
 from utils.cli import DataError, UsageError
-from utils.images import read_image
+from utils.images import read_image, write_image
 
 PHOTOS = ["astronaut.png", "grace_hopper.jpg", "curve_test.jpg"]
 
@@ -271,7 +272,10 @@ def test_a_batch_that_is_too_large_for_the_memory_goes_through_one_by_one(networ
     found = list(detect_images(detector, range(4), images.__getitem__, 4, note))
     assert [item for item, _, _ in found] == [0, 1, 3]
     assert len(faults) == 1 and "images of 110x150 pixels, 1 at once" in faults[0]
-    assert sizes == [3, 1, 1, 1, 1]
+    assert sizes == [1, 1, 1, 1, 1]  # the largest first, then one by one
+    sizes.clear()
+    assert len(list(detect_images(detector, range(3), lambda _: image, 3))) == 3
+    assert sizes == [3, 1, 1, 1]
 
 
 def test_a_detector_leaves_the_process_as_it_is(network, monkeypatch):
@@ -281,3 +285,27 @@ def test_a_detector_leaves_the_process_as_it_is(network, monkeypatch):
     code += "assert cv2.utils.logging.getLogLevel() == level > 0"
     Detector(network)
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_paths_pictures_of_pillow_and_arrays(network, image, tmp_path):
+    path = tmp_path / "photo.png"
+    write_image(path, image)
+    pillow = Image.open(path)
+    detector = Detector(network)
+    expected = detector(image)
+    assert expected.image_size == (75, 110) and len(expected) > 20
+    for found in (
+        *(detector(path), detector(str(path)), detector(pillow), detector(np.asarray(pillow), rgb=True)),
+        *detector([path, pillow]),
+    ):
+        assert np.allclose(found.boxes, expected.boxes, atol=1e-3)
+    with pytest.raises(DataError, match="no such image"):
+        detector(tmp_path / "none.png")
+
+
+def test_the_default_weights(monkeypatch, weights, tmp_path):
+    monkeypatch.setattr("models.checkpoint.DEFAULT_WEIGHTS", Path(weights))
+    assert Detector().cfg == cfg_mnet
+    monkeypatch.setattr("models.checkpoint.DEFAULT_WEIGHTS", tmp_path / "none.pth")
+    with pytest.raises(UsageError, match="is not there"):
+        Detector()

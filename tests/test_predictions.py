@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from data.predictions import (
     BoxTable,
+    Detections,
     is_whole,
     parse,
     read_predictions,
@@ -18,7 +22,7 @@ from data.predictions import (
 )
 from tests.conftest import table_of
 from utils.box_utils import xywh_to_xyxy
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -181,3 +185,52 @@ def test_images_are_taken_with_all_their_columns():
     persons = table.of_class(2)
     assert persons.offsets.tolist() == [0, 0, 1, 1] and persons.group_of.tolist() == [False]
     assert len(table.take([])) == 0
+
+
+FOUND = Detections(
+    np.array([[-5, 10, 20, 30], [70, 50, 130, 90], [-9, 0, -1, 5]], np.float32),
+    np.array([0.75, 0.5, 0.25], np.float32),
+    np.array([1, 2, 2]),
+    (80, 100),
+)
+
+
+def test_detections_one_by_one():
+    assert list(Detections.empty()) == [] and Detections.empty().class_names == []
+    assert [score for _, score, _, _ in FOUND] == [0.75, 0.5, 0.25]
+    assert [one.name for one in FOUND] == ["face", "person", "person"] == FOUND.class_names
+    assert FOUND[-2].box.tolist() == [70, 50, 130, 90] and FOUND[np.int64(0)].name == "face"
+    assert FOUND[1:].class_names == ["person", "person"] and FOUND[1:].image_size == (80, 100)
+    with pytest.raises(IndexError):
+        FOUND[3]
+
+
+def test_detections_clipped_to_their_image():
+    clipped = FOUND.clipped()
+    assert clipped.boxes.tolist() == [[0, 10, 20, 30], [70, 50, 100, 80]]
+    assert clipped.scores.tolist() == [0.75, 0.5] and FOUND.boxes[0, 0] == -5
+    with pytest.raises(ValueError, match="size of their image"):
+        Detections.empty().clipped()
+
+
+def test_detections_as_plain_data_and_drawn():
+    content = json.loads(json.dumps(FOUND[:1].to_dict()))
+    assert content == {
+        "boxes": [[-5, 10, 20, 30]],
+        "scores": [0.75],
+        "labels": [1],
+        "class_names": ["face"],
+    }
+    image = np.zeros((80, 100, 3), np.uint8)
+    assert FOUND.draw(image).any() and not image.any()
+
+
+def test_detections_for_supervision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UsageError, match="pip install supervision"):
+        FOUND.to_supervision()
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=dict))
+    given = FOUND.to_supervision()
+    assert given["xyxy"] is FOUND.boxes and given["confidence"] is FOUND.scores
+    assert given["class_id"] is FOUND.labels
+    assert given["data"]["class_name"].tolist() == ["face", "person", "person"]

@@ -47,11 +47,8 @@ def plain_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[i
 
 
 @torch.no_grad()
-def plain_detect(network: RetinaFace, image: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Detections of one image as float32[N, 6]: x1 y1 x2 y2 score label, by class, then by score.
-
-    The network runs as trained, batch norm apart.
-    """
+def plain_boxes(network: RetinaFace, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [P, 4], xyxy in pixels, and scores [P, classes] of every prior; batch norm apart, as trained."""
     cfg = network.cfg
     height, width = image.shape[:2]
     pixels = np.float32(image)
@@ -63,12 +60,49 @@ def plain_detect(network: RetinaFace, image: np.ndarray, thresholds: Thresholds)
     boxes = torch.cat([centre - size / 2, centre + size / 2], 1) * torch.tensor(
         [width, height, width, height]
     )
-    boxes, scores = boxes.numpy(), logits[0].softmax(-1).numpy()
+    return boxes.numpy(), logits[0].softmax(-1).numpy()
+
+
+def plain_join(boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+    """The cut and NMS: float32[N, 6], x1 y1 x2 y2 score label, by class, then by score."""
     rows = []
-    for label in range(1, cfg.num_classes):
+    for label in range(1, scores.shape[1]):
         candidates = np.flatnonzero(scores[:, label] > thresholds.score)
         candidates = candidates[np.argsort(-scores[candidates, label], kind="stable")][: thresholds.top_k]
         keep = plain_nms(boxes[candidates], scores[candidates, label], thresholds.nms_iou)
         kept = candidates[keep[: thresholds.keep_top_k]]
         rows.append(np.column_stack([boxes[kept], scores[kept, label], np.full(len(kept), label)]))
     return np.concatenate(rows).astype(np.float32)
+
+
+def plain_detect(network: RetinaFace, image: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+    """Detections of one image as float32[N, 6]: x1 y1 x2 y2 score label, by class, then by score."""
+    return plain_join(*plain_boxes(network, image), thresholds)
+
+
+def plain_weight(side: float, label: int, finest: bool, coarsest: bool) -> float:
+    """What a score counts for a box whose longer side has so many pixels at its scale."""
+    if not finest and side < 64:
+        return 0
+    if coarsest:
+        return 1
+    whole = 128 if label == 1 else 0
+    return min(1, max(0, (640 - side) / (640 - whole)))
+
+
+def plain_detect_at_scales(
+    network: RetinaFace, copies: list[np.ndarray], image_size: tuple[int, int], thresholds: Thresholds
+) -> np.ndarray:
+    """As `plain_detect`, of the copies of a photo of ``image_size`` at several scales, the finest first."""
+    height, width = image_size
+    all_boxes, all_scores = [], []
+    for level, copy in enumerate(copies):
+        boxes, scores = plain_boxes(network, copy)
+        for box, row in zip(boxes, scores, strict=True):
+            side = max(box[2] - box[0], box[3] - box[1])
+            for label in range(1, len(row)):
+                row[label] *= plain_weight(side, label, level == 0, level == len(copies) - 1)
+        factors = [width / copy.shape[1], height / copy.shape[0]]
+        all_boxes.append(boxes * np.float32(factors * 2))
+        all_scores.append(scores)
+    return plain_join(np.concatenate(all_boxes), np.concatenate(all_scores), thresholds)

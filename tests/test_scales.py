@@ -1,0 +1,170 @@
+"""Images looked at in several sizes: which, what each counts, and the plain version of all of it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.config import PYRAMID, cfg_mnet
+from models.checkpoint import DEFAULT_WEIGHTS, load_network
+from models.detector import Detector, InputSize, Thresholds, View
+from models.retinaface import RetinaFace
+from models.scales import check_scales, trust
+from tests.plain.detector import plain_detect_at_scales
+from utils.cli import UsageError
+from utils.images import read_image
+from utils.inputs import sample_photos
+
+LIMITS = Thresholds(score=0.05, top_k=500, nms_iou=0.3, keep_top_k=80)
+
+
+@pytest.fixture(scope="module")
+def network() -> RetinaFace:
+    """Random weights that fire often, for both classes, with boxes of all sizes."""
+    torch.manual_seed(3)
+    network = RetinaFace(cfg_mnet)
+    with torch.no_grad():
+        for head in network.ClassHead:
+            head.conv1x1.weight.mul_(8)
+        for head in network.BboxHead:
+            head.conv1x1.weight.mul_(4)
+    return network.eval()
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    return cv2.resize(small, (width, height))
+
+
+@pytest.mark.parametrize(
+    ("long_side", "expected"),
+    [
+        (1, [1]),
+        (699, [1]),
+        (700, [1, 0.5]),
+        (1399, [1, 0.5]),
+        (1400, [1, 0.5, 0.25]),
+        (4096, [1, 0.5, 0.25, 0.125]),
+    ],
+)
+def test_halves_while_350_pixels_are_left(long_side, expected):
+    assert list(PYRAMID.scales(long_side)) == expected
+
+
+def passes(detector: Detector, images: list[np.ndarray]) -> list[tuple[int, ...]]:
+    """(images, height, width) of every pass."""
+    seen, forward = [], detector.forward
+
+    def watch(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((batch.shape[0], *batch.shape[2:]))
+        return forward(batch)
+
+    detector.forward = watch
+    detector(images)
+    return seen
+
+
+def test_images_and_copies_of_one_size_go_through_together(network):
+    large, small = np.zeros((40, 700, 3), np.uint8), np.zeros((20, 350, 3), np.uint8)
+    assert passes(Detector(network), [np.zeros((699, 8, 3), np.uint8)]) == [(1, 699, 8)]
+    assert passes(Detector(network), [small, large, large]) == [(2, 40, 700), (3, 20, 350)]
+    assert passes(Detector(network, scales=[0.5, 2, 1]), [small]) == [
+        (1, 40, 700),
+        (1, 20, 350),
+        (1, 10, 175),
+    ]
+    assert passes(Detector(network, scales=0.5), [small]) == [(1, 10, 175)]
+    assert passes(Detector(network, input_size=InputSize(350)), [large]) == [(1, 20, 350)]
+    assert passes(Detector(network, input_size=InputSize(700)), [small]) == [(1, 40, 700), (1, 20, 350)]
+    assert passes(Detector(network, input_size=InputSize(fixed=(64, 800))), [large]) == [(1, 64, 800)]
+
+
+def test_what_a_box_of_a_scale_counts():
+    """By hand: (640 - side) / (640 - 128) of a face, (640 - side) / 640 of a person; 64 is the least."""
+    sides = torch.tensor([0.0, 63.9, 64, 128, 160, 384, 640, 900])
+    face, person = torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.int64)
+    yes, no = torch.ones(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
+    assert trust(sides, face, yes, no).tolist() == [1, 1, 1, 1, 0.9375, 0.5, 0, 0]
+    assert trust(sides, person, yes, no).tolist() == pytest.approx(
+        [1, 576.1 / 640, 0.9, 0.8, 0.75, 0.4, 0, 0]
+    )
+    assert trust(sides, face, no, no).tolist() == [0, 0, 1, 1, 0.9375, 0.5, 0, 0]
+    assert trust(sides, person, no, yes).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert trust(sides, person, yes, yes).tolist() == [1] * 8
+
+
+@pytest.mark.parametrize("scales", [(1, 0.5), (2, 1, 0.5), (0.5, 0.25)])
+def test_equal_to_each_scale_by_itself(scales):
+    """The shipped network and a real photo: random weights give scores that are all but equal."""
+    network = load_network(DEFAULT_WEIGHTS)
+    photo = cv2.resize(read_image(sample_photos()[0]), (251, 303), interpolation=cv2.INTER_AREA)
+    copies, source = [], photo
+    for scale in scales:
+        size = round(251 * scale), round(303 * scale)
+        if scale < 1:
+            source = cv2.resize(source, size, interpolation=cv2.INTER_AREA)
+            copies.append(source)
+        else:
+            copies.append(photo if scale == 1 else cv2.resize(photo, size))
+    expected = plain_detect_at_scales(network, copies, (303, 251), Thresholds())
+    detector = Detector(network, scales=scales)
+    detector._clips = False
+    found = detector(photo)
+    assert len(expected) > 5 and set(found.labels.tolist()) == {1, 2}
+    assert np.array_equal(found.labels, expected[:, 5])
+    assert np.allclose(found.boxes, expected[:, :4], atol=2e-3)
+    assert np.allclose(found.scores, expected[:, 4], atol=1e-5)
+
+
+def test_auto_halves_a_large_image(network):
+    photo = noise(96, 720)
+    auto, listed = (Detector(network, scales=s, thresholds=LIMITS)(photo) for s in ("auto", [1, 0.5]))
+    assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
+    small = noise(96, 160)
+    auto, once = (Detector(network, scales=s, thresholds=LIMITS)(small) for s in ("auto", 1))
+    assert np.array_equal(auto.boxes, once.clipped().boxes)
+    assert (once.boxes < 0).any() and not (auto.boxes < 0).any()
+
+
+def test_a_box_found_at_two_scales_is_one(network):
+    """A face of 100 pixels of the photo is one of 50 at half its size, which is below the least side; one of
+    200 is found twice, and NMS keeps the coarsest scale's, whose score has its full weight."""
+    detector = Detector(network, scales=[1, 0.5], classes=["face"])
+    size, half = (512, 512), (256, 256)
+
+    def outputs(side: float, input_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        priors = detector.priors(input_size)
+        loc, logits = torch.zeros(1, len(priors), 4), torch.zeros(1, len(priors), 3)
+        logits[..., 0] = 20
+        middle = (priors[:, :2] - 0.5).norm(dim=1).argmin()
+        centre, sides = torch.tensor([0.5, 0.5]), torch.full((2,), side / input_size[0])
+        loc[0, middle, :2] = (centre - priors[middle, :2]) / (0.1 * priors[middle, 2:])
+        loc[0, middle, 2:] = (sides / priors[middle, 2:]).log() / 0.2
+        logits[0, middle] = torch.tensor([0.0, 2, -20])
+        return loc, logits
+
+    for side, scores in ((100, [0.8808]), (200, [0.8808]), (900, [0.8808])):
+        fine = detector._candidates(*outputs(side, size), size, [View(size, True, False)])[0]
+        coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, False, True)])[0]
+        assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 128)
+        found = detector._join([fine, coarse], size)
+        assert found.scores.tolist() == pytest.approx(scores, abs=1e-4)
+        low, high = 256 - side / 2, 256 + side / 2
+        assert np.allclose(found.boxes, [[low, low, high, high]], atol=1e-3)
+
+
+@pytest.mark.parametrize("scales", ["car", [], 0, -1, [1, 0], ["auto", 1], [1, 17], float("nan")])
+def test_scales_that_are_none(scales):
+    with pytest.raises(UsageError, match="expected scales: auto, or numbers above 0"):
+        check_scales(scales)
+
+
+def test_scales_are_sorted_and_a_fixed_input_has_one(network):
+    assert check_scales([0.5, 2, 1, 2]) == (2, 1, 0.5)
+    fixed = InputSize(fixed=(64, 64))
+    for scales in ("auto", 1):
+        assert Detector(network, input_size=fixed, scales=scales).scales == (1,)
+    with pytest.raises(UsageError, match="one scale; leave out --scales"):
+        Detector(network, input_size=fixed, scales=[1, 0.5])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
 from data.config import CLASS_NAMES, NETWORKS
 from models.checkpoint import DEFAULT_WEIGHTS, weights_path
 from models.detector import PRECISIONS, Detector, InputSize, Thresholds
-from models.onnx_network import is_onnx
+from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
 from utils.cli import Number, UsageError, count, option, overlap, score
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """``--trained_model``, ``--network`` and where and how to run it."""
-    group = add_weights_arguments(parser, "checkpoint, or .onnx file to be run in onnxruntime on the CPU")
+    group = add_weights_arguments(parser, "checkpoint, or .onnx file to be run on the CPU")
+    option(group, "--runtime", "what runs a .onnx file", default=RUNTIMES[0], choices=RUNTIMES)
     option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is", str, "auto")
     option(group, "--cpu", "same as --device cpu")
     option(group, "--precision", "arithmetic of the network", default="fp32", choices=list(PRECISIONS))
@@ -87,11 +89,18 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
         UsageError: arguments out of range, no such device, no default weights.
         DataError: a checkpoint that cannot be used.
     """
-    return Detector.from_checkpoint(
-        weights_path(args.trained_model),
-        args.network,
+    path, options = weights_path(args.trained_model), {"precision": args.precision}
+    create = partial(Detector.from_checkpoint, path, args.network)
+    if args.runtime == "openvino":
+        if not is_onnx(path):
+            raise UsageError(
+                f"--runtime openvino: runs .onnx files, which convert_to_onnx.py writes; not {path}"
+            )
+        network = OnnxNetwork(path, args.network, args.runtime, args.precision)
+        create, options = partial(Detector, network), {}
+    return create(
+        **options,
         device=device_of(args),
-        precision=args.precision,
         thresholds=Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k),
         classes=args.classes,
         input_size=input_size,

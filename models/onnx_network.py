@@ -1,11 +1,11 @@
-"""ONNX files as networks: what they hold, and running them in onnxruntime."""
+"""ONNX files as networks: what they hold, and running them in onnxruntime or OpenVINO."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,12 @@ OUTPUTS = {
     "boxes": ("boxes", "scores"),
     "detections": ("boxes", "scores", "labels", "image_index"),
 }
+
+#: What runs ONNX files.
+RUNTIMES = ("onnxruntime", "openvino")
+
+#: Values of OpenVINO's ``INFERENCE_PRECISION_HINT`` by those of ``--precision``.
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def is_onnx(path: str | os.PathLike) -> bool:
@@ -82,6 +88,34 @@ def _brief(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rsplit("failed:", 1)[-1].split(" : ")[-1][:160]
 
 
+def openvino_model(path: Path, precision: str) -> Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]:
+    """A function of float32[N, 3, height, width] and names of outputs that OpenVINO computes on the CPU.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+        DataError: it cannot run the file so.
+    """
+    openvino = import_package("openvino")
+    settings = {
+        # Of its own accord it would compute in bfloat16 where it can, which moves boxes by pixels.
+        "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: not a file that OpenVINO can run in {precision} ({_brief(error)})"
+        ) from None
+
+    def call(images: np.ndarray, names: Sequence[str]) -> Sequence[np.ndarray]:
+        found = compiled.create_infer_request().infer([images])  # one a call: threads may share the model
+        return [found[name] for name in names]
+
+    return call
+
+
 class OnnxNetwork:
     """A network in an ONNX file; called like `RetinaFace`, it gives the same outputs.
 
@@ -91,6 +125,8 @@ class OnnxNetwork:
     Args:
         path: the file.
         network: expected value of ``--network``; None takes what the file holds.
+        runtime: of `RUNTIMES`, what runs it; onnxruntime reads the file in any case.
+        precision: arithmetic of OpenVINO, ``fp32`` or ``bf16``; for onnxruntime that of the file.
 
     Attributes:
         cfg: its configuration.
@@ -104,8 +140,16 @@ class OnnxNetwork:
             network than asked for.
     """
 
-    def __init__(self, path: str | os.PathLike, network: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        network: str | None = None,
+        runtime: str = "onnxruntime",
+        precision: str = "fp32",
+    ) -> None:
+        if precision not in (OPENVINO_PRECISIONS if runtime == "openvino" else ("fp32",)):
+            raise UsageError(f"--precision {precision}: {runtime} does not compute a .onnx file in it")
+        self.path, self.runtime = Path(path), runtime
         self.session = open_session(self.path)
         self.input, self.batch_size, self.image_size = self._read_input()
         metadata = self.session.get_modelmeta().custom_metadata_map
@@ -129,6 +173,7 @@ class OnnxNetwork:
                 f"{self.path}: holds the network {self.cfg.name}, asked for was {network}; "
                 f"give --network {self.cfg.name}"
             )
+        self._openvino = openvino_model(self.path, precision) if runtime == "openvino" else None
         self._try_out()
 
     def _read_input(self) -> tuple[str, int | None, tuple[int, int] | None]:
@@ -173,11 +218,13 @@ class OnnxNetwork:
 
     def _run(self, images: np.ndarray) -> Sequence[np.ndarray]:
         try:
+            if self._openvino:
+                return self._openvino(images, self.names)
             return self.session.run(list(self.names), {self.input: images})
         except Exception as error:  # the runtime's errors share no class of their own
             if "alloc" in str(error):
                 raise MemoryError(str(error)) from None
-            raise DataError(f"{self.path}: onnxruntime cannot run it ({_brief(error)})") from None
+            raise DataError(f"{self.path}: {self.runtime} cannot run it ({_brief(error)})") from None
 
 
 def _read_graph(path: Path, outputs: Sequence) -> tuple[ModelConfig, tuple[str, str]]:

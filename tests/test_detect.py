@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 import detect
+from data.config import CLASS_COLOURS
 from data.predictions import Detections
 from models.arguments import DEFAULT_WEIGHTS
 from models.detector import Detector
 from utils.anonymise import hide_boxes
 from utils.cli import UsageError, exit_code
+from utils.draw import distinct_colour
 from utils.images import read_image, write_image
 from utils.inputs import sample_photos
 
@@ -318,10 +320,9 @@ def test_pairs_share_a_number_and_a_colour(tmp_path):
     for image in found["images"]:
         own = {a["category_id"]: a for a in found["annotations"] if a["image_id"] == image["id"]}
         assert own[1]["pair_id"] == own[2]["pair_id"] == 1
-        drawn = read_image(
-            tmp_path / Path(image["file_name"]).with_suffix(Path(image["file_name"]).suffix).name
-        )
-        assert drawn.shape[:2] == (image["height"], image["width"])
+        drawn = read_image(tmp_path / Path(image["file_name"]).name).astype(int)
+        assert np.abs(drawn - distinct_colour(0)).max(2).min() < 20  # its own
+        assert np.abs(drawn - CLASS_COLOURS[1]).max(2).min() > 20  # not that of the class
 
 
 @pytest.mark.reference

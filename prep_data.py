@@ -3,8 +3,8 @@
 Every step reads and writes annotation lists, prints what it changed and can be run again. The usual order:
 
   python3 prep_data.py download --split validation --save_folder data/open_images
-  python3 prep_data.py openimages data/open_images/validation/boxes.csv --output data/oi/val/wider_val_gt.txt
-  python3 prep_data.py link data/open_images/validation/images data/oi/val
+  python3 prep_data.py openimages data/open_images/validation/boxes.csv \\
+      --images data/open_images/validation/images --output data/oi/val/wider_val_gt.txt
   python3 prep_data.py pseudo_label data/oi/val/wider_val_gt.txt --classes face \\
       --trained_model weights/mobilenet0.25_Final.pth --output data/oi_faces/val/wider_val_gt.txt
   python3 prep_data.py clean data/oi_faces/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt
@@ -13,7 +13,8 @@ Every step reads and writes annotation lists, prints what it changed and can be 
   python3 prep_data.py anchors data/oi_clean/val/wider_val_gt.txt --output anchors.png
 
 `python3 prep_data.py STEP -h` explains a step. A list is text, `# image` then `label x y w h` a box (1 face,
-2 person, shares of the image's size); its images are in the folder `images` beside it, or in --images.
+2 person, shares of the image's size). It remembers its images in `dataset.json` beside it; else they are in
+`images` beside it, or in --images. Sets of other tools come by `import` and go by `export`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from utils.cli import Formatter, parser_of, run
 
 #: Module and one line of help by step. The module has `<step>_arguments(parser)` and `<step>(args) -> int`.
 STEPS: dict[str, tuple[str, str]] = {
-    "download": ("data.download", "Open Images: box CSV and images by plain HTTPS"),
+    "download": ("data.download", "Open Images by plain HTTPS; --weights: the published weights"),
     "unpack": ("data.download", "says where WIDER FACE is, and unpacks its archives"),
     "openimages": ("data.open_images", "Open Images box CSVs (V4 to V7, MIAP) to an annotation list"),
     "widerface": ("data.wider_text", "the official WIDER FACE text annotation to a list of faces"),
@@ -40,8 +41,8 @@ STEPS: dict[str, tuple[str, str]] = {
     "check": ("data.lists", "decodes every image of a list and looks at every box"),
     "stats": ("data.lists", "counts images and boxes of a list"),
     "draw": ("data.lists", "a contact sheet of images of a list with their boxes"),
-    "export": ("data.convert", "a list to COCO JSON or to a YOLO folder"),
-    "import": ("data.convert", "COCO JSON or YOLO labels to a list"),
+    "export": ("data.convert", "lists to a YOLO folder with its parts, a list to COCO JSON"),
+    "import": ("data.convert", "exports of other tools (YOLO, COCO, Pascal VOC) to lists, all parts at once"),
 }
 
 

@@ -128,7 +128,7 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="LIST",
     )
-    images = "folder of the training images (default: images/ beside a list)"
+    images = "folder of the training images (default: that of each list)"
     option(group, "--images --images_dir", images, metavar="DIR")
     repeat = "how often each list is seen in an epoch, e.g. 2 0.5 (default: once)"
     option(group, "--repeat", repeat, repeats, nargs="+")

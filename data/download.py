@@ -146,7 +146,10 @@ def download_weights(folder: Path, base_url: str) -> None:
                 try:
                     digest, _ = fetch(f"{base_url}/{name}", new, session, threading.Event())
                 except requests.RequestException as error:
-                    raise DataError(f"{base_url}/{name}: {printable(str(error))}; try again") from None
+                    answer = printable(str(error)) if error.response is not None else "no answer"
+                    raise DataError(
+                        f"{base_url}/{name}: {answer}; try again, or put the file there yourself: {path}"
+                    ) from None
             else:
                 digest = file_digest(path)
             if digest != published:

@@ -73,7 +73,7 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--one_class", text, default="keep", choices=["keep", "drop", "split"])
     text = "human-verified image labels; a class that is verified, present or absent, counts as labelled"
     option(parser, "--image_labels", text, Path, nargs="+", default=[], metavar="CSV")
-    option(parser, "--images", "leave out images that are not there", Path, metavar="FOLDER")
+    option(parser, "--images", "their folder; images that are not there are left out", Path, metavar="FOLDER")
 
 
 def openimages(args: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def convert(
     """
     wanted = [name for name in LABEL_IDS if name in set(classes)]
     if one_class != "split":
-        check_labelled_classes(output, wanted)
+        check_labelled_classes(output, wanted, images)
     boxes, refused = _read(paths, miap, label_of_ids(wanted), marked, counts)
     if boxes.is_empty():
         found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
@@ -153,7 +153,7 @@ def convert(
     for name, ids in parts.items():
         path = output.parent / name / output.name
         _write(path, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
-        write_labelled_classes(path, [name] if name in CLASS_LABELS else wanted)
+        write_labelled_classes(path, [name] if name in CLASS_LABELS else wanted, images)
         lists[path] = len(ids)
     return lists
 

@@ -15,16 +15,15 @@
 #   TRAIN_OPTIONS   more options of train_changeclass.py, e.g. "--epochs 2"
 #   PYTHON          interpreter (default: that of .venv, else python3)
 #
-# A set is a folder with train/wider_train_gt.txt, val/wider_val_gt.txt, images/ beside each of the two lists,
-# and a dataset.json that names the class that is labelled. prep_data.py lays it out:
+# A set is a folder with train/wider_train_gt.txt, val/wider_val_gt.txt, and a dataset.json beside each that
+# names the class that is labelled and the folder of the images. prep_data.py lays it out:
 #
 #   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --save_folder data/wider
 #   python3 prep_data.py widerface data/wider/wider_face_split/wider_face_val_bbx_gt.txt \
 #       --images data/wider/WIDER_val/images --output data/wider/gt.txt
-#   python3 prep_data.py split data/wider/gt.txt --images data/wider/WIDER_val/images --save_folder data/faces
-#   python3 prep_data.py import labels/ --format yolo --images photos/ --category 0=person \
-#       --output data/gt.txt
-#   python3 prep_data.py split data/gt.txt --images photos/ --save_folder data/persons
+#   python3 prep_data.py split data/wider/gt.txt --save_folder data/faces
+#   python3 prep_data.py import labels/ --images photos/ --category 0=person --output data/all/gt.txt
+#   python3 prep_data.py split data/all/gt.txt --save_folder data/persons
 #
 # Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 15 photos of 512x512 a second: an
 # epoch of 313 steps takes 3.6 minutes, all runs together 3 hours. Disk: below 1 GB.

@@ -5,7 +5,7 @@
 #
 #   FILE          checkpoint or ONNX file
 #   FOLDER        where detections and numbers go (default: runs/score/NAME OF FILE)
-#   FACES         data set with faces labelled, val/wider_val_gt.txt and val/images in it
+#   FACES         data set with faces labelled, val/wider_val_gt.txt in it
 #   PERSONS       data set with persons labelled, laid out alike; empty for a network that knows faces alone
 #   GROUND_TRUTH  ground_truth/ of WIDER FACE's eval_tools.zip
 #   PYTHON        interpreter (default: that of .venv, else python3)
@@ -23,7 +23,7 @@ need GROUND_TRUTH "" "WIDER FACE's ground truth"
 # dump NAME COORDINATES DATA_SET
 dump() {
     "$PYTHON" test_widerface_personface.py --trained_model "$MODEL" --dataset "$2" --save_folder "$OUT/$1" \
-        --dataset_folder "$3/val/images" --dataset_list "$3/val/wider_val_gt.txt" --resume
+        --dataset_list "$3/val/wider_val_gt.txt" --resume
 }
 
 dump pixels widerface "$FACES"

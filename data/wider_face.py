@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.annotations import image_folder, labelled_classes, read_annotations
 from data.config import CLASS_NAMES
 from data.data_augment import TrainTransform
+from data.predictions import BoxTable
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError
 from utils.images import read_image
@@ -60,8 +61,7 @@ class WiderFaceDetection(Dataset):
         self.paths: list[str] = []
         self.origins: list[str] = []
         self.list_sizes: list[int] = []
-        labelled, counts, labels, boxes = [], [], [np.zeros(0, np.int64)], [np.zeros((0, 4))]
-        missing: list[str] = []
+        labelled, labels, boxes, missing = [], [], [], []
         for path in map(Path, lists):
             annotations = read_annotations(path)
             if not annotations:
@@ -72,7 +72,6 @@ class WiderFaceDetection(Dataset):
                 self.origins.append(f"{path}:{annotation.line}")
                 if not Path(self.paths[-1]).is_file():
                     missing.append(f"{self.origins[-1]}: {self.paths[-1]}: no such image")
-                counts.append(len(annotation))
                 labels.append(annotation.labels)
                 boxes.append(annotation.boxes_xywh_norm)
             labelled += [[name in names for name in CLASS_NAMES.values()]] * len(annotations)
@@ -82,20 +81,19 @@ class WiderFaceDetection(Dataset):
             raise DataError(f"{missing[0]}{more}; give the folder of the images with --images")
         self.labelled = torch.tensor(labelled)
 
-        corners = xywh_to_xyxy(np.concatenate(boxes)).clip(0, 1).astype(np.float32)
-        kept = (corners[:, 2:] > corners[:, :2]).all(1)
-        owner = np.repeat(np.arange(len(counts)), counts)[kept]
+        table = BoxTable.from_images(self.paths, boxes, labels)
+        table.boxes = xywh_to_xyxy(table.boxes).clip(0, 1).astype(np.float32)
+        kept = (table.boxes[:, 2:] > table.boxes[:, :2]).all(1)
         self.dropped = int((~kept).sum())
-        self._boxes_norm, self._labels = corners[kept], np.concatenate(labels)[kept]
-        self._first_box = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(counts)))])
+        self._table = table.select(kept)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image, regions too."""
-        boxes = slice(self._first_box[index], self._first_box[index + 1])
-        return self._boxes_norm[boxes], self._labels[boxes]
+        rows = slice(*self._table.offsets[index : index + 2])
+        return self._table.boxes[rows], self._table.labels[rows]
 
     def read(self, index: int) -> np.ndarray:
         """The image itself.

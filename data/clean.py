@@ -157,9 +157,12 @@ def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
     import torch  # slow to import, and the step's help does not need it
     from torchvision.ops import nms
 
-    # Non-maximum suppression by position in the list; classes and the regions to ignore apart.
-    by_class = torch.from_numpy(boxes + 2.0 * labels[:, None])
-    return nms(by_class, -torch.arange(len(labels), dtype=torch.float64), iou).sort().values.numpy()
+    kept = [np.zeros(0, np.int64)]
+    for label in set(labels.tolist()):  # a region to ignore is a class of its own
+        rows = np.flatnonzero(labels == label)
+        order = -torch.arange(len(rows), dtype=torch.float64)  # suppression by position in the list
+        kept.append(rows[nms(torch.from_numpy(boxes[rows]), order, iou).numpy()])
+    return np.sort(np.concatenate(kept))
 
 
 def _faces_outside(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -97,15 +97,12 @@ class Number:
         return value
 
 
-number = Number  # the former name
-
 count = Number(int, 1)
 natural = Number(int, 0)
 pixels = Number(int, 1, 2**16, metavar="PIXELS")
 share = Number(float, 0, 1, metavar="SHARE")
 score = Number(float, 0, 1, metavar="SCORE")
 overlap = Number(float, 0, 1, metavar="IOU")
-seconds = Number(float, 0, 3600, above=True, metavar="SECONDS")
 positive = Number(float, 0, above=True, metavar="X")
 at_least_zero = Number(float, 0, metavar="X")
 

@@ -39,6 +39,7 @@ BOXES = {
     "validation": "v5/validation-annotations-bbox.csv",
     "test": "v5/test-annotations-bbox.csv",
 }
+CLASS_DESCRIPTIONS = "v7/oidv7-class-descriptions-boxable.csv"
 IMAGE_LABELS = "v5/{split}-annotations-human-imagelabels-boxable.csv"
 MIAP = "open_images_extended_miap/open_images_extended_miap_boxes_{split}.csv"
 
@@ -115,7 +116,7 @@ def download(args: argparse.Namespace) -> int:
     if args.split is None or args.save_folder is None:
         raise UsageError("expected --split and --save_folder, or --weights")
     folder = args.save_folder / args.split
-    names = {"boxes.csv": BOXES[args.split]}
+    names = {"class-descriptions.csv": CLASS_DESCRIPTIONS, "boxes.csv": BOXES[args.split]}
     if args.image_labels:
         names["image-labels.csv"] = IMAGE_LABELS.format(split=args.split)
     if args.miap:
@@ -125,7 +126,7 @@ def download(args: argparse.Namespace) -> int:
             base = (args.base_url or ANNOTATIONS_URL).rstrip("/")
             if not _download({name: f"{base}/{url}" for name, url in names.items()}, folder, 2):
                 return BAD_DATA
-            ids = _boxed_ids(folder / "boxes.csv", args.classes)
+            ids = _boxed_ids(folder, args.classes)
         else:
             ids = (Path(annotation.path).stem for annotation in iter_annotations(args.list))
         urls = image_urls(islice(dict.fromkeys(ids), args.limit), args.base_url or IMAGES_URL, args.split)
@@ -163,10 +164,10 @@ def download_weights(folder: Path, base_url: str) -> None:
             print(f"{path}: {'downloaded' if is_new else 'there already'}, SHA-256 as published")
 
 
-def _boxed_ids(path: Path, classes: Iterable[str]) -> Iterable[str]:
+def _boxed_ids(folder: Path, classes: Iterable[str]) -> Iterable[str]:
     from data.open_images import image_ids, label_of_ids  # takes a while to import
 
-    return image_ids(path, label_of_ids(classes))
+    return image_ids(folder / "boxes.csv", label_of_ids(classes, folder / "class-descriptions.csv"))
 
 
 def image_urls(ids: Iterable[str], base_url: str, split: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ import polars as pl
 from data.annotations import check_labelled_classes, format_table, labelled_classes, write_labelled_classes
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows, printable, warn
-from utils.files import atomic_path
+from utils.files import atomic_path, read_text
 
 #: Label ids by the display names of a class. A box carries the most specific name only: a boxed Man is not a
 #: Person as well. The first of a class is the name of all of it.
@@ -58,6 +58,8 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--output --out", text, Path, required=True, metavar="FILE")
     classes = list(LABEL_IDS)
     option(parser, "--classes", "classes to take", default=classes, nargs="+", choices=classes)
+    text = "label ids by display name (default: class-descriptions.csv beside the first CSV, if it is there)"
+    option(parser, "--class_descriptions", text, Path, metavar="CSV")
     text = "take the persons from these MIAP files, which box all of them, and only the images in them"
     option(parser, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
     for name, what in (
@@ -85,6 +87,7 @@ def openimages(args: argparse.Namespace) -> int:
       python3 prep_data.py openimages train-annotations-bbox.csv --output data/oi/train/wider_train_gt.txt
     """
     counts: Counter[str] = Counter()
+    beside = args.csv[0].parent / "class-descriptions.csv"
     lists = convert(
         args.csv,
         args.output,
@@ -95,6 +98,7 @@ def openimages(args: argparse.Namespace) -> int:
         miap=args.miap,
         images=args.images,
         image_labels=args.image_labels,
+        descriptions=args.class_descriptions or (beside if beside.exists() else None),
     )
     print_rows(counts.items())
     for path, images in lists.items():
@@ -115,6 +119,7 @@ def convert(
     miap: Sequence[Path] = (),
     images: Path | None = None,
     image_labels: Iterable[Path] = (),
+    descriptions: Path | None = None,
 ) -> dict[Path, int]:
     """Writes the annotation list of box CSVs: every box of the chosen classes, images in CSV order.
 
@@ -122,7 +127,8 @@ def convert(
         paths: box CSVs; boxes of an image that several name are joined.
         output: list to write, with ``dataset.json`` beside it.
         counts: what was found and left out is counted here.
-        classes, marked, one_class, miap, images, image_labels: as the options of the step explain them.
+        classes, marked, one_class, miap, images, image_labels, descriptions: as the options of the step
+            explain.
 
     Returns:
         Images by written list.
@@ -133,7 +139,8 @@ def convert(
     wanted = [name for name in LABEL_IDS if name in set(classes)]
     if one_class != "split":
         check_labelled_classes(output, wanted, images)
-    boxes, refused = _read(paths, miap, label_of_ids(wanted), marked, counts)
+    labels = label_of_ids(wanted, descriptions)
+    boxes, refused = _read(paths, miap, labels, marked, counts)
     if boxes.is_empty():
         found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
         raise DataError(f"{paths[0]}: {found}")
@@ -147,7 +154,7 @@ def convert(
         found = found.filter(has_file)
     parts = {"": found["image"]}
     if one_class != "keep" and len(wanted) > 1:
-        parts = _by_labelled_classes(found, [read_rows(path, label_of_ids()) for path in image_labels])
+        parts = _by_labelled_classes(found, [read_rows(path, labels) for path in image_labels])
         parts = parts if one_class == "split" else {"": parts["both"]}
     lists = {}
     for name, ids in parts.items():
@@ -238,9 +245,32 @@ def _write(path: Path, boxes: pl.DataFrame) -> None:
             file.write(format_table(part, first_rows.to_numpy(), part["image"].gather(first_rows) + ".jpg"))
 
 
-def label_of_ids(classes: Iterable[str] = tuple(LABEL_IDS)) -> dict[str, int]:
-    """Class label by the label ids of these classes."""
-    return {mid: CLASS_LABELS[name] for name in classes for mid in LABEL_IDS[name].values()}
+def label_of_ids(
+    classes: Iterable[str] = tuple(LABEL_IDS), descriptions: Path | None = None
+) -> dict[str, int]:
+    """Class label by the label ids of these classes.
+
+    Args:
+        classes: names of this project's classes.
+        descriptions: the class description CSV, by which display names are looked up; None takes `LABEL_IDS`.
+
+    Raises:
+        DataError: not such a CSV, or one without a display name of the classes.
+    """
+    ids = {name: mid for names in LABEL_IDS.values() for name, mid in names.items()}
+    if descriptions is not None:
+        lines = csv.reader(read_text(descriptions, "a class description CSV").splitlines())
+        ids = {row[1]: row[0] for row in lines if len(row) == 2}
+    labels = {}
+    for name in classes:
+        for shown in LABEL_IDS[name]:
+            if shown not in ids:
+                raise DataError(
+                    f"{descriptions}: the class {shown!r} is not in it; expected lines 'id,display name', "
+                    f"as oidv7-class-descriptions-boxable.csv has them"
+                )
+            labels[ids[shown]] = CLASS_LABELS[name]
+    return labels
 
 
 def image_ids(path: Path, labels: Mapping[str, int] | None = None) -> pl.Series:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data import open_images
 from data.annotations import labelled_classes, read_annotations
-from data.open_images import MARKED, convert, image_ids
+from data.open_images import MARKED, convert, image_ids, label_of_ids
 from prep_data import main
 from utils.cli import DataError
 
@@ -322,3 +322,12 @@ def test_published_list(reference, tmp_path):
     assert len(repeated) == 10
     assert len(set(repeated)) == 5
     assert set(found) == {a.path for a in read_annotations(published)}
+
+
+def test_label_ids_come_from_the_class_descriptions(tmp_path):
+    assert label_of_ids(["face"]) == {"/m/0dzct": 1}
+    path = tmp_path / "class-descriptions.csv"
+    path.write_text('LabelName,DisplayName\n/m/1,"Bee, wild"\n/m/7,Human face\n')
+    assert label_of_ids(["face"], path) == {"/m/7": 1}
+    with pytest.raises(DataError, match=r"descriptions\.csv: the class 'Person' is not in it; expected"):
+        label_of_ids(["face", "person"], path)

@@ -271,7 +271,10 @@ def test_a_batch_that_is_too_large_for_the_memory_goes_through_one_by_one(networ
     found = list(detect_images(detector, range(4), images.__getitem__, 4, note))
     assert [item for item, _, _ in found] == [0, 1, 3]
     assert len(faults) == 1 and "images of 110x150 pixels, 1 at once" in faults[0]
-    assert sizes == [3, 1, 1, 1, 1]
+    assert sizes == [1, 1, 1, 1, 1]  # the large one comes first
+    sizes.clear()
+    assert len(list(detect_images(detector, range(2), images.__getitem__, 4, note))) == 2
+    assert sizes == [2, 1, 1] and len(faults) == 1
 
 
 def test_a_detector_leaves_the_process_as_it_is(network, monkeypatch):

@@ -86,7 +86,7 @@ class WiderFaceDetection(Dataset):
         kept = (corners[:, 2:] > corners[:, :2]).all(1)
         owner = np.repeat(np.arange(len(counts)), counts)[kept]
         self.dropped = int((~kept).sum())
-        self._boxes_norm, self._labels = corners[kept], np.concatenate(labels)[kept]
+        self.boxes_norm, self.labels = corners[kept], np.concatenate(labels)[kept]
         self._first_box = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(counts)))])
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class WiderFaceDetection(Dataset):
     def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image, regions too."""
         boxes = slice(self._first_box[index], self._first_box[index + 1])
-        return self._boxes_norm[boxes], self._labels[boxes]
+        return self.boxes_norm[boxes], self.labels[boxes]
 
     def read(self, index: int) -> np.ndarray:
         """The image itself.

@@ -156,8 +156,11 @@ def dumps(runs, downloads, lists, tmp_path_factory) -> Path:
         (*TORCHRUN, *dump, final(runs[2]), *open_images, "--save_folder", folder / "open_images_two"),
         ("convert_to_onnx.py", "-m", final(runs[1]), "--image_size", HEIGHT, WIDTH, "--out", onnx),
     )
-    found = "--save_folder", folder / "detect", "--save_json", folder / "detect.json", "--save_txt"
-    together(("detect.py", wider, "-m", onnx, "--cpu", *found))
+    found = "--save_folder", folder / "detect", "--save_json", folder / "detect.json"
+    together(
+        ("detect.py", wider, "-m", onnx, "--cpu", "--confidence_threshold", 0.02, *found),
+        (*dump, onnx, "--dataset_folder", wider, "--save_folder", folder / "onnx"),
+    )
     return folder
 
 
@@ -260,7 +263,7 @@ def test_evaluators_read_the_dumps(sources, downloads, lists, dumps):
     heights = np.concatenate([a.boxes_xywh_norm[:, 3] for a in sources.wider["val"]]) * HEIGHT
     counts = [int((heights >= least).sum()) for least in (25, 15, 0)]
     assert [subset["faces"] for subset in numbers["subsets"].values()] == counts
-    found = read_dump(dumps / "wider")
+    found = read_dump(dumps / "onnx")
     assert numbers["images"] == len(found) == len(sources.wider["val"])
     assert numbers["detections"] == sum((image.labels == FACE).sum() for image in found.values())
     assert all(0.5 < subset["ap"] <= 1 for subset in numbers["subsets"].values())
@@ -297,9 +300,9 @@ def assert_agree(
 
 
 def test_onnx_file_finds_what_the_checkpoint_finds(dumps):
-    assert_agree(dumps / "wider", dumps / "detect" / "labels", 1, *LIMITS["fp32"])
+    assert_agree(dumps / "wider", dumps / "onnx", 1, *LIMITS["fp32"])
     content = json.loads((dumps / "detect.json").read_text())
-    found = read_dump(dumps / "wider")
+    found = read_dump(dumps / "onnx")
     assert len(content["images"]) == len(found)
     assert len(content["annotations"]) == sum(map(len, found.values()))
     assert len(list((dumps / "detect").rglob("*.jpg"))) == len(found)

@@ -263,7 +263,7 @@ def test_evaluators_read_the_dumps(sources, downloads, lists, dumps):
     heights = np.concatenate([a.boxes_xywh_norm[:, 3] for a in sources.wider["val"]]) * HEIGHT
     counts = [int((heights >= least).sum()) for least in (25, 15, 0)]
     assert [subset["faces"] for subset in numbers["subsets"].values()] == counts
-    found = read_dump(dumps / "onnx")
+    found = read_dump(dumps / "wider")
     assert numbers["images"] == len(found) == len(sources.wider["val"])
     assert numbers["detections"] == sum((image.labels == FACE).sum() for image in found.values())
     assert all(0.5 < subset["ap"] <= 1 for subset in numbers["subsets"].values())

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.arguments import DEFAULT_WEIGHTS, add_detection_arguments, add_network_arguments, build_detector
+from models.arguments import (
+    DEFAULT_WEIGHTS,
+    add_detection_arguments,
+    add_network_arguments,
+    add_scales_argument,
+    build_detector,
+)
 from models.checkpoint import load_network
 from models.detector import Detector
 from models.onnx_export import export
@@ -43,6 +49,7 @@ def detector(*arguments: object) -> Detector:
     parser = parser_of("")
     add_network_arguments(parser)
     add_detection_arguments(parser)
+    add_scales_argument(parser, "1")
     return build_detector(parser.parse_args([*map(str, arguments), "--cpu"]))
 
 

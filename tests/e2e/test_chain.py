@@ -156,8 +156,11 @@ def dumps(runs, downloads, lists, tmp_path_factory) -> Path:
         (*TORCHRUN, *dump, final(runs[2]), *open_images, "--save_folder", folder / "open_images_two"),
         ("convert_to_onnx.py", "-m", final(runs[1]), "--image_size", HEIGHT, WIDTH, "--out", onnx),
     )
-    found = "--save_folder", folder / "detect", "--save_json", folder / "detect.json", "--save_txt"
-    together(("detect.py", wider, "-m", onnx, "--cpu", *found))
+    found = "--save_folder", folder / "detect", "--save_json", folder / "detect.json"
+    together(
+        ("detect.py", wider, "-m", onnx, "--cpu", "--confidence_threshold", 0.02, *found),
+        (*dump, onnx, "--dataset_folder", wider, "--save_folder", folder / "onnx"),
+    )
     return folder
 
 
@@ -297,9 +300,9 @@ def assert_agree(
 
 
 def test_onnx_file_finds_what_the_checkpoint_finds(dumps):
-    assert_agree(dumps / "wider", dumps / "detect" / "labels", 1, *LIMITS["fp32"])
+    assert_agree(dumps / "wider", dumps / "onnx", 1, *LIMITS["fp32"])
     content = json.loads((dumps / "detect.json").read_text())
-    found = read_dump(dumps / "wider")
+    found = read_dump(dumps / "onnx")
     assert len(content["images"]) == len(found)
     assert len(content["annotations"]) == sum(map(len, found.values()))
     assert len(list((dumps / "detect").rglob("*.jpg"))) == len(found)

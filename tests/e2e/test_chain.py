@@ -145,7 +145,7 @@ def dumps(runs, downloads, lists, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dumps")
     wider = downloads / "wider" / "WIDER_val" / "images"
     open_images = [
-        *("--dataset", "openimages", "--dataset_folder", lists / "parts" / "val" / "images"),
+        *("--dataset", "openimages"),
         *("--dataset_list", lists / "parts" / "val" / "wider_val_gt.txt"),
     ]
     dump = "test_widerface_personface.py", "--cpu", "-m"

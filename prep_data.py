@@ -42,7 +42,7 @@ STEPS: dict[str, tuple[str, str]] = {
     "stats": ("data.lists", "counts images and boxes of a list"),
     "draw": ("data.lists", "a contact sheet of images of a list with their boxes"),
     "export": ("data.convert", "lists to a YOLO folder with its parts, a list to COCO JSON"),
-    "import": ("data.convert", "exports of other tools (YOLO, COCO, Pascal VOC) to lists, all parts at once"),
+    "import": ("data.convert", "sets of other tools (YOLO, COCO, Pascal VOC, CrowdHuman) to lists"),
 }
 
 

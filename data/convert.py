@@ -12,7 +12,9 @@ from pathlib import Path
 from data.annotations import check_labelled_classes, image_folder, write_list
 from data.coco import read_coco, write_coco
 from data.config import CLASS_LABELS
+from data.crowdhuman import BOXES, read_crowdhuman
 from data.foreign import (
+    LABELS,
     NONE,
     PARTS,
     SPLITS,
@@ -80,11 +82,16 @@ def part_names(lists: list[Path]) -> dict[str, Path]:
 
 
 def import_arguments(parser: argparse.ArgumentParser) -> None:
-    source = "data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML"
+    source = (
+        "data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML, "
+        "CrowdHuman's .odgt"
+    )
     option(parser, "source", source, Path)
     option(parser, "--format", "what the source is (default: seen from it)", choices=list(_READERS))
     images = "folder of the images (default: where the source has them)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
+    boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
+    option(parser, "--boxes", boxes, choices=list(BOXES))
     categories = (
         "what classes are whose names do not say it, by name, or by number where they have none: "
         "head=face 0=person helmet=none"
@@ -96,17 +103,21 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
 
 def import_(args: argparse.Namespace) -> int:
     """An export of Roboflow, ultralytics, CVAT or another tool to lists: YOLO, COCO or Pascal VOC, all its
-    parts at once. Classes are matched by name; what a name does not say has to be said. The lists know where
-    their images are.
+    parts at once, or CrowdHuman. Classes are matched by name; what a name does not say has to be said. The
+    lists know where their images are.
 
     Example:
       python3 prep_data.py import people.v3i.yolov8/ --output datasets/people
       python3 prep_data.py import instances_val.json --images val2017/ --output coco/val/wider_val_gt.txt
       python3 prep_data.py import labels/ --images photos/ --category 0=person --output datasets/mine
+      python3 prep_data.py import annotation_val.odgt --images Images/ --boxes visible
     """
     source, images_dir = args.source, args.images and image_folder(args.source, args.images)
-    given = parse_categories(args.category, [*CLASS_LABELS, NONE])
-    parts = _READERS[args.format or kind_of(source, images_dir)](source, images_dir)
+    given = parse_categories(args.category, [*LABELS, NONE])
+    kind = args.format or kind_of(source, images_dir)
+    if args.boxes and kind != "crowdhuman":
+        raise UsageError(f"--boxes {args.boxes}: goes with CrowdHuman's .odgt; {source} is {kind}")
+    parts = _READERS[kind](source, images_dir, **({"boxes": args.boxes} if args.boxes else {}))
     parts = [part for part in parts if part.images]
     if not parts:
         raise DataError(f"{source}: names no image")
@@ -132,7 +143,7 @@ def import_(args: argparse.Namespace) -> int:
 
 
 def kind_of(source: Path, images_dir: Path | None) -> str:
-    """yolo, coco or voc, by what is in ``source``.
+    """A name in `_READERS`, by what is in ``source``.
 
     Raises:
         DataError: nothing of them.
@@ -141,6 +152,8 @@ def kind_of(source: Path, images_dir: Path | None) -> str:
     suffix = source.suffix.lower()
     if source.is_file() and suffix in (".json", *YAML_SUFFIXES):
         return "coco" if suffix == ".json" else "yolo"
+    if source.is_file() and suffix == ".odgt":
+        return "crowdhuman"
     if source.is_file() and suffix == ".zip":
         raise DataError(
             f"{source}: an archive; unpack it: python3 prep_data.py unpack {source} --save_folder NAME"
@@ -150,7 +163,7 @@ def kind_of(source: Path, images_dir: Path | None) -> str:
         raise DataError(f"{source}: an annotation list already; check, merge and the others take it as it is")
     if not source.is_dir():
         what = "not an export" if source.exists() else "no such file or folder"
-        raise DataError(f"{source}: {what}; expected data.yaml, COCO JSON, or the folder of an export")
+        raise DataError(f"{source}: {what}; expected data.yaml, COCO JSON, .odgt, or the folder of an export")
     places = [source, *(place for _, place in split_folders(source))]
     has_labels = any((place / "labels").is_dir() for place in places)
     yolo = has_labels or any(path.suffix.lower() in YAML_SUFFIXES for path in source.iterdir())
@@ -182,6 +195,10 @@ def coco_files(folder: Path) -> list[Path]:
     return named or [path for path in sorted(folder.glob("*.json")) if path.name != "dataset.json"]
 
 
+def _read_crowdhuman_set(source: Path, images_dir: Path | None, boxes: str = "full") -> list[Part]:
+    return [read_crowdhuman(source, images_dir, boxes)]
+
+
 def _read_coco_set(source: Path, images_dir: Path | None) -> list[Part]:
     if source.is_file():
         return [read_coco(source, images_dir)]
@@ -208,7 +225,12 @@ def _read_yolo_set(source: Path, images_dir: Path | None) -> list[Part]:
     return sorted(read_yolo(source, images_dir), key=lambda part: PARTS.index(part.name))
 
 
-_READERS = {"yolo": _read_yolo_set, "coco": _read_coco_set, "voc": _read_voc_set}
+_READERS = {
+    "yolo": _read_yolo_set,
+    "coco": _read_coco_set,
+    "voc": _read_voc_set,
+    "crowdhuman": _read_crowdhuman_set,
+}
 
 
 def default_output(source: Path) -> Path:

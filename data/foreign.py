@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.annotations import ImageAnnotation
-from data.config import CLASS_LABELS
+from data.config import CLASS_LABELS, label_name
 from utils.cli import DataError, UsageError, warn
 
 #: Names of the parts of a set, and what other tools call them.
@@ -30,7 +30,10 @@ _PERSONS = (
     *("person", "persons", "people", "pedestrian", "pedestrians", "human", "humans"),
     *("man", "men", "woman", "women", "boy", "boys", "girl", "girls", "child", "children"),
 )
-_KNOWN = dict.fromkeys(_FACES, "face") | dict.fromkeys(_PERSONS, "person")
+#: Labels by name of the classes and of their ignore regions.
+LABELS = CLASS_LABELS | {label_name(-label): -label for label in CLASS_LABELS.values()}
+
+_KNOWN = dict.fromkeys(_FACES, "face") | dict.fromkeys(_PERSONS, "person") | {name: name for name in LABELS}
 
 #: Words of names that may mean a face or a person, or a part of one: somebody has to say.
 _FACE_WORDS = {"face", "faces", "head", "heads", "facial", "mask"}
@@ -67,11 +70,12 @@ class Part:
         return Counter(self.names[index] for image in self.images for index in image.classes)
 
     def annotations(self, classes: dict[str, str]) -> Iterator[ImageAnnotation]:
-        """The images with the boxes that ``classes`` (face, person or none by name) gives a class here."""
-        labels = np.array([CLASS_LABELS.get(classes[name], 0) for name in self.names], np.int64)
+        """The images with the boxes and regions that ``classes`` (by name: one of `LABELS`, or none) gives a
+        label."""
+        labels = np.array([LABELS.get(classes[name], 0) for name in self.names], np.int64)
         for path, indices, boxes in self.images:
             own = labels[np.asarray(indices, np.int64)]
-            yield ImageAnnotation(path, own[own > 0], boxes[own > 0])
+            yield ImageAnnotation(path, own[own != 0], boxes[own != 0])
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
@@ -130,7 +134,7 @@ def parse_categories(texts: Iterable[str], classes: Iterable[str]) -> dict[str, 
 
 
 def match_classes(source: Path, parts: list[Part], given: dict[str, str]) -> dict[str, str]:
-    """face, person or none by name of the parts, by what a name says; numbers are never guessed.
+    """One of `LABELS` or none by name of the parts, by what a name says; numbers are never guessed.
 
     Args:
         source: of the parts, for errors.

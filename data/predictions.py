@@ -177,6 +177,7 @@ class BoxTable:
         counted: by subset of WIDER FACE, bool[N]: truths to be found there; the others are ignored.
         verified: by label, bool[I]: images of which it is known whether they show the class; a label that
             is not in it is known everywhere.
+        regions: ignore regions of the same images, with negative labels; None: there are none.
     """
 
     images: list[str]
@@ -187,6 +188,7 @@ class BoxTable:
     group_of: np.ndarray | None = None
     counted: dict[str, np.ndarray] = field(default_factory=dict)
     verified: dict[int, np.ndarray] = field(default_factory=dict)
+    regions: BoxTable | None = None
 
     @classmethod
     def from_images(
@@ -210,13 +212,14 @@ class BoxTable:
 
     @classmethod
     def from_annotations(cls, annotations: Sequence[ImageAnnotation]) -> BoxTable:
-        """Normalised boxes of an annotation list, without ignore regions."""
+        """Normalised boxes of an annotation list, its ignore regions apart."""
         table = cls.from_images(
             [image_key(annotation.path) for annotation in annotations],
             [xywh_to_xyxy(annotation.boxes_xywh_norm) for annotation in annotations],
             [annotation.labels for annotation in annotations],
         )
-        return table.select(table.labels > 0)
+        is_box = table.labels > 0
+        return table if is_box.all() else replace(table.select(is_box), regions=table.select(~is_box))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -251,6 +254,7 @@ class BoxTable:
             images=[self.images[i] for i in images],
             offsets=offsets_of(map(len, rows)),
             verified={label: known[images] for label, known in self.verified.items()},
+            regions=self.regions and self.regions.take(images),
         )
 
     def _rows(self, rows: np.ndarray, **changes: object) -> BoxTable:

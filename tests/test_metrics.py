@@ -74,6 +74,17 @@ def test_miss_rate():
     assert miss_rates(nothing)[2] == 1.0
 
 
+def test_ignore_regions_are_neither_misses_nor_background():
+    body, region = [0, 0, 0.1, 0.1], [0.5, 0.5, 0.4, 0.4]
+    truths = BoxTable.from_annotations([ImageAnnotation("a.jpg", [2, -2], [body, region])])
+    found = table_of([([region, [0.6, 0.6, 0.1, 0.1], body], [0.9, 0.8, 0.7], [2, 2, 2])])
+    scores = score(found, truths)
+    false, missed, _ = miss_rates(scores["person"])
+    assert false.tolist() == [0] and missed.tolist() == [0]
+    assert confusion(found, truths, scores, 0.5)["background"]["person"] == 0
+    assert scores["person"].numbers()["coco_ap"] == 1
+
+
 def test_what_is_taken_for_what():
     face, body, crowd = [0, 0, 0.1, 0.1], [0.3, 0.3, 0.2, 0.4], [0.6, 0, 0.3, 0.3]
     truths = BoxTable.from_annotations(

@@ -196,6 +196,25 @@ def test_rule_by_hand(truths, group_of, boxes, outcome, kernel, monkeypatch):
     assert score(found, known)["face"].outcome.tolist() == outcome
 
 
+@pytest.mark.parametrize("kernel", [widerface_evaluate.matching.kernel, None])
+def test_ignore_regions_by_hand(kernel, monkeypatch):
+    monkeypatch.setattr(widerface_evaluate.matching, "kernel", kernel)
+    image = ImageAnnotation("a.jpg", [1, -1, -2], [[0, 0, 4, 4], [0, 0, 10, 10], [20, 0, 10, 10]])
+    known = BoxTable.from_annotations([ImageAnnotation("0.jpg"), image])
+    # A hit in a region, a second one there, one mostly in it, one in it by half, and one in that of persons.
+    boxes = [[0, 0, 4, 4], [0, 0, 4, 4], [7, 0, 5, 5], [8, 0, 4, 4], [22, 0, 4, 4]]
+    rows = [(boxes, np.linspace(0.9, 0.5, 5), [1] * 5)]
+    found = table_of([([[0, 0, 4, 4]], [0.4], [1]), *rows])
+    expected = [0, 1, -1, -1, 0, 0]
+    one = score(found, known)["face"]
+    assert one.outcome.tolist() == expected and one.columns["boxes"] == 1
+    assert matching.match_coco(one.detections, one.truths)[0].tolist() == expected
+    # The regions stay with their image: the first image has none.
+    alone = score(table_of(rows), known.take([1]))["face"]
+    assert alone.outcome.tolist() == expected[1:]
+    assert score(found.take([1, 0]), known.take([1, 0]))["face"].outcome.tolist() == [*expected[1:], 0]
+
+
 def test_a_missed_group_is_one_miss():
     known = BoxTable.from_annotations([ImageAnnotation("a.jpg", [1, 1], [[0, 0, 1, 1], [5, 5, 1, 1]])])
     known.group_of = np.array([False, True])

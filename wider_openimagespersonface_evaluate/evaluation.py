@@ -7,7 +7,8 @@
 
 Predictions are the text files of test_widerface_personface.py --dataset openimages, coordinates normalised.
 The ground truth is an annotation list, or a box CSV of Open Images, whose group-of boxes are scored by the
-official rule; with --image_labels, detections of a class that nobody verified on an image are ignored.
+official rule; with --image_labels, detections of a class that nobody verified on an image are ignored. In the
+ignore regions of a list (negative labels) detections that are no hit are ignored.
 
 Columns: AP all points, overlap above --iou (the official metric at 0.5) and above 0.3; COCO AP at 0.5 and
 its mean over 0.5 to 0.95; precision and recall at the score of best F1. --protocol legacy gives the numbers

@@ -1,7 +1,8 @@
 """Matching rules of Open Images and of COCO.
 
 Both return int8[T, N], the outcome of each detection at each threshold: 1 hit, 0 false positive, -1 ignored.
-Detections and truths are of one class and of the same images, the detections of an image best first.
+Detections and truths are of one class and of the same images, the detections of an image best first. One that
+is no hit and lies in an ignore region is ignored by both.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from data.config import CLASS_NAMES
 from data.predictions import BoxTable
 from utils.box_utils import ious
 from widerface_evaluate.matching import INSIDE, best_overlaps, firsts, insides
@@ -41,7 +43,20 @@ def match_open_images(detections: BoxTable, truths: BoxTable, thresholds: np.nda
         rest = np.flatnonzero((result == 0) & (inside > threshold))
         result[rest] = -1
         result[firsts(rest, best_group, len(group))] = 1
-    return outcome
+    return _ignoring_regions(outcome, detections, truths)
+
+
+def in_regions(detections: BoxTable, truths: BoxTable) -> np.ndarray:
+    """bool[N]: detections of which more than half lies in one ignore region of their class."""
+    found = np.zeros(len(detections), bool)
+    for label in CLASS_NAMES if truths.regions is not None else ():
+        _, inside = best_overlaps(detections, truths.regions.of_class(-label), kind=INSIDE)
+        found |= (detections.labels == label) & (inside > 0.5)
+    return found
+
+
+def _ignoring_regions(outcome: np.ndarray, detections: BoxTable, truths: BoxTable) -> np.ndarray:
+    return np.where((outcome == 0) & in_regions(detections, truths), np.int8(-1), outcome)
 
 
 def groups(truths: BoxTable) -> np.ndarray:
@@ -70,10 +85,11 @@ def match_coco(
     crowd = groups(truths)
     ignored = crowd if ignored is None else crowd | ignored
     match = kernel.match_coco if kernel else match_coco_numpy
-    return match(
+    outcome = match(
         *(detections.boxes, detections.offsets, truths.boxes, truths.offsets),
         *(crowd.astype(np.uint8), ignored.astype(np.uint8), thresholds, most),
     )
+    return _ignoring_regions(outcome, detections, truths)
 
 
 def match_coco_numpy(

@@ -14,7 +14,7 @@ from utils.cli import DataError, warn
 from utils.evaluation.average_precision import Curve, full_curve, score_order
 from utils.image_names import image_of
 from utils.images import read_sizes
-from wider_openimagespersonface_evaluate.matching import COCO_THRESHOLDS, groups, match_coco
+from wider_openimagespersonface_evaluate.matching import COCO_THRESHOLDS, groups, in_regions, match_coco
 from widerface_evaluate.command import Score
 from widerface_evaluate.matching import INSIDE, best_overlaps, firsts
 
@@ -98,7 +98,7 @@ def over_scores(curve: Curve) -> list[dict[str, float]]:
 def miss_rates(one: Score) -> tuple[np.ndarray, np.ndarray, float]:
     """The curve of misses over false positives, as for pedestrians, and its log-average.
 
-    Overlap of a hit is 0.5; truths that enclose a group are regions to be ignored.
+    Overlap of a hit is 0.5; truths that enclose a group are ignored, as are ignore regions.
 
     Returns:
         float64[K] false positives an image, ascending, float64[K] share of truths missed, and the geometric
@@ -132,7 +132,8 @@ def confusion(
     """How many objects of each class are taken for each class, both with ``background``.
 
     Detections are those that reach the score of best F1 of their class. Each, best first, takes the truth of
-    any class that it overlaps most and above ``iou``; inside a group of their class others are ignored.
+    any class that it overlaps most and above ``iou``; others are ignored inside a group or an ignore region of
+    their class.
 
     Returns:
         Counts by true class and by found class.
@@ -155,6 +156,7 @@ def confusion(
         group = truths.select(group_of & (truths.labels == label))
         _, inside = best_overlaps(detections, group, kind=INSIDE)
         false &= (detections.labels != label) | (inside <= iou)
+    false &= ~in_regions(detections, truths)
     counts = np.zeros((max(CLASS_NAMES) + 1, max(CLASS_NAMES) + 1), np.int64)
     np.add.at(counts, (single.labels[best[hits]], detections.labels[hits]), 1)
     np.add.at(counts, (0, detections.labels[false]), 1)

@@ -1,7 +1,7 @@
 """CrowdHuman's annotations: a file ``.odgt``, one JSON object a line and image.
 
     {"ID": "273271,1a0d6000b9e1f5b7", "gtboxes": [
-        {"tag": "person", "fbox": [x, y, w, h], "vbox": [...], "hbox": [...], "head_attr": {...}, "extra": {}},
+        {"tag": "person", "fbox": [x, y, w, h], "vbox": [...], "hbox": [...], "extra": {}},
         {"tag": "mask", "fbox": [x, y, w, h], "extra": {"ignore": 1}}]}
 
 Boxes are in pixels: ``fbox`` of the whole person, also where it is hidden or out of the image, ``vbox`` of

@@ -2,15 +2,19 @@
 
 Without further arguments this is the published training: SGD, 250 epochs, batches of 24 at 640x640. A run
 writes to --save_folder: last.pth (everything that --resume needs), best.pth, numbered files to use or to
-start from, results.csv, TensorBoard curves and run.json with its arguments and versions.
+start from, results.csv and results.png, TensorBoard curves and run.json with its arguments and versions.
 
 Examples:
+  # a better network for your own photos, from the one that is shipped
+  python3 train_changeclass.py --preset finetune --training_dataset datasets/mine/train/wider_train_gt.txt \\
+      --val_dataset datasets/mine/val/wider_val_gt.txt --save_folder runs/mine
+
   # as published, on a list with its images in images/ beside it
   python3 train_changeclass.py --training_dataset data/wider_OIpersonface1103/train/wider_train_gt.txt
 
   # go on from a published checkpoint, at the rate that epoch 150 has
   CUDA_VISIBLE_DEVICES=0 python3 train_changeclass.py --network mobile0.25 \\
-      --resume_net weights/mobilenet0.25_2cls6anchors_130324_epoch_150.pth --resume_epoch 150
+      --weights weights/mobilenet0.25_2cls6anchors_130324_epoch_150.pth --resume_epoch 150
 
   # faces here, persons there: start from the one-class parent, keep its faces, learn persons from labels
   # and from a two-class teacher
@@ -45,17 +49,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, ModelConfig, label_name
+from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, label_name
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
-from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
-from models.checkpoint import init_from_face, load_backbone, load_network, load_strictly, read_checkpoint
+from models.checkpoint import (
+    init_from_face,
+    load_backbone,
+    load_network,
+    load_strictly,
+    read_checkpoint,
+    weights_path,
+)
 from models.engine import Recipe, make_optimizer, make_schedule, validate, weight_average
 from models.retinaface import RetinaFace
-from models.teachers import Teachers
-from models.training_run import RunLog, TrainingRun, describe_run
+from models.teachers import load_teachers
+from models.training_run import RunLog, TrainingRun, describe_run, misfits
 from utils.cli import (
     DataError,
     Number,
@@ -71,6 +81,7 @@ from utils.cli import (
     positive,
     run,
     share,
+    warn,
 )
 from utils.draw import draw_boxes
 from utils.files import locked, write_text
@@ -80,7 +91,25 @@ from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 #: Arguments that may differ between a run and its continuation.
 FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images"}
-FREE_ON_RESUME |= {"val_dataset", "val_every", "debug_images"}
+FREE_ON_RESUME |= {"val_dataset", "val_every", "patience", "debug_images"}
+
+#: Values of arguments by --preset; an argument that is given counts more.
+PRESETS = {
+    "finetune": {
+        "epochs": 20,
+        "batch_size": 16,
+        "image_size": 512,
+        "loc_loss": "giou",
+        "freeze_bn": True,
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "shared_lr_factor": 0.5,
+        "schedule": "cosine",
+        "warmup": 50,
+        "clip_grad": 20.0,
+        "ema": 0.998,
+    }
+}
 
 #: What a disk says that takes no more.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -101,6 +130,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_step_arguments(parser.add_argument_group("optimisation"))
     add_output_arguments(parser.add_argument_group("output"))
     args = parser.parse_args(argv)
+    if args.preset:
+        parser.set_defaults(**PRESETS[args.preset])
+        args = parser.parse_args(argv)
+        if not args.init_from_face:
+            args.weights = args.weights or str(weights_path(None))
+        if args.teacher is None:
+            args.teacher = [args.weights or args.init_from_face]
+    args.teacher = args.teacher or []
 
     args.repeat = args.repeat or [1.0] * len(args.training_dataset)
     if len(args.repeat) != len(args.training_dataset):
@@ -109,10 +146,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if len(args.distil) not in (1, len(CLASS_NAMES)):
         parser.error(f"--distil: expected 1 or {len(CLASS_NAMES)} weights, got {len(args.distil)}")
-    if args.scales and args.scales[0] > args.scales[1]:
-        parser.error(f"--scales: expected the smaller factor first, got {args.scales[0]} {args.scales[1]}")
-    if args.resume_net and args.init_from_face:
-        parser.error("--resume_net and --init_from_face are two ways to start; give one")
+    if args.windows and args.windows[0] > args.windows[1]:
+        parser.error(f"--windows: expected the smaller factor first, got {args.windows[0]} {args.windows[1]}")
+    if args.weights and args.init_from_face:
+        parser.error("--weights and --init_from_face are two ways to start; give one")
+    if args.patience and not args.val_dataset:
+        parser.error("--patience: waits for a better validation; give --val_dataset")
     cfg = NETWORKS[args.network]
     args.epochs = args.epochs or cfg.epochs
     args.image_size = args.image_size or cfg.image_size
@@ -134,20 +173,22 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--repeat", repeat, repeats, nargs="+")
     option(group, "--image_size --imgsz", "side of training images (default: the network's)", pixels)
     option(group, "--zoom_out", "show images up to F times smaller, half of the time", enlargement, 1.0)
-    scales = """cut windows that are resized by a factor between these two, instead of crops by the image's
+    windows = """cut windows that are resized by a factor between these two, instead of crops by the image's
         size; what they cut is ignored, not background"""
-    option(group, "--scales", scales, scale, nargs=2, metavar=("MIN", "MAX"))
-    option(group, "--aspect", "with --scales: stretch windows by up to this factor", enlargement, 1.0)
-    option(group, "--min_box", "with --scales: ignore boxes with a side below this", at_least_zero, 0.0)
+    option(group, "--windows", windows, scale, nargs=2, metavar=("MIN", "MAX"))
+    option(group, "--aspect", "with --windows: stretch windows by up to this factor", enlargement, 1.0)
+    option(group, "--min_box", "with --windows: ignore boxes with a side below this", at_least_zero, 0.0)
     option(group, "--num_workers --workers", "processes that read images; 0: none", workers, 4)
 
 
 def add_start_arguments(group: argparse._ArgumentGroup) -> None:
+    preset = """finetune: from the weights that are shipped, which also teach what they know, with values
+        for few photos; an option that is given counts more"""
+    option(group, "--preset", preset, choices=list(PRESETS))
     option(group, "--network", "network to train", default="mobile0.25", choices=list(NETWORKS))
     option(group, "--resume", "go on with the run in --save_folder, exactly where it stopped")
-    option(
-        group, "--resume_net --weights", "start with the weights of a two-class checkpoint", metavar="FILE"
-    )
+    start = "start with the weights of a two-class checkpoint"
+    option(group, "--weights --resume_net", start, metavar="FILE")
     done = "epochs done already; the schedule goes on from there"
     option(group, "--resume_epoch", done, natural, 0, metavar="E")
     parent = "start as the face detector that a one-class checkpoint is"
@@ -167,7 +208,7 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     teachers = (
         "checkpoints whose scores and boxes are kept; the first one that knows a class on a prior counts"
     )
-    option(group, "--teacher", teachers, default=[], nargs="+", metavar="FILE")
+    option(group, "--teacher", teachers, nargs="*", metavar="FILE")
     weights = "weight of the teachers, one for all or one a class (face person)"
     option(group, "--distil", weights, at_least_zero, [1.0], nargs="+", metavar="W")
     trusted = (
@@ -194,7 +235,9 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--clip_grad", "largest norm of the gradient", positive, math.inf, metavar="NORM")
     average = "keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)"
     option(group, "--ema", average, decay, 0.0)
-    option(group, "--freeze_bn", "keep the statistics of batch norm, for small data or batches")
+    frozen = "keep the statistics of batch norm, for small data or batches"
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--freeze_bn", action=switch, default=False, help=frozen)
     option(group, "--sync_bn", "batch norm over the images of all processes, on CUDA")
     option(group, "--amp", "bfloat16 in the network")
     option(group, "--compile", "torch.compile; pays off in long runs on a GPU")
@@ -209,11 +252,14 @@ def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     lists = "annotation lists to validate on, for the classes that they label"
     option(group, "--val_dataset", lists, default=[], nargs="+", metavar="LIST")
     option(group, "--val_every", "epochs between validations", count, 1, metavar="E")
+    patience = "end after so many epochs without a better validation (0: never)"
+    option(group, "--patience", patience, natural, 0, metavar="E")
     option(group, "--debug_images", "write N training images with boxes and matched priors", natural, 0)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    check_start(args)
     with processes(pick_device(args.device, args.cpu)) as device:
         try:
             with locked(args.save_folder) if rank() == 0 else nullcontext():
@@ -248,7 +294,7 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     torch.manual_seed(args.seed)
 
     log = RunLog(folder, active=rank() == 0)
-    transform = TrainTransform(args.image_size, args.zoom_out, args.scales, args.aspect, args.min_box)
+    transform = TrainTransform(args.image_size, args.zoom_out, args.windows, args.aspect, args.min_box)
     dataset = WiderFaceDetection(args.training_dataset, transform, args.images)
     validation = WiderFaceDetection(args.val_dataset) if args.val_dataset else None
     sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
@@ -256,6 +302,9 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     if not steps:
         raise UsageError(f"{world_size()} processes for {len(dataset)} images; expected an image each")
     dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
+    if log.active:
+        for misfit in misfits(dataset, cfg, args.image_size):
+            warn(misfit)
     log.say(f"{len(dataset)} images in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
 
     network, settings, state = RetinaFace(cfg), settings_of(vars(args)), None
@@ -264,12 +313,40 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         check_settings(settings, state.extra.get("settings"), last)
         load_strictly(network, state.state_dict, last)
     else:
-        log.say(load_start(network, args.resume_net, args.init_from_face, args.pretrain))
+        log.say(load_start(network, args.weights, args.init_from_face, args.pretrain))
     if args.sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(device, memory_format=torch.channels_last)
+    recipe = make_recipe(args, network, steps, device)
+    training = TrainingRun(
+        recipe,
+        make_loader(dataset, sampler, args.num_workers, pin_memory=device.type == "cuda"),
+        args.epochs,
+        log,
+        settings,
+        partial(validate, dataset=validation, device=device, evaluate=evaluate) if validation else None,
+        args.val_every,
+        args.patience,
+        epoch=args.resume_epoch,
+    )
+    if state:
+        training.restore(state)
+        done = training.totals.get("steps", 0)
+        log.say(f"{last}: going on in epoch {training.epoch + 1} after step {done}")
+    if log.active:
+        arguments = {key: value if value != math.inf else None for key, value in vars(args).items()}
+        write_text(folder / "run.json", json.dumps(describe_run(argv, arguments), indent=2) + "\n")
+        for i, key in enumerate(islice(chain.from_iterable(sampler), args.debug_images)):
+            write_image(folder / "debug" / f"{i:03d}.jpg", debug_image(dataset[key], recipe.criterion))
+    with StopSignal() as stop, log.open(training.epoch, training.step):
+        return training.train(stop)
+
+
+def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, device: torch.device) -> Recipe:
+    """What a training step needs, for a network on its device and epochs of so many steps."""
+    cfg = network.cfg
     teachers, distillation = load_teachers(args.teacher, args.distil, cfg, device)
-    recipe = Recipe(
+    return Recipe(
         average=weight_average(network, args.ema) if args.ema else None,
         network=wrap(network, args.compile, device),
         optimizer=make_optimizer(
@@ -286,63 +363,32 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         amp=args.amp,
         clip=args.clip_grad,
     )
-    training = TrainingRun(
-        recipe,
-        make_loader(dataset, sampler, args.num_workers, pin_memory=device.type == "cuda"),
-        args.epochs,
-        log,
-        settings,
-        partial(validate, dataset=validation, device=device, evaluate=evaluate) if validation else None,
-        args.val_every,
-        epoch=args.resume_epoch,
+
+
+def check_start(args: argparse.Namespace) -> None:
+    """Says at once, before lists are read, what a new run lacks and where it is."""
+    given = args.resume or args.weights or args.init_from_face or args.pretrain is None
+    if given or args.network == "resnet50" or Path(args.pretrain).exists():
+        return
+    raise UsageError(
+        f"{args.pretrain}: not there, the published training starts from these ImageNet weights; fetch them "
+        f"by prep_data.py download --weights. Else start from a detector (--preset finetune takes the one "
+        f"that is shipped; --weights FILE, --init_from_face FILE), or from nothing (--no-pretrain)"
     )
-    if state:
-        training.restore(state)
-        done = training.totals.get("steps", 0)
-        log.say(f"{last}: going on in epoch {training.epoch + 1} after step {done}")
-    if log.active:
-        arguments = {key: value if value != math.inf else None for key, value in vars(args).items()}
-        write_text(folder / "run.json", json.dumps(describe_run(argv, arguments), indent=2) + "\n")
-        for i, key in enumerate(islice(chain.from_iterable(sampler), args.debug_images)):
-            write_image(folder / "debug" / f"{i:03d}.jpg", debug_image(dataset[key], recipe.criterion))
-    with StopSignal() as stop, log.open(training.epoch, training.step):
-        return training.train(stop)
 
 
 def load_start(
-    network: RetinaFace, resume_net: str | None, init_from: str | None, pretrain: str | None
+    network: RetinaFace, weights: str | None, init_from: str | None, pretrain: str | None
 ) -> object:
     """Loads the weights that a new run starts with, from the first file given; returns what to tell of it."""
-    if resume_net:
-        load_strictly(network, load_network(resume_net, network.cfg.name).state_dict(), Path(resume_net))
-        return f"{resume_net}: all weights loaded"
+    if weights:
+        load_strictly(network, load_network(weights, network.cfg.name).state_dict(), Path(weights))
+        return f"{weights}: all weights loaded"
     if init_from:
         return init_from_face(network, init_from)
     if pretrain is None:
         return "started from nothing"
-    if network.cfg.backbone == "resnet50":
-        return load_backbone(network)
-    if not Path(pretrain).exists():
-        raise UsageError(
-            f"{pretrain}: no such ImageNet weights; give them with --pretrain, start from a detector "
-            f"with --init_from_face or --resume_net, or from nothing with --no-pretrain"
-        )
-    return load_backbone(network, pretrain)
-
-
-def load_teachers(
-    paths: list[str], weights: list[float], cfg: ModelConfig, device: torch.device
-) -> tuple[Teachers, DistillationLoss] | tuple[None, None]:
-    """The teachers and the loss that follows them, with one weight for all classes or one each."""
-    if not paths:
-        return None, None
-    try:
-        teachers = Teachers([load_network(path) for path in paths], cfg)
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    weights = weights * len(cfg.class_names) if len(weights) == 1 else weights
-    distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True)))
-    return teachers.to(device, memory_format=torch.channels_last), distillation.to(device)
+    return load_backbone(network, None if network.cfg.backbone == "resnet50" else pretrain)
 
 
 def wrap(network: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
@@ -363,7 +409,7 @@ def settings_of(arguments: dict) -> dict:
 def check_settings(now: dict, saved: dict | None, path: Path) -> None:
     """Raises UsageError with every difference between the settings and those of the run in ``path``."""
     if saved is None:
-        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --resume_net")
+        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --weights")
     changed = [
         f"--{key} {now.get(key)} (was {saved.get(key)})"
         for key in sorted(now.keys() | saved.keys())

@@ -85,15 +85,15 @@ class WiderFaceDetection(Dataset):
         table.boxes = xywh_to_xyxy(table.boxes).clip(0, 1).astype(np.float32)
         kept = (table.boxes[:, 2:] > table.boxes[:, :2]).all(1)
         self.dropped = int((~kept).sum())
-        self._table = table.select(kept)
+        self.table = table.select(kept)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image, regions too."""
-        rows = slice(*self._table.offsets[index : index + 2])
-        return self._table.boxes[rows], self._table.labels[rows]
+        rows = slice(*self.table.offsets[index : index + 2])
+        return self.table.boxes[rows], self.table.labels[rows]
 
     def read(self, index: int) -> np.ndarray:
         """The image itself.

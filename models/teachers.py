@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from data.config import ModelConfig
 from layers.functions.prior_box import PriorBox
-from layers.modules.distillation import SoftTargets
+from layers.modules.distillation import DistillationLoss, SoftTargets
+from models.checkpoint import load_network
 from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode, encode
+from utils.cli import DataError
 
 
 class Teachers(nn.Module):
@@ -84,3 +86,18 @@ class Teachers(nn.Module):
         if not torch.equal(own, theirs):  # one of the two networks clips its priors
             loc = encode(decode(loc, theirs, teacher.cfg.variances), own, self.cfg.variances)
         return tuple(t.unflatten(1, (-1, len(ratios))) for t in (logits.softmax(2), loc))
+
+
+def load_teachers(
+    paths: list[str], weights: list[float], cfg: ModelConfig, device: torch.device
+) -> tuple[Teachers, DistillationLoss] | tuple[None, None]:
+    """The teachers and the loss that follows them, with one weight for all classes or one each."""
+    if not paths:
+        return None, None
+    try:
+        teachers = Teachers([load_network(path) for path in paths], cfg)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    weights = weights * len(cfg.class_names) if len(weights) == 1 else weights
+    distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True)))
+    return teachers.to(device, memory_format=torch.channels_last), distillation.to(device)

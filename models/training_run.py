@@ -11,16 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 import torchvision
 from torch.utils.data import DataLoader
 
+from data.annotations import DATASET_INFO
+from data.config import CLASS_NAMES, ModelConfig
+from data.wider_face import WiderFaceDetection
+from layers.modules.multibox_loss import MultiBoxLoss
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.engine import Recipe, bare, train_one_epoch
 from models.retinaface import RetinaFace
 from utils.cli import OK, DataError, StopSignal
 from utils.files import read_text, write_text
+from utils.images import write_figure
 from utils.processes import copy_from_first, wait_for_all, world_size
+
+#: Names of columns on the terminal.
+SHORT = {"images_per_second": "images/s", "waiting_share": "waiting"}
+
+#: Share of boxes that are too small from which on this is worth a warning.
+MANY = 0.2
 
 
 @dataclass
@@ -34,10 +46,11 @@ class TrainingRun:
         log: what is told of it; its folder is the run's.
         settings: plain data kept in last.pth, which a continuation must not change.
         validate: average precisions of a network with their mean ``ap``; None: no validation.
-        val_every: epochs between validations; the last epoch is always validated.
+        val_every: epochs between validations; the start and the last epoch are always validated.
+        patience: epochs without a better validation after which the run ends; 0: never.
         epoch: epochs done.
         totals: sums of the steps that the next epoch has done already, see `train_one_epoch`.
-        best: the highest ``ap`` so far.
+        best, best_epoch: the highest ``ap`` so far, and the epoch after which it was found.
     """
 
     recipe: Recipe
@@ -47,9 +60,11 @@ class TrainingRun:
     settings: dict
     validate: Callable[[RetinaFace], dict[str, float]] | None = None
     val_every: int = 1
+    patience: int = 0
     epoch: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     best: float = -1.0
+    best_epoch: int = 0
 
     @property
     def step(self) -> int:
@@ -74,24 +89,31 @@ class TrainingRun:
                 self.recipe.average.load_state_dict(state.extra["average"])
             progress = state.extra["progress"]
             self.epoch, self.best = int(progress["epoch"]), float(progress["best"])
+            self.best_epoch = int(progress["best_epoch"])
             self.totals = dict(progress["totals"])
         except Exception as error:  # what torch raises depends on which part is damaged
             reason = " ".join(str(error).split())[:120]
             raise DataError(
-                f"{state.path}: the state of its run is damaged ({reason}); start from its weights: "
-                f"--resume_net"
+                f"{state.path}: the state of its run is damaged ({reason}); start from its weights: --weights"
             ) from None
 
     def train(self, stop: StopSignal) -> int:
         """All epochs that are left; returns the exit code."""
         name = f"{self.result.cfg.backbone}_2cls6anchors"
+        if self.validate and self.best < 0 and not self.totals:  # the start
+            self._save_last()
+            self.log.epoch({"epoch": self.epoch, **self._validate(self.epoch)})
         for epoch in range(self.epoch, self.epochs):
+            if self.patience and epoch - self.best_epoch >= self.patience:
+                self.log.say(f"no better validation in {self.patience} epochs: ended")
+                break
             self.loader.batch_sampler.set_epoch(epoch, self.totals.get("steps", 0))
             self.totals, stopped = train_one_epoch(
                 self.recipe, self.loader, epoch, len(self.loader), self.totals, stop, self.log.step
             )
             if stopped:
                 self._save_last()
+                self.log.draw()
                 self.log.say(
                     f"stopped in epoch {epoch + 1} after step {self.totals['steps']}; "
                     f"to go on: the same command and --resume"
@@ -100,13 +122,14 @@ class TrainingRun:
             row = {"epoch": epoch + 1, **self._means()}
             if self.validate and ((epoch + 1) % self.val_every == 0 or epoch + 1 == self.epochs):
                 self._save_last()  # a run that is killed while it validates goes on from here
-                row |= self._validate()
+                row |= self._validate(epoch + 1)
             self.epoch, self.totals = epoch + 1, {}
             self.log.epoch(row)
             if self._is_numbered():
                 self._save(f"{name}_epoch_{self.epoch}")
             self._save_last()
         self._save(f"{name}_Final")
+        self.log.summary(self.best_epoch, "best.pth" if self.validate else f"{name}_Final.pth")
         wait_for_all()
         return OK
 
@@ -121,11 +144,12 @@ class TrainingRun:
             "waiting_share": sums["seconds_waiting"] / sums["seconds"],
         }
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Average precisions after ``epoch`` epochs; the best network is saved."""
         copy_from_first(self.result.buffers())  # without SyncBatchNorm every process has its own statistics
         found = self.validate(self.result)
         if found["ap"] > self.best:
-            self.best = found["ap"]
+            self.best, self.best_epoch = found["ap"], epoch
             self._save("best")
         return found
 
@@ -146,14 +170,19 @@ class TrainingRun:
             self.log.folder / "last.pth",
             bare(self.recipe.network),
             optimizer=self.recipe.optimizer.state_dict(),
-            progress={"epoch": self.epoch, "totals": self.totals, "best": self.best},
+            progress={
+                "epoch": self.epoch,
+                "totals": self.totals,
+                "best": self.best,
+                "best_epoch": self.best_epoch,
+            },
             settings=self.settings,
             **({"average": average.state_dict()} if average else {}),
         )
 
 
 class RunLog:
-    """What is told of a run: lines on the terminal, results.csv and TensorBoard curves.
+    """What is told of a run: a table on the terminal, results.csv and results.png, TensorBoard curves.
 
     Args:
         folder: the run's.
@@ -163,6 +192,7 @@ class RunLog:
     def __init__(self, folder: Path, active: bool = True) -> None:
         self.folder, self.active = folder, active
         self._rows: list[dict] = []
+        self._shown: list[str] = []
         self._curves = None
 
     def say(self, text: object) -> None:
@@ -180,7 +210,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             path = self.folder / "results.csv"
-            if epoch and path.exists():
+            if step and path.exists():
                 rows = csv.DictReader(read_text(path, "results of epochs").splitlines(), strict=True)
                 try:
                     self._rows = [row for row in rows if int(row["epoch"]) <= epoch and None not in row]
@@ -206,9 +236,11 @@ class RunLog:
 
     def epoch(self, row: dict[str, float]) -> None:
         """A row of results.csv, with its ``epoch``; the file is written anew, atomically."""
-        self.say(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         if not self.active:
             return
+        self._show(row)
+        if self._rows and int(self._rows[-1]["epoch"]) == row["epoch"]:
+            row = self._rows.pop() | row
         self._rows.append(row)
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         text = io.StringIO(newline="")
@@ -218,6 +250,90 @@ class RunLog:
         write_text(self.folder / "results.csv", text.getvalue())
         for name, value in row.items():
             self._curves.add_scalar(f"epoch/{name}", value, row["epoch"])
+
+    def _show(self, row: dict[str, float]) -> None:
+        """Prints a row of the table, below its head where the columns are new."""
+        texts = {SHORT.get(name, name): f"{value:.4g}" for name, value in row.items() if name != "steps"}
+        widths = {name: max(len(name), 8) for name in texts}
+        if list(texts) != self._shown:
+            self._shown = list(texts)
+            self.say("  ".join(f"{name:>{widths[name]}}" for name in texts))
+        self.say("  ".join(f"{text:>{widths[name]}}" for name, text in texts.items()))
+
+    def summary(self, best_epoch: int, result: str) -> None:
+        """Draws results.png, and prints what was reached, where it is and how to use it.
+
+        Args:
+            best_epoch: epoch of the best validation.
+            result: name of the file to use.
+        """
+        if not self.active:
+            return
+        self.draw()
+        path, table = self.folder / result, self.folder / "results.csv"
+        if validated := [row for row in self._rows if _has(row, "ap")]:
+            columns = [name for name in validated[-1] if name.startswith("ap")]
+            best = next((row for row in validated if int(row["epoch"]) == best_epoch), validated[0])
+            self.say(f"{'':>5}  {'epoch':>5}" + "".join(f"  {name:>9}" for name in columns))
+            for name, row in {"start": validated[0], "best": best, "last": validated[-1]}.items():
+                values = "".join(f"  {float(row[column]):>9.4f}" for column in columns)
+                self.say(f"{name:>5}  {row['epoch']:>5}{values}")
+            if best is validated[0]:
+                self.say(f"no epoch was better than the start, which {path} is")
+        else:
+            self.say("nothing says how good it is; a --val_dataset would")
+        self.say(f"{path}: the network\n{table} and results.png: losses and AP by epoch")
+        self.say(f"use it: python3 detect.py PHOTO -m {path}")
+
+    def draw(self) -> None:
+        """Writes results.png: losses and, where it was validated, AP by class."""
+        if not self.active or not self._rows:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        losses = [name for name in names if name in ("loss", "loc", "class") or name.startswith("distil_")]
+        scores = [name for name in names if name.startswith("ap")]
+        for axis, columns, title in zip(axes, (losses, scores), ("losses", "AP at IoU 0.5"), strict=True):
+            for name in columns:
+                rows = [row for row in self._rows if _has(row, name)]
+                points = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
+                axis.plot(*points, ".-", label=name)
+            axis.set(xlabel="epoch", title=title)
+            if columns:
+                axis.legend()
+        write_figure(self.folder / "results.png", figure, 110)
+
+
+def _has(row: dict, column: str) -> bool:
+    return row.get(column) not in (None, "")
+
+
+def misfits(dataset: WiderFaceDetection, cfg: ModelConfig, image_size: int) -> list[str]:
+    """What a training at ``image_size`` pixels cannot learn from a data set, a line each."""
+    found = []
+    for label, name in CLASS_NAMES.items():
+        if dataset.labelled[:, label - 1].any() and not (dataset.table.labels == label).any():
+            found.append(
+                f"no {name} in lists that are labelled for {name}: their photos teach that there are none; "
+                f"if nobody looked for {name}s, leave it out of labelled_classes in {DATASET_INFO}"
+            )
+    sides = (
+        dataset.table.boxes[dataset.table.labels > 0, 2:] - dataset.table.boxes[dataset.table.labels > 0, :2]
+    )
+    # Without a prior at this overlap a box is dropped, see `match`.
+    least = min(min(cfg.min_sizes)) * MultiBoxLoss(cfg).best_prior_iou ** 0.5
+    small = np.sqrt(sides.prod(1)) * image_size < least
+    if small.sum() > MANY * len(small):
+        found.append(
+            f"{small.mean():.0%} of the boxes are below {least:.0f} pixels where a photo is seen whole at "
+            f"{image_size} pixels, and match no prior there; a larger --image_size shows more of them"
+        )
+    return found
 
 
 def describe_run(argv: list[str], arguments: dict) -> dict:

@@ -95,26 +95,26 @@ step names_only names_only
 step small_persons small_persons
 learn run4 --repeat 0.8 1 5 --init_from_face "$FACE_TEACHER" --distil 3 0.75 --lr 1.2e-3 --shared_lr_factor 0.5 \
     --warmup 100 --epochs 22 --ema 0.998 --val_every 4
-learn run5 --repeat 2 0.5 2 --resume_net "$(last run4)" "${tail[@]}" --lr 5e-4 --epochs 3 --ema 0.995 --val_every 3
+learn run5 --repeat 2 0.5 2 --weights "$(last run4)" "${tail[@]}" --lr 5e-4 --epochs 3 --ema 0.995 --val_every 3
 mix run5_mixed "$(last run5)" "${parent[@]}" --share 0.3
-learn run6 --repeat 1.5 0.7 3 --resume_net "$OUT/run5_mixed.pth" "${tail[@]}" \
+learn run6 --repeat 1.5 0.7 3 --weights "$OUT/run5_mixed.pth" "${tail[@]}" \
     --lr 3e-4 --epochs 2 --ema 0.99 --val_every 2
 mix run6_mixed "$(last run6)" "${parent[@]}" --share 0.25
-learn run7 --repeat 1.5 0.7 3 --resume_net "$OUT/run6_mixed.pth" "${tail[@]}" \
+learn run7 --repeat 1.5 0.7 3 --weights "$OUT/run6_mixed.pth" "${tail[@]}" \
     --lr 3e-4 --epochs 2 --ema 0.99 --val_every 2
 mix run7_mixed "$(last run7)" "${parent[@]}" --share 0.05
 
 # From here on boxes are compared by GIoU, and networks are averaged.
-learn run8 --repeat 1.5 0.7 3 --resume_net "$OUT/run7_mixed.pth" "${tail[@]}" --loc_loss giou \
+learn run8 --repeat 1.5 0.7 3 --weights "$OUT/run7_mixed.pth" "${tail[@]}" --loc_loss giou \
     --lr 3e-4 --epochs 2 --ema 0.99 --val_every 2
-learn run13 --repeat 1.5 0.7 3 --resume_net "$OUT/run7_mixed.pth" "${tail[@]}" --loc_loss giou --distil 8 1 "${both[@]}" \
+learn run13 --repeat 1.5 0.7 3 --weights "$OUT/run7_mixed.pth" "${tail[@]}" --loc_loss giou --distil 8 1 "${both[@]}" \
     --lr 3e-4 --epochs 2 --ema 0.99 --val_every 2
 mix mean13 "$(last run8)" "$(last run13)"
-learn run15 --repeat 1.2 0.8 5 --resume_net "$OUT/mean13.pth" "${tail[@]}" --loc_loss giou --distil 12 0.5 \
+learn run15 --repeat 1.2 0.8 5 --weights "$OUT/mean13.pth" "${tail[@]}" --loc_loss giou --distil 12 0.5 \
     --lr 3e-4 --epochs 8 --ema 0.998 --val_every 4
 mix mean15 "$(last run15)" "$OUT/mean13.pth"
 mix start16 "$OUT/mean15.pth" "${parent[@]}" --share 0.15 "${layers[@]}"
-learn run16 --repeat 1.2 0.8 5 --resume_net "$OUT/start16.pth" "${tail[@]}" --loc_loss giou --distil 12 1 "${both[@]}" \
+learn run16 --repeat 1.2 0.8 5 --weights "$OUT/start16.pth" "${tail[@]}" --loc_loss giou --distil 12 1 "${both[@]}" \
     --lr 2.5e-4 --epochs 3 --ema 0.995 --val_every 3
 mix network "$OUT/mean15.pth" "$(last run16)" "${parent[@]}" --share 0.07 "${layers[@]}"
 export FACES PERSONS GROUND_TRUTH PYTHON

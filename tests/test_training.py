@@ -17,15 +17,16 @@ import torch
 from torch import nn
 
 from data import wider_face
-from data.annotations import ImageAnnotation, write_annotations
+from data.annotations import ImageAnnotation, write_annotations, write_labelled_classes
 from data.config import cfg_mnet
 from data.predictions import BoxTable
 from data.wider_face import WiderFaceDetection
 from models import engine
-from models.checkpoint import load_network, read_checkpoint, save_checkpoint
+from models.checkpoint import DEFAULT_WEIGHTS, load_network, read_checkpoint, save_checkpoint
 from models.retinaface import RetinaFace
+from models.training_run import misfits
 from tests.training_data import make_list, one_thread  # noqa: F401
-from train_changeclass import main, wrap
+from train_changeclass import main, parse_args, wrap
 from utils.cli import DataError, UsageError
 from utils.files import locked
 from wider_openimagespersonface_evaluate.evaluation import evaluate
@@ -49,7 +50,7 @@ def start(tmp_path_factory) -> str:
 
 def arguments(data: tuple[str, str], start: str, folder: Path, *more: str) -> list[str]:
     return [
-        *("--training_dataset", *data, "--resume_net", start, "--save_folder", str(folder)),
+        *("--training_dataset", *data, "--weights", start, "--save_folder", str(folder)),
         *("--image_size", "64", "--batch_size", "4", "--epochs", "2", "--num_workers", "0", "--cpu"),
         *more,
     ]
@@ -85,7 +86,7 @@ def assert_same(one: object, other: object) -> None:
 
 EVERYTHING = (
     *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--amp"),
-    *("--scales", "0.5", "2", "--aspect", "1.2", "--min_box", "4", "--mine_batch"),
+    *("--windows", "0.5", "2", "--aspect", "1.2", "--min_box", "4", "--mine_batch"),
     *("--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
 )
 
@@ -146,7 +147,7 @@ def test_two_processes_validate_the_network_that_is_saved(data, start, tmp_path,
     assert [one.code for one in both] == [0, 0], both
     best = load_network(tmp_path / "best.pth")
     alone = engine.validate(best, WiderFaceDetection(data), torch.device("cpu"), evaluate)
-    (row,) = rows(tmp_path)
+    _, row = rows(tmp_path)  # the start, the epoch
     assert {name: float(row[name]) for name in alone} == pytest.approx(alone, rel=1e-9)
 
 
@@ -250,6 +251,73 @@ def test_what_a_run_writes(data, start, tmp_path, capsys):
     assert best.cfg == final.cfg == cfg_mnet
 
 
+def test_finetuning_has_its_own_values_and_what_is_given_counts_more(start):
+    args = parse_args(["--preset", "finetune", "--lr", "1e-5", "--no-freeze_bn"])
+    assert (args.lr, args.freeze_bn) == (1e-5, False)
+    assert (args.optimizer, args.schedule, args.batch_size, args.clip_grad) == ("adamw", "cosine", 16, 20)
+    assert args.weights == str(DEFAULT_WEIGHTS) and args.teacher == [args.weights] and args.ema > 0.9
+    args = parse_args(["--preset", "finetune", "--weights", start, "--teacher"])
+    assert args.weights == start and args.teacher == [] and args.freeze_bn and args.epochs == 20
+    args = parse_args(["--preset", "finetune", "--init_from_face", "face.pth"])
+    assert args.weights is None and args.teacher == ["face.pth"]
+    published = parse_args([])
+    assert (published.optimizer, published.epochs, published.image_size) == ("sgd", 250, 640)
+    assert published.weights is None and published.teacher == [] and not published.freeze_bn
+
+
+def test_the_published_training_says_at_once_what_it_lacks(data, tmp_path):
+    argv = ["--training_dataset", "absent.txt", "--pretrain", str(tmp_path / "x.tar")]
+    with pytest.raises(UsageError, match=r"x\.tar: not there, .*download --weights.*--preset finetune"):
+        main([*argv, "--save_folder", str(tmp_path / "run"), "--cpu"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_end_of_a_run_tells_everything(data, start, tmp_path, monkeypatch, capsys):
+    scores = iter([0.25, 0.5, 0.375])
+
+    def pretended(*_: object, **__: object) -> dict[str, float]:
+        return dict.fromkeys(("ap_face", "ap"), next(scores))
+
+    monkeypatch.setattr("train_changeclass.validate", pretended)
+    assert main(arguments(data, start, tmp_path, "--val_dataset", data[0])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = [line.split() for line in lines]
+    first, table = (next(i for i, of_line in enumerate(words) if w in of_line) for w in ("loss", "start"))
+    assert len({len(line) for line in lines[first : first + 3]}) == 1  # a head and two epochs
+    assert words[table - 1 : table + 3] == [
+        ["epoch", "ap_face", "ap"],
+        ["start", "0", "0.2500", "0.2500"],
+        ["best", "1", "0.5000", "0.5000"],
+        ["last", "2", "0.3750", "0.3750"],
+    ]
+    assert lines[-1] == f"use it: python3 detect.py PHOTO -m {tmp_path / 'best.pth'}"
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+    assert [row["ap"] for row in rows(tmp_path)] == ["0.25", "0.5", "0.375"]
+
+
+def test_patience_ends_a_run_and_the_start_may_be_the_best(data, start, tmp_path, monkeypatch, capsys):
+    scores = iter([0.5, 0.4, 0.5, 0.3])
+    monkeypatch.setattr("train_changeclass.validate", lambda *_, **__: {"ap": next(scores)})
+    more = ("--epochs", "9", "--patience", "3", "--val_dataset", data[0])
+    assert main(arguments(data, start, tmp_path, *more)) == 0
+    said = capsys.readouterr().out
+    assert "no better validation in 3 epochs" in said and "no epoch was better than the start" in said
+    assert [row["epoch"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
+    best, begun = (load_network(path).state_dict() for path in (tmp_path / "best.pth", start))
+    assert all(torch.equal(best[name], begun[name]) for name in begun)
+
+
+def test_data_that_does_not_fit_is_warned_of(tmp_path):
+    tiny = [[0.1, 0.1, 0.02, 0.03], [0.5, 0.5, 0.02, 0.05], [0, 0, 0.5, 0.5]]
+    path = make_list(tmp_path, 1)
+    write_annotations(path, [ImageAnnotation("0.png", [1, 1, 1], tiny)])
+    none, small = misfits(WiderFaceDetection([path]), cfg_mnet, 100)
+    assert none.startswith("no person in lists that are labelled for person")
+    assert small.startswith("67% of the boxes are below 7 pixels")
+    write_labelled_classes(path, ["face"])
+    assert misfits(WiderFaceDetection([path]), cfg_mnet, 640) == []
+
+
 def test_the_loss_falls(data, start, tmp_path):
     argv = arguments(data, start, tmp_path, "--epochs", "6", "--optimizer", "adamw", "--lr", "3e-3")
     assert main(argv) == 0
@@ -262,7 +330,7 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_settings(data, start,
     assert main(argv) == 0
     before = (tmp_path / "last.pth").read_bytes()
     without = [*argv]
-    del without[without.index("--resume_net") : without.index("--resume_net") + 2]
+    del without[without.index("--weights") : without.index("--weights") + 2]
     for anew in (argv, [*without, "--no-pretrain"]):
         with pytest.raises(UsageError, match="a run is there; go on with it"):
             main(anew)
@@ -306,7 +374,7 @@ def test_a_damaged_state_of_a_run_is_refused(data, start, tmp_path, lost):
     else:
         del holder[lost]
     torch.save(content, last)
-    with pytest.raises(DataError, match=r"last\.pth: the state of its run is damaged .*--resume_net"):
+    with pytest.raises(DataError, match=r"last\.pth: the state of its run is damaged .*--weights"):
         main([*argv, "--epochs", "1", "--resume"])
 
 
@@ -345,8 +413,9 @@ def test_a_full_disk_leaves_the_last_good_file(data, start, tmp_path):
     [
         (["--repeat", "1"], "--repeat: expected 2 numbers"),
         (["--distil", "1", "2", "3"], "--distil: expected 1 or 2 weights"),
-        (["--scales", "2", "0.5"], "--scales: expected the smaller factor first, got 2.0 0.5"),
+        (["--windows", "2", "0.5"], "--windows: expected the smaller factor first, got 2.0 0.5"),
         (["--init_from_face", "x.pth"], "two ways to start"),
+        (["--patience", "3"], "--patience: waits for a better validation; give --val_dataset"),
         (["--batch_size", "0"], "expected a whole number from 1"),
     ],
 )

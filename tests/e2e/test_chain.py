@@ -124,7 +124,7 @@ def runs(lists, tmp_path_factory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("runs")
     val = lists / "parts" / "val" / "wider_val_gt.txt"
     arguments = [
-        *("train_changeclass.py", "--cpu", "--resume_net", START, "--num_workers", 0),
+        *("train_changeclass.py", "--cpu", "--weights", START, "--num_workers", 0),
         *("--training_dataset", lists / "parts" / "train" / "wider_train_gt.txt"),
         *(lists / "wider" / "train" / "list.txt", "--val_dataset", val),
         *("--image_size", 160, "--batch_size", 6, "--epochs", 2, "--freeze_bn", "--lr", 1e-4),

@@ -30,7 +30,7 @@ MODULES = SCRIPTS | {"results/tables.py": "results.tables", "results/mix.py": "r
 SMALL_RUN = "--epochs 1 --image_size 64 --batch_size 4 --num_workers 0"
 
 #: What a machine or a person chooses; everything else makes the network.
-OWN = {"training_dataset", "val_dataset", "init_from_face", "resume_net", "teacher"}
+OWN = {"training_dataset", "val_dataset", "init_from_face", "weights", "teacher"}
 OWN |= {"save_folder", "num_workers", "cpu"}
 
 #: Runs of reproduce_small.sh, one after another.

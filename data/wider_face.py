@@ -29,8 +29,8 @@ from utils.processes import keep_freed_memory
 class WiderFaceDetection(Dataset):
     """Images and boxes of one or several annotation lists.
 
-    Boxes are cut to the image; those
-    without area are dropped and counted in ``dropped``. An image without boxes is a sample like any other.
+    Boxes are cut to the image; those without area are dropped and counted in ``dropped``; what is left stands
+    in ``table``, normalised. An image without boxes is a sample like any other.
 
     An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
     depend on which worker makes it; an index alone is its own seed. An item is a pair of the image, uint8

@@ -29,8 +29,8 @@ from utils.processes import keep_freed_memory
 class WiderFaceDetection(Dataset):
     """Images and boxes of one or several annotation lists.
 
-    Boxes are cut to the image; those without area are dropped and counted in ``dropped``. ``boxes`` is their
-    table, xyxy as shares of the image. An image without boxes is a sample like any other.
+    Boxes are cut to the image; those without area are dropped and counted in ``dropped``; what is left stands
+    in ``table``, normalised. An image without boxes is a sample like any other.
 
     An item is asked for by ``(index, seed)``: the seed decides the augmentation, so that a sample does not
     depend on which worker makes it; an index alone is its own seed. An item is a pair of the image, uint8
@@ -85,15 +85,15 @@ class WiderFaceDetection(Dataset):
         table.boxes = xywh_to_xyxy(table.boxes).clip(0, 1).astype(np.float32)
         kept = (table.boxes[:, 2:] > table.boxes[:, :2]).all(1)
         self.dropped = int((~kept).sum())
-        self.boxes = table.select(kept)
+        self.table = table.select(kept)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def annotation(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """``boxes_norm`` float32[N, 4], x1 y1 x2 y2, and labels int64[N] of an image, regions too."""
-        rows = slice(*self.boxes.offsets[index : index + 2])
-        return self.boxes.boxes[rows], self.boxes.labels[rows]
+        rows = slice(*self.table.offsets[index : index + 2])
+        return self.table.boxes[rows], self.table.labels[rows]
 
     def read(self, index: int) -> np.ndarray:
         """The image itself.

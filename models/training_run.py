@@ -23,6 +23,7 @@ from layers.modules.multibox_loss import MultiBoxLoss
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.engine import Recipe, bare, train_one_epoch
 from models.retinaface import RetinaFace
+from utils.box_utils import areas
 from utils.cli import OK, DataError, StopSignal
 from utils.files import read_text, write_text
 from utils.images import write_figure
@@ -317,16 +318,15 @@ def misfits(dataset: WiderFaceDetection, cfg: ModelConfig, image_size: int) -> l
     """What a training at ``image_size`` pixels cannot learn from a data set, a line each."""
     found = []
     for label, name in CLASS_NAMES.items():
-        if dataset.labelled[:, label - 1].any() and not (dataset.boxes.labels == label).any():
+        if dataset.labelled[:, label - 1].any() and not (dataset.table.labels == label).any():
             found.append(
                 f"no {name} in lists that are labelled for {name}: their photos teach that there are none; "
                 f"if nobody looked for {name}s, leave it out of labelled_classes in {DATASET_INFO}"
             )
-    boxes = dataset.boxes.boxes[dataset.boxes.labels > 0]
-    sides = boxes[:, 2:] - boxes[:, :2]
+    boxes = dataset.table.boxes[dataset.table.labels > 0]
     # Without a prior at this overlap a box is dropped, see `match`.
     least = min(min(cfg.min_sizes)) * MultiBoxLoss(cfg).best_prior_iou ** 0.5
-    small = np.sqrt(sides.prod(1)) * image_size < least
+    small = np.sqrt(areas(boxes)) * image_size < least
     if small.sum() > MANY * len(small):
         found.append(
             f"{small.mean():.0%} of the boxes are below {least:.0f} pixels where a photo is seen whole at "

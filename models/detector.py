@@ -308,10 +308,12 @@ class Detector:
             sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)
             finest, coarsest = torch.tensor([view[1:] for view in views], device=loc.device).T
             scores = scores * trust(sides, kind, finest[image], coarsest[image])
-        kept = (scores > cut).nonzero()[:, 0]
-        kind, image, scores = kind[kept], image[kept], scores[kept]
+        passed = scores > cut
+        if not passed.all():
+            kind, image, scores, boxes = kind[passed], image[passed], scores[passed], boxes[passed]
         factors = [self._pixels(view.image_size) * 2 for view in views]
-        boxes = boxes[kept] * torch.tensor(factors, dtype=torch.float32, device=loc.device)[image]
+        factors = torch.tensor(factors, dtype=torch.float32, device=loc.device)
+        boxes = boxes * (factors[image] if len(views) > 1 else factors)
         # By class, then by image: so they come.
         count = len(views)
         counts = torch.bincount(kind * count + image, minlength=len(ahead) * count).tolist()

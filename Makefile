@@ -11,7 +11,7 @@ help:
 	@echo "make demo    find faces and persons in the sample photos, images in demo/"
 	@echo "make test    run the tests"
 	@echo "make test-reference    run the tests that need the folder RETINAFACE_REFERENCE"
-	@echo "make build   compile the evaluators' Cython extensions"
+	@echo "make build   compile the Cython extensions"
 	@echo "make lint    check style"
 	@echo "make bench   measure speed; tables in benchmarks/results/"
 	@echo "make clean   remove what was built"
@@ -43,4 +43,4 @@ bench: build
 clean:
 	rm -rf $(VENV) build */build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f $(EVALUATORS:%=%/*.so)
+	rm -f models/*.so $(EVALUATORS:%=%/*.so)

@@ -35,6 +35,11 @@ from utils.cli import DataError, UsageError
 from utils.images import to_bgr
 from utils.threads import Stopwatch, map_ahead
 
+try:
+    from models import kernel
+except ImportError:  # not compiled; torchvision's NMS takes several times as long in a crowd
+    kernel = None
+
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: What `Detector` takes for an image.
@@ -303,10 +308,12 @@ class Detector:
             sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)
             finest, coarsest = torch.tensor([view[1:] for view in views], device=loc.device).T
             scores = scores * trust(sides, kind, finest[image], coarsest[image])
-        kept = (scores > cut).nonzero()[:, 0]
-        kind, image, scores = kind[kept], image[kept], scores[kept]
+        passed = scores > cut
+        if not passed.all():
+            kind, image, scores, boxes = kind[passed], image[passed], scores[passed], boxes[passed]
         factors = [self._pixels(view.image_size) * 2 for view in views]
-        boxes = boxes[kept] * torch.tensor(factors, dtype=torch.float32, device=loc.device)[image]
+        factors = torch.tensor(factors, dtype=torch.float32, device=loc.device)
+        boxes = boxes * (factors[image] if len(views) > 1 else factors)
         # By class, then by image: so they come.
         count = len(views)
         counts = torch.bincount(kind * count + image, minlength=len(ahead) * count).tolist()
@@ -340,8 +347,10 @@ class Detector:
         """Indices that NMS keeps of the boxes of one class, which come by descending score."""
         # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide; it compares in float32.
         threshold = float(np.float32(self.thresholds.nms_iou))
-        keep = nms(boxes + boxes.new_tensor([0, 0, 1, 1]), scores, threshold)
-        return keep[: self.thresholds.keep_top_k]
+        boxes = boxes + boxes.new_tensor([0, 0, 1, 1])
+        if kernel and boxes.device.type == "cpu":
+            return torch.from_numpy(kernel.suppress(boxes.numpy(), threshold, self.thresholds.keep_top_k))
+        return nms(boxes, scores, threshold)[: self.thresholds.keep_top_k]
 
     @contextmanager
     def _explain_memory(self, count: int, size: tuple[int, int]) -> Iterator[None]:

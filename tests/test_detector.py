@@ -4,6 +4,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.ops import nms
 
+import models.detector
 from data.config import cfg_mnet, cfg_re50, one_class
 from data.predictions import Detections
 from models.checkpoint import load_network
@@ -99,17 +102,42 @@ def test_equal_to_the_plain_steps(network, image):
     assert np.allclose(found.scores, expected[:, 4], atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.sampled_from([0.0, 0.3, 0.5, 0.9]))
-def test_suppression_equal_to_plain_nms(network, seed, count, iou):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 60),
+    iou=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    most=st.sampled_from([1, 7, 750]),
+)
+def test_suppression_equal_to_plain_nms(network, compiled, seed, count, iou, most):
     """Boxes on a grid, so that equal overlaps occur; the +1 of the published NMS decides some of them."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 12, (count, 4)).astype(np.float32)
     boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
     scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
-    detector = Detector(network, thresholds=Thresholds(nms_iou=iou))
-    kept = detector._suppress(torch.from_numpy(boxes), torch.from_numpy(scores)).tolist()
-    assert kept == plain_nms(boxes, scores, iou)
+    if compiled and models.detector.kernel is None:
+        pytest.skip("kernels are not built (make build)")
+    detector = SimpleNamespace(thresholds=Thresholds(nms_iou=iou, keep_top_k=most))
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(models.detector, "kernel", None)
+        kept = Detector._suppress(detector, torch.from_numpy(boxes), torch.from_numpy(scores)).tolist()
+    assert kept == plain_nms(boxes, scores, iou)[:most]
+
+
+def test_the_kernel_equals_torchvision_bit_by_bit(network):
+    """Thousands of boxes of a crowd; two without a size overlap nothing, as 0 / 0 is no number."""
+    if models.detector.kernel is None:
+        pytest.skip("kernels are not built (make build)")
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 500, (4000, 2)).astype(np.float32)
+    boxes = np.hstack([corners, corners + rng.uniform(0, 90, (4000, 2)).astype(np.float32)])
+    boxes[[7, 8]] = 5
+    scores = torch.linspace(1, 0, 4000)
+    kept = models.detector.kernel.suppress(boxes, np.float32(0.4), 4000)
+    assert np.array_equal(kept, nms(torch.from_numpy(boxes), scores, float(np.float32(0.4))).numpy())
+    assert {7, 8} < set(kept.tolist()) and len(kept) < 3000
 
 
 def test_no_image_and_no_detection(network):

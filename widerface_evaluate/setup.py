@@ -1,4 +1,4 @@
-"""Compiles the kernel of this evaluator.
+"""Compiles the kernel of this evaluator, and the detector's for NMS on the CPU.
 
 Example:
     python3 setup.py build_ext --inplace
@@ -41,4 +41,4 @@ def build_kernels(*modules: str) -> None:
 
 
 if __name__ == "__main__":
-    build_kernels("widerface_evaluate.kernel")
+    build_kernels("widerface_evaluate.kernel", "models.kernel")

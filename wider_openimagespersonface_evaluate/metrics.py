@@ -132,8 +132,8 @@ def confusion(
     """How many objects of each class are taken for each class, both with ``background``.
 
     Detections are those that reach the score of best F1 of their class. Each, best first, takes the truth of
-    any class that it overlaps most and above ``iou``; others are ignored inside a group or an ignore region of
-    their class.
+    any class that it overlaps most and above ``iou``; others are ignored inside a group or an ignore region
+    of their class.
 
     Returns:
         Counts by true class and by found class.

@@ -4,12 +4,14 @@ Examples:
   python3 test_widerface_personface.py --dataset_folder data/widerface/val/images
   python3 test_widerface_personface.py --dataset openimages --dataset_folder val/images \\
       --dataset_list val/wider_val_gt.txt --save_folder results -s
+  python3 test_widerface_personface.py --resume --evaluate wider_face_val_bbx_gt.txt   # and the scores
   python3 test_widerface_personface.py --dataset_folder images --no-origin_size   # 1600/2150, "same as MXNet"
   torchrun --nproc_per_node 4 test_widerface_personface.py --resume               # the images shared out
 
 One file an image, at its path below --save_folder: name, number of detections, then x y w h score class.
 Everything above --confidence_threshold is written; a high threshold there destroys the average precision.
-Score the folder with widerface_evaluate/evaluation.py or wider_openimagespersonface_evaluate/evaluation.py.
+--evaluate scores the folder with widerface_evaluate/evaluation.py or, for openimages,
+wider_openimagespersonface_evaluate/evaluation.py; these have further options.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,6 +28,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import wider_openimagespersonface_evaluate.evaluation
+import widerface_evaluate.evaluation
 from data.annotations import known_images
 from data.predictions import Detections, is_whole, prediction_path, write_prediction
 from models.arguments import (
@@ -73,6 +78,12 @@ FOLDERS: dict[str, tuple[Path, Path]] = {
     ),
 }
 
+#: The evaluator of a data set: its command line.
+EVALUATORS: dict[str, Callable[[list[str]], int]] = {
+    WIDERFACE: widerface_evaluate.evaluation.main,
+    OPENIMAGES: wider_openimagespersonface_evaluate.evaluation.main,
+}
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
@@ -104,6 +115,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     help = "where the text files go (default: where the data set's evaluator looks for them)"
     option(group, "--save_folder --name", help, Path, metavar="DIR")
     option(group, "--resume", "skip images whose text file of this dump is whole")
+    help = """score the files against this ground truth with the evaluator of --dataset, on the images of
+        --dataset_list if given; with --resume those that are there are not detected again"""
+    option(group, "--evaluate", help, Path, metavar="GROUND_TRUTH")
     option(group, "--save_image -s", "annotated images too, in <save_folder>_images")
     option(group, "--vis_thres", "least score that is drawn", score, 0.5)
     args = parser.parse_args(argv)
@@ -114,6 +128,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.evaluate and not args.evaluate.exists():
+        raise DataError(f"{args.evaluate}: no such ground truth; give what the evaluator takes as -g")
     listed = known_images(args.dataset_list) if args.dataset_list else None
     folder = args.dataset_folder or listed or FOLDERS[args.dataset or OPENIMAGES][0]
     images = find_images(folder, args.dataset_list)
@@ -147,7 +163,22 @@ def main(argv: list[str] | None = None) -> int:
                 + (f"; {there} images were there already" if args.resume else "")
                 + (f"; {faults} images failed (named above)" if faults else "")
             )
+        if args.evaluate and rank() == 0 and not faults:
+            return evaluate(dump.folder, args.evaluate, dataset, args.dataset_list)
     return BAD_DATA if faults else OK
+
+
+def evaluate(folder: Path, truths: Path, dataset: str, images: Path | None) -> int:
+    """Scores a folder of text files as the evaluator of ``dataset`` does at the command line.
+
+    Args:
+        folder: of the text files.
+        truths: the ground truth, in a form that the evaluator reads.
+        dataset: ``widerface`` or ``openimages``.
+        images: list of the images to score; None: all of the ground truth.
+    """
+    arguments = ["-p", str(folder), "-g", str(truths)]
+    return EVALUATORS[dataset](arguments + (["--image_list", str(images)] if images else []))
 
 
 def input_size(args: argparse.Namespace) -> InputSize:

@@ -1,7 +1,7 @@
 """CrowdHuman's annotations: a file ``.odgt``, one JSON object a line and image.
 
     {"ID": "273271,1a0d6000b9e1f5b7", "gtboxes": [
-        {"tag": "person", "fbox": [x, y, w, h], "vbox": [...], "hbox": [...], "extra": {}},
+        {"tag": "person", "fbox": [x, y, w, h], "vbox": [...], "hbox": [...], "extra": {...}},
         {"tag": "mask", "fbox": [x, y, w, h], "extra": {"ignore": 1}}]}
 
 Boxes are in pixels: ``fbox`` of the whole person, also where it is hidden or out of the image, ``vbox`` of
@@ -18,6 +18,7 @@ import numpy as np
 
 from data.config import CLASS_LABELS, label_name
 from data.foreign import ForeignImage, Part, check_image_name
+from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import DataError
 from utils.files import read_text
 from utils.image_names import image_of
@@ -51,14 +52,12 @@ def read_crowdhuman(path: Path, images_dir: Path | None, boxes: str = "full") ->
         number, line = numbered
         return _read_image(f"{path}:{number}", line, images_dir, BOXES[boxes])
 
-    filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     images = list(map_ahead(read, filled, workers=4, ahead=64))
-    first_lines: dict[str, int] = {}
-    for number, image in enumerate(images, 1):
-        if (first := first_lines.setdefault(image.path, number)) != number:
-            raise DataError(
-                f"{path}: its images {first} and {number} are both {image.path}; keep one of them"
-            )
+    earlier: dict[str, int] = {}
+    for (number, _), image in zip(filled, images, strict=True):
+        if (first := earlier.setdefault(image.path, number)) != number:
+            raise DataError(f"{path}:{number}: {image.path} again, as in line {first}; keep one of them")
     return Part("", images_dir, _NAMES, images)
 
 
@@ -76,13 +75,13 @@ def _read_image(place: str, line: str, images_dir: Path, key: str) -> ForeignIma
         height, width = read_size(image)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
-    classes, corners = [], []
+    classes, boxes = [], []
     for index, entry in enumerate(entries):
         try:
             is_region = entry["tag"] != "person" or entry.get("extra", {}).get("ignore", 0) != 0
-            box = entry.get(key, entry["fbox"]) if is_region else entry[key]
-            x, y, w, h = (float(value) for value in box)
-            if not np.isfinite([x, y, w, h]).all() or w < 0 or h < 0:
+            chosen = key if key in entry or not is_region else "fbox"
+            box = np.asarray(entry[chosen], np.float64)
+            if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise DataError(
@@ -90,9 +89,7 @@ def _read_image(place: str, line: str, images_dir: Path, key: str) -> ForeignIma
                 f"four finite numbers, none a negative size"
             ) from None
         classes.append(int(is_region))
-        corners.append([x, y, x + w, y + h])
-    cut = np.reshape(corners, (-1, 4)).clip(0, [width, height, width, height])
-    cut[:, 2:] -= cut[:, :2]
-    return ForeignImage(
-        image.relative_to(images_dir).as_posix(), classes, cut / [width, height, width, height]
-    )
+        boxes.append(box)
+    sides = [width, height, width, height]
+    corners = xywh_to_xyxy(np.reshape(boxes, (-1, 4))).clip(0, sides)
+    return ForeignImage(image.relative_to(images_dir).as_posix(), classes, xyxy_to_xywh(corners) / sides)

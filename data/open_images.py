@@ -66,8 +66,9 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
         ("group_of", "one box around more than five that touch"),
         ("depiction", "drawings, statues and the like"),
     ):
-        text = f"boxes marked so ({what}): keep, drop them, or drop their images"
-        option(parser, f"--{name}", text, default=MARKED[name], choices=["keep", "drop", "drop_image"])
+        text = f"boxes marked so ({what}): keep, make ignore regions, drop them, or drop their images"
+        kinds = ["keep", "ignore", "drop", "drop_image"]
+        option(parser, f"--{name}", text, default=MARKED[name], choices=kinds)
     text = (
         "images with boxes of one class alone, where the other may be there unlabelled: keep, drop, or "
         "split them into the folders both, face and person beside --output, each with its dataset.json"
@@ -192,7 +193,11 @@ def _read(
                 counts[f"boxes marked {name}, {marked[name]}"] += boxes[name].sum()
             if marked[name] == "drop_image":
                 refused = refused.append(boxes["image"].filter(boxes[name]))
-            boxes = boxes.filter(~pl.col(name))
+            if marked[name] == "ignore":
+                region = -pl.col("label").abs()
+                boxes = boxes.with_columns(label=pl.when(pl.col(name)).then(region).otherwise("label"))
+            else:
+                boxes = boxes.filter(~pl.col(name))
         tables.append(boxes.select("image", "label", **box))
     return pl.concat(tables), refused
 
@@ -213,8 +218,9 @@ def _joined(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
 
 
 def _classes_of_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
-    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person`` (bool)."""
-    has = [(pl.col("label") == label).any().alias(name) for name, label in CLASS_LABELS.items()]
+    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person`` (bool), whether it has a
+    box or an ignore region of the class."""
+    has = [(pl.col("label").abs() == label).any().alias(name) for name, label in CLASS_LABELS.items()]
     found = boxes.group_by("image", maintain_order=True).agg(has)
     for name, label in CLASS_LABELS.items():
         counts[f"boxes of {name}"] = (boxes["label"] == label).sum()

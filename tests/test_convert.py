@@ -433,6 +433,91 @@ def test_voc_that_is_broken(tmp_path, text, message):
         main(["import", str(tmp_path / "voc"), "--output", str(tmp_path / "out")])
 
 
+# CrowdHuman
+
+PERSON = {
+    "tag": "person",
+    "fbox": [-2, 4, 7, 20],
+    "vbox": [0, 4, 5, 8],
+    "hbox": [0, 4, 2, 2],
+    "head_attr": {"ignore": 0, "occ": 1, "unsure": 0},
+    "extra": {"box_id": 0, "occ": 1},
+}
+IGNORED = PERSON | {"fbox": [5, 0, 5, 10], "vbox": [5, 0, 5, 5], "extra": {"box_id": 1, "ignore": 1}}
+MASK = {"tag": "mask", "fbox": [0, 0, 1, 2], "extra": {"box_id": 2, "ignore": 1}}
+
+
+@pytest.fixture
+def crowd(tmp_path) -> Path:
+    """Two images of 10 x 20 pixels, one without a person, in CrowdHuman's form."""
+    images = {"273271,1a0d": [PERSON, IGNORED, MASK], "284193,b5": []}
+    for name in images:
+        picture(tmp_path / "Images" / f"{name}.jpg")
+    lines = [json.dumps({"ID": name, "gtboxes": boxes}) for name, boxes in images.items()]
+    return write(tmp_path / "annotation_val.odgt", "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "person", "ignored"),
+    [
+        # Cut to the image: 2 pixels on the left and 4 below are out of it.
+        ([], [2, 0, 0.2, 0.5, 0.8], [-2, 0.5, 0, 0.5, 0.5]),
+        (["--boxes", "full"], [2, 0, 0.2, 0.5, 0.8], [-2, 0.5, 0, 0.5, 0.5]),
+        (["--boxes", "visible"], [2, 0, 0.2, 0.5, 0.4], [-2, 0.5, 0, 0.5, 0.25]),
+    ],
+)
+def test_crowdhuman(tmp_path, crowd, options, person, ignored, capsys):
+    output = tmp_path / "out" / "list.txt"
+    images = ["--images", str(tmp_path / "Images")]
+    assert main(["import", str(crowd), *images, "--output", str(output), *options]) == 0
+    assert boxes_of(output) == {
+        "273271,1a0d.jpg": [person, ignored, [-2, 0, 0, 0.1, 0.1]],
+        "284193,b5.jpg": [],
+    }
+    assert labelled_classes(output) == ("person",) and image_folder(output) == tmp_path / "Images"
+    assert "taken: ignore person as ignore person, person as person" in capsys.readouterr().out
+
+
+def line_of(*boxes: object, name: object = "284193,b5") -> str:
+    return json.dumps({"ID": name, "gtboxes": list(boxes)})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"val\.odgt:4: found '{'; expected a JSON object with ID and gtboxes"),
+        ("[1]", "expected a JSON object with ID"),
+        ('{"ID": "284193,b5"}', "expected a JSON object with ID"),
+        (line_of(name=7), "expected a JSON object with ID"),
+        (line_of(name="../a"), r"odgt:4: the image '\.\./a' leads out"),
+        (line_of(name="gone"), r"odgt:4: .*gone\.jpg: no such image"),
+        (line_of(), "odgt:4: 284193,b5.jpg again, as in line 2"),
+        (line_of(MASK, {"fbox": [0, 0, 1, 1]}), "odgt:4: box 1: found .*expected a tag and fbox x y w h"),
+        (line_of({"tag": "person", "vbox": [0, 0, 1, 1]}), "box 0: found"),
+        (line_of(PERSON | {"fbox": [0, 0, 1]}), "box 0: found"),
+        (line_of(PERSON | {"fbox": [0, 0, -1, 1]}), "box 0: found"),
+        (line_of(PERSON | {"fbox": [0, 0, float("nan"), 1]}), "box 0: found"),
+        (line_of(PERSON | {"fbox": "0011"}), "box 0: found"),
+        (line_of(PERSON | {"fbox": None}), "box 0: found"),
+        (line_of(PERSON | {"extra": 3}), "box 0: found"),
+        (line_of("person"), "box 0: found"),
+    ],
+)
+def test_crowdhuman_that_is_broken(tmp_path, crowd, line, message):
+    crowd.write_text(crowd.read_text() + f"\n{line}\n")
+    images = ["--images", str(tmp_path / "Images")]
+    with pytest.raises(DataError, match=message):
+        main(["import", str(crowd), *images, "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_crowdhuman_needs_its_images_and_others_have_no_two_boxes(crowd, export):
+    with pytest.raises(DataError, match="no sizes of its images; give their folder with --images"):
+        main(["import", str(crowd)])
+    with pytest.raises(UsageError, match="--boxes full: goes with CrowdHuman's .odgt; .* is yolo"):
+        main(["import", str(export), "--boxes", "full"])
+
+
 # export to YOLO
 
 

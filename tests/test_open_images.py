@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from data import open_images
 from data.annotations import labelled_classes, read_annotations
 from data.open_images import MARKED, convert, image_ids, label_of_ids
+from data.predictions import write_prediction
 from prep_data import main
 from utils.cli import DataError
+from wider_openimagespersonface_evaluate import evaluation
 
 FACE, PERSON, MAN, CAT = "/m/0dzct", "/m/01g317", "/m/04yx4", "/m/01yrx"
 LABELS = {FACE: 1, PERSON: 2, MAN: 2}
@@ -194,6 +196,32 @@ def test_persons_from_miap_and_images_without_file(tmp_path):
     convert([boxes], tmp_path / "out.txt", counts, miap=[miap], images=tmp_path / "images")
     assert set(as_dict(tmp_path / "out.txt")) == {"b.jpg"}
     assert counts["images without a file, left out"] == 1
+
+
+def test_a_test_split_of_miap_is_scored(tmp_path, capsys):
+    header = (
+        "ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepictionOf,"
+    )
+    miap = write(
+        tmp_path / "open_images_extended_miap_boxes_test.csv",
+        f"a,{PERSON},1,0,0.5,0,0.5,0,0,0,0,0,Unknown,Young",
+        f"a,{PERSON},1,0.5,1,0,1,0,0,1,0,0,Unknown,Unknown",
+        f"b,{PERSON},1,0,0.5,0,0.5,0,0,1,0,0,Unknown,Unknown",
+        header=header + "IsDepictionOf,IsInsideOf,GenderPresentation,AgePresentation",
+    )
+    boxes, output = write(tmp_path / "boxes.csv", row("a", FACE), row("z", PERSON)), tmp_path / "list.txt"
+    options = "--classes", "person", "--group_of", "ignore", "--output", str(output)
+    assert main(["openimages", str(boxes), "--miap", str(miap), *options]) == 0
+    assert "boxes marked group_of, ignore" in capsys.readouterr().out
+    labels = {name: [line[0] for line in lines] for name, lines in as_dict(output).items()}
+    assert labels == {"a.jpg": [2, -2], "b.jpg": [-2]} and labelled_classes(output) == ("person",)
+    # The person, and one in each group: the latter are ignored.
+    found = {"a": [[0, 0, 0.5, 0.5], [0.6, 0.5, 0.2, 0.2]], "b": [[0, 0, 0.4, 0.4]]}
+    for name, rows in found.items():
+        scores, kinds = np.linspace(0.5, 0.9, len(rows)), np.full(len(rows), 2)
+        write_prediction(tmp_path / "dump" / f"{name}.txt", name, np.array(rows), scores, kinds)
+    assert evaluation.main(["-p", str(tmp_path / "dump"), "-g", str(output)]) == 0
+    assert "Person Val AP: 1.0\n" in capsys.readouterr().out
 
 
 GOOD = row("good")

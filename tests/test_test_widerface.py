@@ -18,6 +18,7 @@ from utils.cli import DataError, UsageError
 from utils.files import locked
 from utils.images import read_image, write_image
 from wider_openimagespersonface_evaluate import evaluation as openimages
+from widerface_evaluate import evaluation as widerface
 
 
 @pytest.fixture
@@ -115,6 +116,46 @@ def test_resume_takes_no_file_of_unknown_weights(photos, tmp_path, weights, caps
     capsys.readouterr()
     assert run(*arguments, "--nms_threshold", "0.3", weights=weights) == 0
     assert "5 images in" in (shown := capsys.readouterr().out) and "0 images were there" in shown
+
+
+@pytest.mark.parametrize("dataset", ["widerface", "openimages"])
+def test_evaluate_prints_what_the_evaluator_does(photos, tmp_path, weights, capsys, dataset):
+    out, truths, listed = tmp_path / "out", tmp_path / "truth.txt", tmp_path / "listed.txt"
+    names = [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.*g"))]
+    if dataset == "openimages":
+        write_annotations(truths, [ImageAnnotation(name, [1, 2], [[0, 0, 0.3, 0.3]] * 2) for name in names])
+    else:
+        truths.write_text("".join(f"{name}\n1\n0 0 10 10 0 0 0 0 0 0\n" for name in names))
+    arguments = "--dataset_folder", photos, "--dataset", dataset, "--save_folder", out, "--evaluate", truths
+    evaluator = {"widerface": widerface, "openimages": openimages}[dataset]
+
+    def said(*options: object) -> tuple[str, str]:
+        """What the dump tells, and the evaluator's lines, which are those of its own command line."""
+        assert run(*arguments, *options, weights=weights) == 0
+        first, _, lines = capsys.readouterr().out.partition("\n")
+        scored = ["-p", str(out), "-g", str(truths), *(["--image_list", str(listed)] if options[1:] else [])]
+        assert evaluator.main(scored) == 0
+        assert lines == capsys.readouterr().out and "Val AP" in lines
+        return first, lines
+
+    first, lines = said()
+    assert "5 images in" in first
+    again = said("--resume")
+    assert "0 images in" in again[0] and "5 images were there already" in again[0] and again[1] == lines
+    listed.write_text("\n".join(names[:2]))
+    assert "2 images, IoU" in said("--resume", "--dataset_list", listed)[1]
+
+
+def test_evaluate_does_not_score_half_a_dump(photos, tmp_path, weights, capsys):
+    arguments = "--dataset_folder", photos, "--save_folder", tmp_path / "out", "--evaluate"
+    with pytest.raises(DataError, match="no such ground truth; give what the evaluator takes as -g"):
+        run(*arguments, tmp_path / "none", weights=weights)
+    assert not (tmp_path / "out").exists()
+    (photos / "0--A" / "b.png").write_bytes(b"broken")
+    truths = tmp_path / "truth.txt"
+    truths.write_text("0--A/a.v2.jpg\n1\n0 0 10 10 0 0 0 0 0 0\n")
+    assert run(*arguments, truths, weights=weights) == 1
+    assert "Val AP" not in capsys.readouterr().out
 
 
 def test_two_runs_do_not_write_to_one_folder(photos, tmp_path, weights):

@@ -14,7 +14,6 @@ from data.coco import read_coco, write_coco
 from data.config import CLASS_LABELS
 from data.crowdhuman import BOXES, read_crowdhuman
 from data.foreign import (
-    LABELS,
     NONE,
     PARTS,
     SPLITS,
@@ -113,7 +112,7 @@ def import_(args: argparse.Namespace) -> int:
       python3 prep_data.py import annotation_val.odgt --images Images/ --boxes visible
     """
     source, images_dir = args.source, args.images and image_folder(args.source, args.images)
-    given = parse_categories(args.category, [*LABELS, NONE])
+    given = parse_categories(args.category, [*CLASS_LABELS, NONE])
     kind = args.format or kind_of(source, images_dir)
     if args.boxes and kind != "crowdhuman":
         raise UsageError(f"--boxes {args.boxes}: goes with CrowdHuman's .odgt; {source} is {kind}")

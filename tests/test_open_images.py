@@ -207,12 +207,14 @@ def test_a_test_split_of_miap_is_scored(tmp_path, capsys):
         f"a,{PERSON},1,0,0.5,0,0.5,0,0,0,0,0,Unknown,Young",
         f"a,{PERSON},1,0.5,1,0,1,0,0,1,0,0,Unknown,Unknown",
         f"b,{PERSON},1,0,0.5,0,0.5,0,0,1,0,0,Unknown,Unknown",
-        header=header + "IsDepictionOf,IsInsideOf,GenderPresentation,AgePresentation",
+        header=header + "IsInsideOf,GenderPresentation,AgePresentation",
     )
     boxes, output = write(tmp_path / "boxes.csv", row("a", FACE), row("z", PERSON)), tmp_path / "list.txt"
     options = "--classes", "person", "--group_of", "ignore", "--output", str(output)
     assert main(["openimages", str(boxes), "--miap", str(miap), *options]) == 0
-    assert "boxes marked group_of, ignore" in capsys.readouterr().out
+    told = dict(line.strip().rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert told["boxes marked group_of, ignore"] == told["of person alone"] == "2"
+    assert told["boxes of person"] == "1" and told["of face alone"] == "0"
     labels = {name: [line[0] for line in lines] for name, lines in as_dict(output).items()}
     assert labels == {"a.jpg": [2, -2], "b.jpg": [-2]} and labelled_classes(output) == ("person",)
     # The person, and one in each group: the latter are ignored.

@@ -93,7 +93,9 @@ def test_steps_hand_the_images_on(tmp_path, listed, capsys):
     photos = (listed.parent / "images").rename(tmp_path / "photos")
     write_labelled_classes(listed, ["face", "person"], photos)
     out = tmp_path / "out"
-    clean = ["clean", str(listed), "--output", str(out / "clean" / "list.txt"), "--face_inside", "1"]
+    with listed.open("a") as file:
+        file.write("1 0.9 0.9 0.3 0.3\n")  # beyond the image, so that there is a finding
+    clean = ["clean", str(listed), "--output", str(out / "clean" / "list.txt")]
     assert main(clean) == 0
     assert (out / "clean" / "list.findings.jpg").is_file()
     assert (

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from utils.cli import DataError
-from utils.files import locked, scratch_path, write_text
+from utils.files import atomic_path, locked, write_text
 
 HOLD = """
 import os, sys, time
-from utils.files import locked, scratch_path
-with locked(sys.argv[1]), scratch_path(sys.argv[1] + "/deep") as path:
+from utils.files import atomic_path, locked
+with locked(sys.argv[1]), atomic_path(sys.argv[1] + "/deep/file") as path:
     path.touch()
     worker = os.fork()
     if worker:
@@ -35,7 +35,7 @@ def test_a_killed_run_leaves_no_lock_and_its_temporary_files_are_swept(tmp_path,
         run.kill()
         run.wait()
         write_text(tmp_path / "deep" / "kept.txt", "")
-        with scratch_path(tmp_path) as own:
+        with atomic_path(tmp_path / "file") as own:
             own.touch()
             (tmp_path / ".tmp-of-another").touch()
             with locked(tmp_path):

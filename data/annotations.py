@@ -38,6 +38,7 @@ from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, option
 from utils.files import atomic_path, read_json, write_text
+from utils.image_names import leads_out
 
 DATASET_INFO = "dataset.json"
 
@@ -162,6 +163,10 @@ def _parse_header(path: str | os.PathLike, number: int, line: bytes) -> str:
         raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
     if _UNWRITABLE.search(name):
         raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
+    if leads_out(name):
+        raise DataError(
+            f"{path}:{number}: {name!r:.80} leads out of the images; expected a path without '..'"
+        )
     return name
 
 
@@ -205,6 +210,10 @@ def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnota
                 raise DataError(
                     f"{annotation.path!r}: an image's name must be UTF-8, without line breaks and white "
                     f"space at its ends; rename the file"
+                )
+            if leads_out(annotation.path):
+                raise DataError(
+                    f"{annotation.path!r:.80} leads out of the images; expected a path below their folder"
                 )
             if not (np.abs(annotation.boxes_xywh_norm) <= COORDINATE_LIMIT).all():
                 raise DataError(

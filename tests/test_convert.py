@@ -353,6 +353,7 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}
             "categories 0 and 1 have one id",
         ),
         (coco(images=[IMAGE | {"file_name": "../a.jpg"}]), "image 0: the image '../a.jpg' leads out"),
+        (coco(images=[IMAGE | {"file_name": " a.jpg"}]), "image 0: the image ' a.jpg' leads out"),
         (coco(images=[IMAGE | {"file_name": "/a.jpg"}]), "image 0: the image '/a.jpg' leads out"),
     ],
 )

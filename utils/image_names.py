@@ -5,6 +5,7 @@ names as input: images, videos and cameras.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Set
 from pathlib import Path
@@ -22,6 +23,15 @@ IMAGE_SUFFIXES = frozenset(
 
 #: Endings that annotated images keep; every other is written as JPEG.
 WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+#: A name that is absolute, goes up, or has blanks at its ends: its file may lie outside of a folder.
+LEADS_OUT = r"^[/\s]|\s$|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)"
+
+
+def leads_out(name: str) -> bool:
+    """Whether an image's name fits `LEADS_OUT`."""
+    return re.search(LEADS_OUT, name) is not None
 
 
 def image_key(path: str) -> str:

@@ -38,6 +38,7 @@ from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, option
 from utils.files import atomic_path, read_json, write_text
+from utils.image_names import leads_out
 
 DATASET_INFO = "dataset.json"
 
@@ -45,6 +46,9 @@ _BLOCK_BYTES = 1 << 20
 
 #: Labels of boxes and of ignore regions.
 _LABELS = (*CLASS_NAMES, *(-label for label in CLASS_NAMES))
+
+#: Coordinates beyond are none: boxes may leave the image, but not by that many of its sizes.
+COORDINATE_LIMIT = 1e6
 
 #: What an image's name must not have: the list would not give it back.
 _UNWRITABLE = re.compile(r"^\s|\s$|[\n\r\0\ud800-\udfff]")
@@ -98,7 +102,7 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
 
     Raises:
         DataError: no such file, not text, a box before the first image, a line that is not
-            ``label x y w h``, an unknown label or a number that is not finite; with file and line.
+            ``label x y w h``, an unknown label or a number beyond `COORDINATE_LIMIT`; with file and line.
     """
     try:
         with Path(path).open("rb") as file:
@@ -149,7 +153,7 @@ def _parse_rows(block: bytes) -> np.ndarray | None:
         rows = pl.read_csv(block, schema=schema, **options).to_numpy()
     except pl.exceptions.PolarsError:
         return None
-    valid = np.isfinite(rows).all() and np.isin(rows[:, 0], _LABELS).all()
+    valid = (np.abs(rows) <= COORDINATE_LIMIT).all() and np.isin(rows[:, 0], _LABELS).all()
     return np.ascontiguousarray(rows) if valid else None
 
 
@@ -159,6 +163,10 @@ def _parse_header(path: str | os.PathLike, number: int, line: bytes) -> str:
         raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
     if _UNWRITABLE.search(name):
         raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
+    if leads_out(name):
+        raise DataError(
+            f"{path}:{number}: {name!r:.80} leads out of the images; expected a path without '..'"
+        )
     return name
 
 
@@ -172,9 +180,12 @@ def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) ->
             row = [float(value) for value in line.split()]
         except ValueError:
             row = []
-        if len(row) != 5 or not np.isfinite(row).all():
+        if len(row) != 5 or not (np.abs(row) <= COORDINATE_LIMIT).all():
             found = line.decode("utf-8", "replace").strip()[:80]
-            raise DataError(f"{path}:{number}: found {found!r}; expected five numbers 'label x y w h'")
+            raise DataError(
+                f"{path}:{number}: found {found!r}; expected five numbers 'label x y w h', all but the label "
+                f"divided by the image's width and height"
+            )
         if row[0] not in _LABELS:
             known = ", ".join(f"{label} {name}" for label, name in CLASS_NAMES.items())
             raise DataError(
@@ -189,7 +200,7 @@ def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnota
     """Writes an annotation list atomically, coordinates with nine decimals; returns the number of images.
 
     Raises:
-        DataError: an image's path that the format cannot hold.
+        DataError: an image's path or a box that would not read back.
     """
     count = 0
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -199,6 +210,14 @@ def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnota
                 raise DataError(
                     f"{annotation.path!r}: an image's name must be UTF-8, without line breaks and white "
                     f"space at its ends; rename the file"
+                )
+            if leads_out(annotation.path):
+                raise DataError(
+                    f"{annotation.path!r:.80} leads out of the images; expected a path below their folder"
+                )
+            if not (np.abs(annotation.boxes_xywh_norm) <= COORDINATE_LIMIT).all():
+                raise DataError(
+                    f"{annotation.path}: a box beyond {COORDINATE_LIMIT:g} times the image's size; correct it"
                 )
             rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
             lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]

@@ -51,6 +51,9 @@ _ROUNDING = 1e-9
 #: Share of a face that has to lie in a person.
 _INSIDE = 0.5
 
+#: Pairs of a face and a person whose overlaps are in memory at once.
+_PAIRS_AT_ONCE = 1 << 20
+
 _SHEET_TILES = 36
 
 
@@ -169,8 +172,11 @@ def _faces_outside(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """bool[N]: faces that have less than `_INSIDE` of their area in every person."""
     outside = labels == CLASS_LABELS["face"]
     faces, persons = boxes[outside], boxes[labels == CLASS_LABELS["person"]]
-    inside = intersections(faces, persons) / areas(faces)[:, None]
-    outside[outside] = inside.max(1, initial=0) < _INSIDE
+    step = max(1, _PAIRS_AT_ONCE // max(1, len(persons)))
+    shared = np.zeros(len(faces))
+    for i in range(0, len(faces), step):
+        shared[i : i + step] = intersections(faces[i : i + step], persons).max(1, initial=0)
+    outside[outside] = shared / areas(faces) < _INSIDE
     return outside
 
 

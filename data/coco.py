@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import labelled_classes
+from data.annotations import COORDINATE_LIMIT, labelled_classes
 from data.config import CLASS_LABELS
 from data.foreign import ForeignImage, Part, bounds, check_image_name
 from data.lists import iter_sizes
@@ -61,9 +61,10 @@ def read_coco(path: Path, images_dir: Path | None = None, name: str = "") -> Par
         try:
             _, width, height = images[entry["image_id"]]
             x, y, w, h = map(_number, entry.get("bbox") or _around(entry["segmentation"]))
-            if w < 0 or h < 0:
+            box = [x / width, y / height, w / width, h / height]
+            if w < 0 or h < 0 or max(map(abs, box)) > COORDINATE_LIMIT:
                 raise ValueError
-            row = [places[entry["category_id"]], x / width, y / height, w / width, h / height]
+            row = [places[entry["category_id"]], *box]
         except _MALFORMED:
             raise DataError(
                 f"{path}: annotation {index}: found {entry!r:.120}; expected category_id, the image_id "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf, sqrt
 
@@ -81,20 +82,29 @@ class ModelConfig:
             ValueError: a field is missing or unknown, or holds another kind of value than in `NETWORKS`.
         """
 
-        def freeze(value: object) -> object:
-            return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
+        def freeze(value: object, depth: int = 2) -> object:
+            if not isinstance(value, list | tuple):
+                return value
+            if not depth or len(value) > _MOST_VALUES:  # a pickle of a few lines can unfold without end
+                raise ValueError
+            return tuple(freeze(v, depth - 1) for v in value)
 
         try:
             cfg = cls(**{key: freeze(value) for key, value in dict(values).items()})
             known = next(network for network in NETWORKS.values() if network.backbone == cfg.backbone)
             names = known.class_names[: len(cfg.class_names)]
             fits = cfg.class_names == names and len(cfg.variances) == len(known.variances)
+            fits &= cfg.strides == known.strides  # they are those of the backbone
             fits &= all(_is_alike(getattr(cfg, f.name), getattr(known, f.name)) for f in fields(cls))
         except (TypeError, ValueError, StopIteration):
             fits = False
         if not fits:
-            raise ValueError(f"not a network configuration: {values!r:.200}")
+            raise ValueError(f"not a network configuration: {reprlib.repr(values):.200}")
         return cfg
+
+
+#: More values than any field has.
+_MOST_VALUES = 100
 
 
 def _is_alike(value: object, known: object) -> bool:

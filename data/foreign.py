@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, label_name
 from utils.cli import DataError, UsageError, warn
+from utils.image_names import leads_out
 
 #: Names of the parts of a set, and what other tools call them.
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -89,12 +90,12 @@ def check_image_name(name: str, place: str) -> str:
     """``name`` if it leads to an image below a folder.
 
     Raises:
-        DataError: it is absolute or goes up; begins with ``place``.
+        DataError: it is absolute, goes up or has blanks at its ends; begins with ``place``.
     """
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:[\\/]", name):
+    if not name or leads_out(name):
         raise DataError(
-            f"{place}: the image {name!r:.80} leads out of its folder; expected a path below it, without '..'"
+            f"{place}: the image {name!r:.80} leads out of its folder; expected a path below it, no '..', "
+            f"no blanks at its ends"
         )
     return name
 

@@ -21,6 +21,7 @@ from data.annotations import check_labelled_classes, format_table, labelled_clas
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows, printable, warn
 from utils.files import atomic_path, read_text
+from utils.image_names import LEADS_OUT
 
 #: Label ids by the display names of a class. A box carries the most specific name only: a boxed Man is not a
 #: Person as well. The first of a class is the name of all of it.
@@ -391,6 +392,8 @@ def _rules(numbers: tuple[str, ...], flags: tuple[str, ...]) -> list[tuple[pl.Ex
     rules = [(pl.col(name).is_null(), pl.lit(f"no {name}")) for name in ("ImageID", "LabelName", *numbers)]
     rules.append((image.str.contains("\ufffd", literal=True), pl.format("not UTF-8 text: {}", shown)))
     rules.append((image.str.contains(r'["\p{Cc}]'), pl.format("not a CSV line: {}", shown)))
+    outside = pl.format("the image id '{}' leads out of a folder; expected a plain name", shown)
+    rules.append((image.str.contains(LEADS_OUT), outside))
     value = {name: pl.col(name).cast(pl.Float64, strict=False) for name in (*numbers, *flags)}
     for name, number in value.items():
         expected = "1, 0 or -1" if name in flags else "a number divided by the image's size"

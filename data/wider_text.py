@@ -20,6 +20,7 @@ from data.annotations import ImageAnnotation, image_folder, write_list
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows
 from utils.files import read_text
+from utils.image_names import leads_out
 from utils.images import read_sizes
 
 #: Columns of a face: x1 y1 w h blur expression illumination invalid occlusion pose.
@@ -110,6 +111,10 @@ def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
             continue
         if not _is_image(name):
             raise DataError(f"{path}:{number + 1}: found {name[:80]!r}; expected the path of an image")
+        if leads_out(name):
+            raise DataError(
+                f"{path}:{number + 1}: {name[:80]!r} leads out of the images; expected event/image"
+            )
         count = lines[number + 1] if number + 1 < len(lines) else "the end of the file"
         if not count.isdecimal() or len(count) > 9:
             found = f"found {count[:80]!r}; expected the number of faces of {name}"

@@ -93,6 +93,9 @@ class Detector:
     resized unless ``input_size`` or the fixed size of an `OnnxNetwork` says so. On the CPU the scripts call
     `utils.processes.keep_freed_memory` first, which spares a quarter of the time.
 
+    Threads may share a detector. A process that is forked after torch has computed waits for its threads for
+    ever, so several processes are started with ``multiprocessing.get_context("spawn")``.
+
     Args:
         network: the network; a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU.
             None: that of `DEFAULT_WEIGHTS`.
@@ -257,7 +260,7 @@ class Detector:
     @torch.inference_mode()
     def _to_input(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of images of one size."""
-        arrays = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+        arrays = [torch.from_numpy(np.require(image, requirements="CW")) for image in images]
         batch = torch.stack(arrays).to(self.device)
         pixels = batch.view(*batch.shape[:2], -1).float()
         pixels -= self._mean.repeat(batch.shape[2])  # row by row: three times faster than pixel by pixel

@@ -120,7 +120,8 @@ class OnnxNetwork:
     """A network in an ONNX file; called like `RetinaFace`, it gives the same outputs.
 
     Files of this project are described by their metadata, others by their graph (which needs the package
-    onnx). Probabilities are returned as their logarithms, which are as good as logits: softmax restores them.
+    onnx). ONNX is a language: a file from a stranger may compute for ever, which nothing here stops.
+    Probabilities are returned as their logarithms, which are as good as logits: softmax restores them.
 
     Args:
         path: the file.
@@ -196,7 +197,12 @@ class OnnxNetwork:
     def _try_out(self) -> None:
         """Runs the network once: that tells a file of another kind now, and scores, which sum to 1."""
         height, width = self.image_size or (64, 64)
-        loc, values = self._run(np.zeros((1, 3, height, width), np.float32))
+        try:
+            loc, values = self._run(np.zeros((1, 3, height, width), np.float32))
+        except MemoryError:
+            raise DataError(
+                f"{self.path}: needs more memory than is free for an image of {width}x{height}"
+            ) from None
         count = sum(rows * columns for rows, columns in feature_sizes(self.cfg, (height, width)))
         expected = (1, count * priors_per_cell(self.cfg))
         if loc.shape != (*expected, 4) or values.shape != (*expected, self.cfg.num_classes):

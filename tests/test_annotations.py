@@ -104,11 +104,16 @@ def test_ignore_regions_read_back(tmp_path):
         (b"# a.jpg\n1 0 0 1 1\n# b.jpg\n1 0 0\n2 0 0 1 1 1 0\n", ":4: found '1 0 0'"),
         (b"# a.jpg\n1 0 0 nan 1\n", ":2: found '1 0 0 nan 1'"),
         (b"# a.jpg\n1 0 0 inf 1\n", ":2: found"),
+        (b"# a.jpg\n1 0 0 1e308 1\n", ":2: found '1 0 0 1e308 1'; expected .* divided by the image's width"),
+        (b"# a.jpg\n1 0 -1e7 1 1\n1 0 0\t1 1\n", ":2: found"),
         (b"# a.jpg\n1 a b c d\n", ":2: found '1 a b c d'"),
         (b"# a.jpg\n# b.jpg\n3 0 0 1 1\n", ":3: found label 3; expected one of: 1 face, 2 person"),
         (b"# a.jpg\n-3 0 0 1 1\n", ":2: found label -3; expected one of: 1 face, 2 person, or negative for"),
         (b"# a.jpg\n0 0 0 1 1\n", ":2: found label 0"),
         (b"# a.jpg\n1.5 0 0 1 1\n", ":2: found label 1.5"),
+        (b"# a.jpg\n# ../b.jpg\n", r":2: '../b\.jpg' leads out of the images"),
+        (b"# /etc/a.jpg\n", ":1: '/etc/a.jpg' leads out"),
+        (b"# a/..\\b.jpg\n", ":1: .* leads out"),
         (b"# \xff.jpg\n", ":1: not UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0", ":1: a box before the first image"),
     ],
@@ -118,6 +123,20 @@ def test_a_broken_line_is_named(tmp_path, text, message):
     path.write_bytes(text)
     with pytest.raises(DataError, match=rf"list\.txt{message}"):
         read_annotations(path)
+
+
+def test_a_box_that_would_not_read_back_is_not_written(tmp_path):
+    for box in ([0, 0, 1e308, 1], [0, float("nan"), 1, 1]):
+        with pytest.raises(DataError, match=r"a\.jpg: a box beyond 1e\+06 times the image's size"):
+            write_annotations(tmp_path / "list.txt", [ImageAnnotation("a.jpg", [1], [box])])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "a/../b.jpg", "C:\\a.jpg"])
+def test_names_that_lead_out_of_the_images_are_not_written(tmp_path, name):
+    with pytest.raises(DataError, match="leads out of the images"):
+        write_annotations(tmp_path / "list.txt", [ImageAnnotation(name)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_file_and_a_folder(tmp_path):

@@ -154,6 +154,20 @@ def write_giant(path):
     )
 
 
+def write_strides(path):
+    config = replace(cfg_mnet, strides=(1, 1, 1)).to_dict()
+    torch.save({"config": config, "state_dict": seeded().state_dict()}, path)
+
+
+def write_folded_lists(path):
+    """A few lines that name each other: unfolded, they are 10^40 values."""
+    value = [1.0]
+    for _ in range(40):
+        value = [value] * 10
+    config = cfg_mnet.to_dict() | {"min_sizes": value}
+    torch.save({"config": config, "state_dict": seeded().state_dict()}, path)
+
+
 def write_nothing(path):
     path.touch()
 
@@ -200,6 +214,8 @@ def write_odd_config(path):
         (write_half, "damaged"),
         (write_compressed, "damaged"),
         (write_giant, r"64.* instead of .*8192"),
+        (write_strides, "not a network configuration"),
+        (write_folded_lists, "not a network configuration"),
         (write_nothing, "damaged"),
         (write_list, "holds a list"),
         (write_numbers, "no table of weights"),

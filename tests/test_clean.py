@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_small_boxes_and_faces_outside_of_persons():
     assert len(annotation) == 4
     assert cleaned([1], [inside])[1] == ["face_outside"]
     assert cleaned([1], [inside], judge_faces=False)[1] == []
+
+
+def test_many_boxes_in_one_image_take_little_memory():
+    """All pairs at once would be 600 MB."""
+    chance = np.random.default_rng(0)
+    boxes = np.column_stack([chance.random((5000, 2)) * 0.9, np.full((5000, 2), 0.001)])
+    image = ImageAnnotation("a.jpg", [1, 2] * 2500, boxes)
+    tracemalloc.start()
+    try:
+        _, findings = clean_image(image)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert sum(finding.rule == "face_outside" for finding in findings) > 2400
 
 
 def plain(image: ImageAnnotation, min_side: float, merge_iou: float) -> list[tuple[int, tuple]]:

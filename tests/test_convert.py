@@ -342,6 +342,7 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}
         (coco(annotations=[BOX | {"bbox": [1, 2, 3, float("nan")]}]), "four finite numbers"),
         (coco(annotations=[BOX, BOX | {"bbox": [1, 2, "3", 4]}]), "annotation 1: found"),
         (coco(annotations=[BOX | {"bbox": [1, 2, -3, 4]}]), "none a negative size"),
+        (coco(annotations=[BOX | {"bbox": [1, 2, 1e308, 4]}]), "annotation 0: found"),
         (coco(annotations=[BOX | {"bbox": [True, 2, 3, 4]}]), "annotation 0: found"),
         (coco(images=[IMAGE | {"width": 0}]), "without name, width"),
         (coco(images=[IMAGE | {"width": "10"}]), "not a COCO annotation file"),
@@ -352,6 +353,7 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}
             "categories 0 and 1 have one id",
         ),
         (coco(images=[IMAGE | {"file_name": "../a.jpg"}]), "image 0: the image '../a.jpg' leads out"),
+        (coco(images=[IMAGE | {"file_name": " a.jpg"}]), "image 0: the image ' a.jpg' leads out"),
         (coco(images=[IMAGE | {"file_name": "/a.jpg"}]), "image 0: the image '/a.jpg' leads out"),
     ],
 )

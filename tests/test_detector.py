@@ -49,6 +49,19 @@ def published(reference, epoch: int) -> str:
     return reference / "weights" / f"mobilenet0.25_2cls6anchors_130324_epoch_{epoch}.pth"
 
 
+def test_an_array_that_cannot_be_written_to_gives_no_warning(network, image, recwarn):
+    locked = image.copy()
+    locked.flags.writeable = False
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch would say it once a process
+    try:
+        found = Detector(network, scales=1)(locked)
+    finally:
+        torch.set_warn_always(before)
+    assert not [w for w in recwarn if "writ" in str(w.message)]
+    assert np.array_equal(found.boxes, Detector(network, scales=1)(image).boxes)
+
+
 @pytest.mark.parametrize("epoch", [150, 295])
 @pytest.mark.parametrize("photo", PHOTOS)
 def test_published_detections(reference, epoch, photo):

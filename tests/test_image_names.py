@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from utils.cli import DataError
@@ -62,3 +64,16 @@ def test_images_below(tmp_path):
         (tmp_path / "real" / name).touch()
     (tmp_path / "images").symlink_to(tmp_path / "real")
     assert images_below(tmp_path / "images") == ["a.png", "b.JPG", "e/c d.v2.jpeg"]
+
+
+def test_links_in_a_circle_pipes_and_devices(tmp_path):
+    """Each folder once, in its own place; regular files alone."""
+    (tmp_path / "z" / "inner").mkdir(parents=True)
+    (tmp_path / "z" / "inner" / "c.jpg").touch()
+    for place in (tmp_path, tmp_path / "z"):
+        (place / "all").symlink_to(tmp_path)
+        (place / "again").symlink_to(tmp_path / "z")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "nothing.jpg").symlink_to("missing.jpg")
+    assert images_below(tmp_path) == ["z/inner/c.jpg"]

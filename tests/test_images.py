@@ -1,5 +1,11 @@
 """Reading, writing and drawing of images."""
 
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +15,7 @@ from data.config import CLASS_COLOURS
 from data.predictions import draw_detections
 from utils.cli import DataError
 from utils.draw import contact_sheet, distinct_colour, draw_boxes, hex_colour, tile
-from utils.images import read_image, write_image
+from utils.images import read_image, read_size, write_image
 
 # Four coloured quarters, so that a turned or mirrored image is noticed.
 PICTURE = np.zeros((40, 60, 3), np.uint8)
@@ -96,6 +102,38 @@ def test_what_is_no_image_is_refused(tmp_path):
     ]:
         with pytest.raises(DataError, match=message):
             read_image(tmp_path / name)
+
+
+def claiming(path: Path, width: int, height: int) -> Path:
+    """A small JPEG whose header claims another size."""
+    write_image(path, PICTURE)
+    content = path.read_bytes()
+    place = content.index(b"\xff\xc0") + 5  # of height and width in the frame header
+    path.write_bytes(content[:place] + struct.pack(">HH", height, width) + content[place + 4 :])
+    return path
+
+
+@pytest.mark.parametrize("read", [read_image, read_size])
+def test_more_pixels_than_the_limit_are_refused_by_the_header(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"a\.jpg: Image size \(400000000 pixels\) exceeds limit .*; make it"):
+        read(claiming(tmp_path / "a.jpg", 20000, 20000))
+
+
+def test_large_images_below_the_limit_are_read_without_a_warning(tmp_path):
+    path = claiming(tmp_path / "a.jpg", 12000, 12000)
+    command = f"from utils.images import read_size; print(read_size({str(path)!r}))"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(12000, 12000)\n", "")
+
+
+@pytest.mark.parametrize("read", [read_image, read_size])
+def test_pipes_and_devices_are_no_images(tmp_path, read):
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    for name in ("a.jpg", "b.jpg"):
+        with pytest.raises(DataError, match=rf"{name}: no regular file; expected an image"):
+            read(tmp_path / name)
 
 
 def test_unwritable_formats_and_sizes(tmp_path):

@@ -1,5 +1,6 @@
 """What a person names on the command line."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_globs_lists_and_repeats(folder):
     assert paths("*.jpg", "b.jpg", str(folder / "b.jpg")) == ["b.jpg"]
     assert paths("**/*.png") == ["sub/a.png"]
     assert [Path(path).name for path in paths(str(folder / "list.txt"))] == ["b.jpg", "a.png", "missing.jpg"]
+
+
+def test_links_in_a_circle_end_and_pipes_are_left_out(folder):
+    (folder / "sub" / "all").symlink_to(folder)
+    (folder / "sub" / "same").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    assert len(paths(".")) == 5
+    assert paths("**/*.jpg") == ["b.jpg"] and paths("*.jpg") == ["b.jpg"]
+    assert paths("sub/**") == ["sub/a.png", "sub/clip.MOV", "sub/deep/c c.gif"]
+    assert paths(f"{folder}/**/*.png") == [f"{folder}/sub/a.png"]
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(folder):

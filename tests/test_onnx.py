@@ -203,6 +203,22 @@ def test_bad_files_are_named(tmp_path, files, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_that_wants_all_memory_is_named(tmp_path, network):
+    """Its output would have 4e13 values, which depend on the image, so that nothing is known beforehand."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[1, 3, 64, 64] x) => (float[a, b, c] loc, float[d, e, f] logits) {
+        shape = Constant <value_ints = [1, 10000000000000, 4]> ()
+        one = ReduceSum <keepdims = 0> (x)
+        loc = Expand (one, shape)
+        logits = Identity (loc)
+    }"""
+    model = onnx.parser.parse_model(text)
+    describe(model, network.cfg, "logits", "fp32", LIMITS)
+    onnx.save(model, tmp_path / "huge.onnx")
+    with pytest.raises(DataError, match=r"huge\.onnx: .*memory"):
+        OnnxNetwork(tmp_path / "huge.onnx")
+
+
 def test_priors_that_do_not_fit_are_noticed(tmp_path, files, network):
     model = onnx.load(files["fixed"])
     cfg = dataclasses.replace(network.cfg, heights_over_widths=(1.0,))

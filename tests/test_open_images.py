@@ -246,6 +246,9 @@ FAULTS = {
     "attribute": (row(depiction="maybe").encode(), ":2: found IsDepiction 'maybe'; expected 1, 0 or -1"),
     "not UTF-8": (f"{GOOD}\n{GOOD}\n".encode() + b"\xff\xfe" + GOOD.encode(), ":4: not UTF-8 text"),
     "open quote": (f'{GOOD}\n"{GOOD}\n{GOOD}\n'.encode(), ":3: not a CSV line"),
+    "id that goes up": (row(image="../../x").encode(), r":2: the image id '\.\./\.\./x' leads out"),
+    "absolute id": (row(image="/etc/x").encode(), ":2: the image id '/etc/x' leads out"),
+    "blank before an id": (f"{GOOD}\n{row(image=' x')}".encode(), ":3: the image id ' x' leads out"),
     "no image id": (row(image="").encode(), ":2: no ImageID"),
 }
 

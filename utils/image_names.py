@@ -5,6 +5,9 @@ names as input: images, videos and cameras.
 from __future__ import annotations
 
 import os
+import re
+from collections import deque
+from collections.abc import Set
 from pathlib import Path
 
 from utils.files import read_text
@@ -20,6 +23,15 @@ IMAGE_SUFFIXES = frozenset(
 
 #: Endings that annotated images keep; every other is written as JPEG.
 WRITABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+#: A name that is absolute, goes up, or has blanks at its ends: its file may lie outside of a folder.
+LEADS_OUT = r"^[/\s]|\s$|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)"
+
+
+def leads_out(name: str) -> bool:
+    """Whether an image's name fits `LEADS_OUT`."""
+    return re.search(LEADS_OUT, name) is not None
 
 
 def image_key(path: str) -> str:
@@ -64,15 +76,35 @@ def read_image_list(path: str | os.PathLike) -> tuple[list[str], list[str]]:
     return named, [line for line in lines if is_odd(line)]
 
 
-def images_below(folder: str | os.PathLike) -> list[str]:
-    """Paths of all images below ``folder``, relative to it and sorted; links to folders are followed."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(place).relative_to(folder)
-        found += [
-            (relative / name).as_posix()
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
+def files_below(folder: str | os.PathLike, suffixes: Set[str]) -> list[str]:
+    """Paths of the regular files with one of these endings below ``folder``, relative to it and sorted.
+
+    Hidden ones are left out. Links to folders are followed, but each folder is taken once, in its own place
+    where that is below ``folder``, so that links in a circle come to an end.
+    """
+    found, seen = [], set()
+    folders = deque([""])
+    while folders:
+        place = folders.popleft()
+        try:
+            status = Path(folder, place).stat()
+            entries = list(os.scandir(Path(folder, place)))
+        except OSError:  # one that cannot be read
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = f"{place}/{entry.name}" if place else entry.name
+            if entry.is_dir():
+                (folders.append if entry.is_symlink() else folders.appendleft)(path)  # links at last
+            elif entry.is_file() and Path(entry.name).suffix.lower() in suffixes:
+                found.append(path)
     return sorted(found)
+
+
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """`files_below` that are images."""
+    return files_below(folder, IMAGE_SUFFIXES)

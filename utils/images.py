@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -32,25 +34,33 @@ if TYPE_CHECKING:
 #: Endings of plots.
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
+# Twice this limit is refused, see `read_image`; what lies between is no reason for two lines on the terminal.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads an image as uint8[height, width, 3], BGR, turned upright by its EXIF orientation.
 
-    Grey, 16-bit, transparent and CMYK images are converted; of an animation the first frame is taken.
+    Grey, 16-bit, transparent and CMYK images are converted; of an animation the first frame is taken. A small
+    file may claim any size, so one of more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million pixels
+    in all) is not decoded.
 
     Raises:
-        DataError: no such file, empty, not an image, or cut off.
+        DataError: no such file, empty, not an image, cut off, or too large.
     """
+    _check_file(path)
     try:
         content = np.fromfile(path, np.uint8)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected an image") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if not content.size:
         raise DataError(f"{path}: an empty file; expected an image")
+    try:
+        Image.open(path).close()  # reads the header alone
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, error) from None
+    except Exception:  # Pillow's readers of formats raise whatever they stumble on
+        pass  # OpenCV may know better
     try:
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
     except cv2.error:  # e.g. more pixels than OpenCV allows
@@ -58,6 +68,23 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image is None or _may_be_cut_off(content):
         image = _read_carefully(path, image)
     return image
+
+
+def _too_large(path: str | os.PathLike, error: Image.DecompressionBombError) -> DataError:
+    return DataError(f"{path}: {str(error).partition(', ')[0]}; make it smaller")
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    """Raises DataError for what is no regular file: reading a pipe or a device might never end."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise DataError(f"{path}: {what}; expected an image")
 
 
 def to_bgr(image: str | os.PathLike | Image.Image | np.ndarray, rgb: bool = False) -> np.ndarray:
@@ -143,14 +170,15 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives it, read from the file's header.
 
     Raises:
-        DataError: no such file or not an image.
+        DataError: no such file, not an image, or too large for `read_image`.
     """
+    _check_file(path)
     try:
         with Image.open(path) as file:
             width, height = file.size
             turned = file.getexif().get(_ORIENTATION, 1) >= 5
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, error) from None
     except Exception:  # Pillow's readers of formats raise whatever they stumble on
         raise DataError(f"{path}: not an image, or damaged") from None
     return (width, height) if turned else (height, width)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import DataError, UsageError, warn
 from utils.files import read_text
-from utils.image_names import IMAGE_SUFFIXES, WRITABLE_SUFFIXES
+from utils.image_names import IMAGE_SUFFIXES, WRITABLE_SUFFIXES, files_below
 from utils.images import read_size
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
@@ -87,7 +87,8 @@ def _expand(text: str, listed: bool = False) -> list[tuple[str, str | Path, Path
 def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | str:
     path = Path(text)
     if path.is_dir():
-        found = [(_kind(file), file, file.relative_to(path)) for file in _files_below(path)]
+        files = files_below(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        found = [(_kind(path / file), path / file, Path(file)) for file in files]
         return found or f"{text}: no image or video in this folder"
     if path.is_file() and path.suffix.lower() == ".txt" and not listed:
         return _read_list(path)
@@ -98,10 +99,8 @@ def _look_up(text: str, listed: bool) -> list[tuple[str, str | Path, Path]] | st
     if "://" in text:
         return [("camera", text, Path("stream"))]
     if glob.has_magic(text):
-        files = [Path(name) for name in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
-        return [
-            (_kind(f), f, Path(f.name)) for f in files if f.is_file()
-        ] or f"{text}: no file fits this pattern"
+        found = [(_kind(file), file, Path(file.name)) for file in _matches(text)]
+        return found or f"{text}: no file fits this pattern"
     return f"{text}: no such file or folder"
 
 
@@ -128,13 +127,16 @@ def _may_be_source(line: str, folder: Path) -> bool:
     return there or "://" in line or Path(line).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return (
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
-    )
+def _matches(pattern: str) -> list[Path]:
+    """Regular files that a pattern fits, sorted; ``**`` follows no links, which may lead in circles."""
+    if "**" not in pattern:
+        names = glob.glob(pattern)  # noqa: PTH207 - any pattern, absolute ones too
+        return [path for path in map(Path, sorted(names)) if path.is_file()]
+    parts = Path(pattern).parts
+    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    base, rest = Path(*parts[:first]), [*parts[first:], *["*"] * (parts[-1] == "**")]
+    found = sorted(path for path in base.glob("/".join(rest)) if path.is_file())
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(base).parts)]
 
 
 def _kind(path: Path) -> str:

@@ -105,7 +105,7 @@ PRESETS = {
         "lr": 3e-4,
         "shared_lr_factor": 0.5,
         "schedule": "cosine",
-        "warmup": 50,
+        "warmup": 20,
         "clip_grad": 20.0,
         "ema": 0.998,
     }

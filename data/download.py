@@ -79,6 +79,9 @@ _CHUNK_BYTES = 1 << 16
 _RESUME_BYTES = 1 << 20  # from this size on a part is worth continuing
 _MOST_IMAGE_BYTES, _MOST_BYTES = 1 << 26, 1 << 34
 _MOST_UNPACKED_BYTES = 10_000_000_000
+
+#: Parts of the longest path in an archive; those of WIDER FACE have four.
+_MOST_FOLDERS = 100
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "retinaface-2cls"}
 _GONE = (403, 404, 410)  # S3 answers 403 for what it does not have, where listing is not allowed
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -380,8 +383,9 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTE
     """Unpacks a zip file and counts its files; those that are there already with the right size stay.
 
     Raises:
-        DataError: not a zip file, damaged, encrypted, a path that leaves the folder, a link, or larger than
-            ``max_bytes`` in all. All names are looked at before the first file is written.
+        DataError: not a zip file, damaged, encrypted, a path that leaves the folder, goes too deep or through
+            a link, a link in it, or larger than ``max_bytes`` in all. All names are looked at before the
+            first file is written.
     """
     if not archive.is_file():
         raise DataError(f"{archive}: no such archive")
@@ -391,12 +395,14 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTE
             members = [info for info in opened.infolist() if not info.is_dir()]
             for info in members:
                 _check_member(archive, info)
+            _check_links(folder, members)
             if (total := sum(info.file_size for info in members)) > max_bytes:
                 size = f"{total / 1e9:g} GB; expected at most {max_bytes / 1e9:g}"
                 raise DataError(f"{archive}: unpacks to {size}")
             for info in members:
                 target = folder / info.filename
-                if target.is_file() and target.stat().st_size == info.file_size:
+                status = target.lstat() if target.exists() else None
+                if status and stat.S_ISREG(status.st_mode) and status.st_size == info.file_size:
                     counts["files there already"] += 1
                     continue
                 with opened.open(info) as file, atomic_path(target) as part, part.open("wb") as copy:
@@ -416,4 +422,17 @@ def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
     leads_out = name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in info.filename
     if leads_out or kind not in (0, stat.S_IFREG):
         problem = "leads out of the folder" if leads_out else "is a link or a device"
-        raise DataError(f"{archive}: {info.filename!r} {problem}; nothing was unpacked")
+        raise DataError(f"{archive}: {info.filename!r:.80} {problem}; nothing was unpacked")
+    if len(name.parts) > _MOST_FOLDERS:
+        raise DataError(
+            f"{archive}: {info.filename!r:.80}... lies below {len(name.parts) - 1} folders; expected at most "
+            f"{_MOST_FOLDERS}, nothing was unpacked"
+        )
+
+
+def _check_links(folder: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raises DataError where files would be written through a link to somewhere else."""
+    inner = {parent for info in members for parent in PurePosixPath(info.filename).parents}
+    for parent in sorted(inner - {PurePosixPath(".")}):
+        if (folder / parent).is_symlink():
+            raise DataError(f"{folder / parent}: a link; remove it or unpack to another folder")

@@ -70,6 +70,28 @@ def test_what_leaves_the_folder_is_refused_before_anything_is_written(tmp_path, 
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_path_of_a_thousand_folders_is_refused_in_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"a\.zip: 'a/a/.* lies below 1000 folders; .* nothing") as error:
+        unpack_zip(archive(tmp_path / "a.zip", ("b", b""), ("a/" * 1000 + "b", b"")), tmp_path / "out")
+    assert len(str(error.value)) < 300 + len(str(tmp_path)) and not (tmp_path / "out").exists()
+
+
+def test_links_in_the_folder_are_not_followed(tmp_path):
+    path = archive(tmp_path / "a.zip", ("top", b"new"), ("sub/deep/b", b"new"))
+    for name in ("elsewhere", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere" / "top").write_text("old")
+    (tmp_path / "out" / "top").symlink_to(tmp_path / "elsewhere" / "top")
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="out/sub: a link; remove it"):
+        unpack_zip(path, tmp_path / "out")
+    (tmp_path / "out" / "sub").unlink()
+    unpack_zip(path, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["top"]
+    assert (tmp_path / "elsewhere" / "top").read_text() == "old"
+    assert (tmp_path / "out" / "top").read_text() == "new"
+
+
 def test_size_bound(tmp_path):
     path = archive(tmp_path / "bomb.zip", ("zeros", bytes(2_000_000)))
     with pytest.raises(DataError, match=r"unpacks to 0\.002 GB; expected at most 0\.001"):

@@ -202,10 +202,10 @@ def best_prior_iou(shapes: BoxShapes, cfg: ModelConfig) -> np.ndarray:
     priors = [(np.array(prior), stride) for level, stride in levels for prior in level]
     found = np.empty((len(shapes), len(priors)))
     for column, (prior, stride) in enumerate(priors):
-        cells = ceil(shapes.side / stride)
-        nearest = (np.floor(centre / stride).clip(0, cells - 1) + 0.5) * stride
+        centres = (np.arange(ceil(shapes.side / stride)) + 0.5) * stride
         if cfg.clip_priors:  # centre and size, each to the image's side
-            prior, nearest = prior.clip(max=shapes.side), nearest.clip(max=shapes.side)
+            prior, centres = prior.clip(max=shapes.side), centres.clip(max=shapes.side)
+        nearest = centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, centre)]
         low = np.maximum(centre - size / 2, nearest - prior / 2)
         high = np.minimum(centre + size / 2, nearest + prior / 2)
         shared = (high - low).clip(0).prod(1)

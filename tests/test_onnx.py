@@ -355,7 +355,7 @@ def test_the_documented_program_runs_as_written(repository, tmp_path, network, f
     )
     assert done.returncode == 0, done.stderr
     size = InputSize(fixed=FIXED if kind == "fixed nms" else None)
-    expected = Detector(network, input_size=size)(picture).above(0.5)
+    expected = Detector(network, input_size=size, scales=1)(picture).above(0.5)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == [network.cfg.class_names[label - 1] for label in expected.labels]
     values = np.array([[float(value) for value in line[1:]] for line in lines]).reshape(-1, 5)

@@ -108,7 +108,10 @@ def test_ignore_regions_read_back(tmp_path):
         (b"# a.jpg\n1 0 -1e7 1 1\n1 0 0\t1 1\n", ":2: found"),
         (b"# a.jpg\n1 a b c d\n", ":2: found '1 a b c d'"),
         (b"# a.jpg\n# b.jpg\n3 0 0 1 1\n", ":3: found label 3; expected one of: 1 face, 2 person"),
-        (b"# a.jpg\n-3 0 0 1 1\n", ":2: found label -3; expected one of: 1 face, 2 person, or negative for"),
+        (
+            b"# a.jpg\n-3 0 0 1 1\n",
+            ":2: found label -3; expected one of: 1 face, 2 person, or negative to ignore a region",
+        ),
         (b"# a.jpg\n0 0 0 1 1\n", ":2: found label 0"),
         (b"# a.jpg\n1.5 0 0 1 1\n", ":2: found label 1.5"),
         (b"# a.jpg\n# ../b.jpg\n", r":2: '../b\.jpg' leads out of the images"),

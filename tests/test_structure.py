@@ -64,3 +64,27 @@ def test_imports_point_one_way(repository):
 )
 def test_an_arrow_up_is_seen(place, source, expected):
     assert arrows_up(place, source, {"detect"}) == expected
+
+
+def lengths(source: str) -> dict[str, int]:
+    """Lines of a source text, under "", and of each of its functions by name."""
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    return {"": len(source.splitlines())} | {f.name: f.end_lineno - f.lineno + 1 for f in functions}
+
+
+def test_no_file_and_no_function_is_long(repository):
+    found = []
+    for path in modules(repository):
+        for name, lines in lengths(path.read_text()).items():
+            if lines > (FUNCTION_LINES if name else FILE_LINES):
+                found.append(f"{path.relative_to(repository)} {name}: {lines} lines")
+    assert not found
+
+
+def test_lengths_by_hand():
+    assert lengths("") == {"": 0}
+    assert lengths("x = 1\ndef f():\n    return 1\n\n\nclass A:\n    def g(self): ...\n") == {
+        "": 7,
+        "f": 2,
+        "g": 1,
+    }

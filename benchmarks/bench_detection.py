@@ -23,9 +23,11 @@ from data.config import cfg_mnet
 from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network
 from models.detector import Detector
+from models.onnx_export import export
+from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
 from tests.plain.detector import plain_detect
-from utils.cli import parser_of, run
+from utils.cli import UsageError, parser_of, run
 from utils.images import read_image
 from utils.inputs import sample_photos
 from utils.processes import keep_freed_memory
@@ -56,26 +58,31 @@ def main(argv: list[str] | None = None) -> int:
     weights = args.trained_model or (DEFAULT_WEIGHTS if DEFAULT_WEIGHTS.exists() else None)
     network = load_network(weights) if weights else RetinaFace(cfg_mnet).eval()
     fast = Detector(network, device=args.device, scales=1)
-    half = Detector(network, device=args.device, precision="bf16", scales=1)
     photo = read_image(args.image)
     rows, stages = [], []
     with tempfile.TemporaryDirectory() as folder:
+        detectors = {"one look": fast, "auto": Detector(network, device=args.device)}
+        detectors["auto bf16"] = Detector(network, device=args.device, precision="bf16")
+        detectors |= openvino_detector(network, Path(folder, "dynamic.onnx")) if args.device == "cpu" else {}
         for width, height in SIZES:
             path = str(Path(folder, f"{width}x{height}.jpg"))
             cv2.imwrite(path, cv2.resize(photo, (width, height)))
-            rows.append(end_to_end(args, network, fast, half, path))
+            rows.append(end_to_end(args, network, detectors, path))
             stages.append(by_stage(args, fast, path))
     name = Path(weights).name if weights else "at random"
     title = f"{machine(args.threads)}, device {args.device}, weights {name}, image {Path(args.image).name}"
     write_table(
         args.out,
         f"Detection from file to boxes, milliseconds an image; {title}",
-        ["size", "plain", "ours", "plain / ours", "bf16", "plain / bf16", f"batch of {args.batch_size}"],
+        [
+            *("size", "plain", *detectors, f"batch of {args.batch_size}"),
+            *(f"plain / {name}" for name in detectors),
+        ],
         rows,
     )
     write_table(
         args.out,
-        "Stages of ours, milliseconds; post: priors, softmax, decode and NMS",
+        "Stages of one look, milliseconds; post: priors, softmax, decode and NMS",
         ["size", "imread", "read + preprocess", "/ imread", "network", "post", "post / network"],
         stages,
         append=True,
@@ -83,29 +90,30 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def openvino_detector(network: RetinaFace, file: Path) -> dict[str, Detector]:
+    """The network in OpenVINO in bfloat16, by its name, if that is installed."""
+    try:
+        file.write_bytes(export(network).SerializeToString())
+        return {"auto OpenVINO bf16": Detector(OnnxNetwork(file, runtime="openvino", precision="bf16"))}
+    except UsageError as error:
+        print(f"without OpenVINO: {error}")
+        return {}
+
+
 def end_to_end(
-    args: argparse.Namespace, network: RetinaFace, fast: Detector, half: Detector, path: str
+    args: argparse.Namespace, network: RetinaFace, detectors: dict[str, Detector], path: str
 ) -> list:
-    """One row: the plain version and ours, each from the file to the boxes."""
-    batch = args.batch_size
-    times = median_times(
-        {
-            "plain": lambda: plain_detect(network, cv2.imread(path), fast.thresholds),
-            "ours": lambda: fast(read_image(path)),
-            "bf16": lambda: half(read_image(path)),
-            "batch": lambda: fast([read_image(path) for _ in range(batch)]),
-        },
-        args.repeats,
-    )
-    plain, ours = times["plain"], times["ours"]
+    """One row: the plain version, ours at one look and as detect.py does, each from the file to the boxes."""
+    count, one_look = args.batch_size, detectors["one look"]
+    actions = {"plain": lambda: plain_detect(network, cv2.imread(path), one_look.thresholds)}
+    actions |= {name: lambda d=detector: d(read_image(path)) for name, detector in detectors.items()}
+    actions["batch"] = lambda: one_look([read_image(path) for _ in range(count)])
+    times = median_times(actions, args.repeats)
+    times["batch"] /= count
     return [
         Path(path).stem,
-        f"{plain:.1f}",
-        f"{ours:.1f}",
-        f"{plain / ours:.2f}",
-        f"{times['bf16']:.1f}",
-        f"{plain / times['bf16']:.2f}",
-        f"{times['batch'] / batch:.1f}",
+        *(f"{value:.1f}" for value in times.values()),
+        *(f"{times['plain'] / times[name]:.2f}" for name in detectors),
     ]
 
 

@@ -1,4 +1,4 @@
-"""ONNX files against the network in torch: size, speed, average precision, and what int8 rounds where.
+"""ONNX files against the network in torch: size, speed by runtime, average precision, int8 by part.
 
 Examples:
   python3 benchmarks/bench_onnx.py                                # size and speed
@@ -6,7 +6,7 @@ Examples:
       --val faces/val/wider_val_gt.txt persons/val/wider_val_gt.txt   # and average precision
   python3 benchmarks/bench_onnx.py -m FILE --calibrate train/images --val ... --parts   # and int8 by part
 
-Torch is the folded network, channels last. All take turns in one run; columns of ratios are torch / column.
+Torch is the folded network, channels last. All take turns in one run.
 Average precision is that of 576x320 files, images letterboxed, at IoU 0.5, on the lists of --val.
 """
 
@@ -40,8 +40,17 @@ from utils.inputs import sample_photos
 from utils.processes import keep_freed_memory
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
-SIZES = [(576, 320), (640, 640), (1024, 768)]
+SIZES = [(576, 320), (640, 640), (1024, 768), (1920, 1080)]
 PRECISIONS = ("fp32", "fp16", "int8")
+
+#: Columns of the table of speed: runtime and precision of what it computes, by name.
+RUNS = {
+    "onnxruntime fp32": ("onnxruntime", "fp32", "fp32"),
+    "onnxruntime int8": ("onnxruntime", "int8", "fp32"),
+    "OpenVINO fp32": ("openvino", "fp32", "fp32"),
+    "OpenVINO bf16": ("openvino", "fp32", "bf16"),
+    "OpenVINO int8": ("openvino", "int8", "fp32"),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,9 +88,10 @@ def main(argv: list[str] | None = None) -> int:
                 scored = [[p, f"{f.stat().st_size / 1e6:.3f}", *precision(args, f)] for p, f in files.items()]
         write_table(
             args.out,
-            f"Network alone, milliseconds an image (medians of {args.repeats}) and torch / each; "
-            f"{machine(args.threads)}, weights {name}, int8 calibrated on {Path(calibrated).name}",
-            ["size", "torch", *PRECISIONS, *(f"torch / {p}" for p in PRECISIONS), "fp32 / int8"],
+            f"Network alone, milliseconds an image (medians of {args.repeats}); {machine(args.threads)}, "
+            f"processor with {', '.join(processor_features())}; "
+            f"weights {name}, int8 calibrated on {Path(calibrated).name}",
+            ["size", "torch fp32", "torch bf16", *RUNS],
             rows,
         )
         lists = ", ".join("/".join(Path(path).parts[-3:]) for path in args.val)
@@ -126,17 +136,32 @@ def speed(
     photo: np.ndarray,
 ) -> list:
     """One row: the forward pass of torch and of every file."""
-    detectors = {"torch": Detector(network, input_size=InputSize(fixed=size))}
-    detectors |= {kind: Detector.from_checkpoint(path) for kind, path in files.items()}
-    batch = detectors["torch"].preprocess([photo])
-    actions = {kind: lambda d=detector: d.forward(batch) for kind, detector in detectors.items()}
+    fixed = InputSize(fixed=size)
+    detectors = {kind: Detector(network, input_size=fixed, precision=kind) for kind in ("fp32", "bf16")}
+    for name, (runtime, file, computed_in) in RUNS.items():
+        detectors[name] = Detector(OnnxNetwork(files[file], runtime=runtime, precision=computed_in))
+    batches = {name: detector.preprocess([photo]) for name, detector in detectors.items()}
+    actions = {name: lambda n=name: detectors[n].forward(batches[n]) for name in detectors}
     times = median_times(actions, args.repeats, in_a_row=4)
-    return [
-        f"{size[1]}x{size[0]}",
-        *(f"{value:.1f}" for value in times.values()),
-        *(f"{times['torch'] / times[kind]:.2f}" for kind in PRECISIONS),
-        f"{times['fp32'] / times['int8']:.2f}",
+    return [f"{size[1]}x{size[0]}", *(f"{value:.1f}" for value in times.values())]
+
+
+def processor_features() -> list[str]:
+    """Which of the instructions that decide about bfloat16 and int8 this processor has."""
+    path = Path("/proc/cpuinfo")
+    flags = set(path.read_text().split()) if path.exists() else set()
+    names = [
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "amx_bf16",
+        "amx_int8",
+        "asimd",
+        "bf16",
     ]
+    return [name for name in names if name in flags] or ["unknown features"]
 
 
 def precision(args: argparse.Namespace, file: Path) -> list[str]:

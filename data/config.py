@@ -142,6 +142,10 @@ cfg_re50 = ModelConfig(
 NETWORKS: dict[str, ModelConfig] = {cfg.name: cfg for cfg in (cfg_mnet, cfg_re50)}
 
 
+#: How far a photo may be enlarged.
+GREATEST_SCALE = 16
+
+
 @dataclass(frozen=True)
 class Pyramid:
     """How boxes that were found in a photo at several scales are joined.
@@ -151,6 +155,8 @@ class Pyramid:
 
     Attributes:
         least_long_side: least longer side in pixels of a photo at its coarsest scale.
+        enlarged_long_side: greatest longer side of a photo that is enlarged, at its finest scale; enlarging
+            finds the small faces and persons of small photos, and larger photos have pixels enough.
         least_side: boxes whose longer side at their scale is less are left to the finer scales.
         whole_sides: by ascending label, the longer side up to which scores keep their full weight; a part of
             a face does not look like a face, a part of a person does look like a person.
@@ -158,13 +164,16 @@ class Pyramid:
     """
 
     least_long_side: int = 350
+    enlarged_long_side: int = 1024
     least_side: int = 64
     whole_sides: tuple[int, ...] = (128, 0)
     greatest_side: int = 640
 
-    def scales(self, long_side: int) -> tuple[float, ...]:
-        """1, 1/2, 1/4 and so on for a photo whose longer side has this many pixels."""
+    def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:
+        """Powers of two in descending order, 1 among them, for a photo whose longer side has these pixels."""
         scales = [1.0]
+        while enlarge and long_side * scales[0] * 2 <= self.enlarged_long_side and scales[0] < GREATEST_SCALE:
+            scales.insert(0, scales[0] * 2)
         while long_side * scales[-1] / 2 >= self.least_long_side:
             scales.append(scales[-1] / 2)
         return tuple(scales)

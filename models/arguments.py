@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from data.config import CLASS_NAMES, NETWORKS
+from data.config import CLASS_NAMES, GREATEST_SCALE, NETWORKS
 from models.checkpoint import DEFAULT_WEIGHTS, weights_path
 from models.detector import PRECISIONS, Detector, InputSize, Thresholds
 from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
@@ -47,13 +47,13 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
 
 def scale(text: str) -> str | float:
     """The type of a value of ``--scales``."""
-    return text if text == "auto" else Number(float, 0, 16, above=True)(text)
+    return text if text == "auto" else Number(float, 0, GREATEST_SCALE, above=True)(text)
 
 
 def add_scales_argument(group: argparse._ActionsContainer, default: str) -> None:
     """``--scales``, by default ``auto`` or ``1``."""
-    help = """sizes at which an image is looked at, in shares of its own, e.g. 2 1 0.5; auto halves large
-        ones, so that large faces and persons are seen whole; 1 looks once, the published protocol"""
+    help = """sizes at which an image is looked at, in shares of its own, e.g. 2 1 0.5; auto enlarges small
+        ones and halves large ones; 1 looks once, which is faster and the published protocol"""
     help += f" (default: {default})"
     option(group, "--scales", help, scale, [scale(default)], nargs="+", metavar="SCALE")
 

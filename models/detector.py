@@ -88,10 +88,10 @@ class View(NamedTuple):
 class Detector:
     """Finds faces and persons in images.
 
-    The network sees about 300 pixels around a point, so a large image is looked at in several sizes
-    (`data.config.Pyramid`). Images of equal size go through the network together; beyond that nothing is
-    resized unless ``input_size`` or the fixed size of an `OnnxNetwork` says so. On the CPU the scripts call
-    `utils.processes.keep_freed_memory` first, which spares a quarter of the time.
+    The network sees about 300 pixels around a point, and little in the smallest of faces, so an image is
+    looked at in several sizes (`data.config.Pyramid`). Images of equal size go through the network together;
+    beyond that nothing is resized unless ``input_size`` or the fixed size of an `OnnxNetwork` says so. On the
+    CPU the scripts call `utils.processes.keep_freed_memory` first, which spares a quarter of the time.
 
     Threads may share a detector. A process that is forked after torch has computed waits for its threads for
     ever, so several processes are started with ``multiprocessing.get_context("spawn")``.
@@ -105,9 +105,10 @@ class Detector:
         classes: names of the classes to look for; all that the network knows by default.
         input_size: how images are resized.
         compile: run the network through ``torch.compile``; pays off for many images of one size.
-        scales: sizes at which an image is looked at, in shares of its own. ``auto`` takes 1, 1/2, 1/4 and so
-            on, as long as the network has something to see, or 1 alone where its input has a fixed size. 1 is
-            the published protocol: one look, and boxes may reach beyond the image; else they are clipped.
+        scales: sizes at which an image is looked at, in shares of its own. ``auto`` takes 1,
+            doubles up to 1024 pixels unless ``input_size`` settles the size, and halves down to 350; or 1
+            alone where the input has a fixed size. 1 is the published protocol: one look, and boxes may reach
+            beyond the image; else they are clipped.
 
     Attributes:
         stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``, which on a GPU waits for
@@ -229,7 +230,9 @@ class Detector:
         if self.input_size.fixed:
             return [self.input_size.fixed]
         height, width = self.input_size(image_size)
-        scales = PYRAMID.scales(max(height, width)) if self.scales == "auto" else self.scales
+        scales = self.scales
+        if scales == "auto":
+            scales = PYRAMID.scales(max(height, width), enlarge=self.input_size == InputSize())
         return [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in scales]
 
     def _copies(self, image: np.ndarray) -> Iterator[np.ndarray]:

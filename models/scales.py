@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from data.config import PYRAMID
+from data.config import GREATEST_SCALE, PYRAMID
 from utils.cli import UsageError
 
 
@@ -67,8 +67,10 @@ def check_scales(scales: str | float | Sequence[float]) -> Literal["auto"] | tup
     if isinstance(scales, str) and scales == "auto":
         return "auto"
     numbers = (scales,) if isinstance(scales, str | int | float) else tuple(scales)
-    if not numbers or not all(isinstance(number, int | float) and 0 < number <= 16 for number in numbers):
-        raise UsageError(f"expected scales: auto, or numbers above 0 to 16 such as 2 1 0.5; got {scales!r}")
+    if not numbers or not all(isinstance(n, int | float) and 0 < n <= GREATEST_SCALE for n in numbers):
+        raise UsageError(
+            f"expected scales: auto, or numbers above 0 to {GREATEST_SCALE} such as 2 1 0.5; got {scales!r}"
+        )
     return tuple(sorted(set(map(float, numbers)), reverse=True))
 
 

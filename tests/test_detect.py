@@ -39,13 +39,14 @@ def run(*arguments: object, weights: str) -> int:
 
 def test_sample_photos_through_the_published_network(reference, tmp_path, capsys):
     weights = reference / "weights" / "mobilenet0.25_2cls6anchors_130324_epoch_150.pth"
-    assert run("--save_folder", tmp_path, "--save_json", "sure.json", weights=str(weights)) == 0
+    options = "--save_json", "sure.json", "--scales", 1
+    assert run("--save_folder", tmp_path, *options, weights=str(weights)) == 0
     summary = capsys.readouterr().out
     sure = json.loads((tmp_path / "sure.json").read_text())
     photos = len(sure["images"])
     assert f"{photos} face" in summary
     assert f"{photos} person" in summary
-    options = "--save_json", "found.json", "--confidence_threshold", 0.02, "--no-save_image"
+    options = "--save_json", "found.json", "--confidence_threshold", 0.02, "--no-save_image", "--scales", 1
     assert run("--save_folder", tmp_path, *options, weights=str(weights)) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert [a["score"] for a in sure["annotations"]] == [

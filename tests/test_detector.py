@@ -262,7 +262,7 @@ def test_resnet50_runs():
     ["can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory"],
 )
 def test_too_little_memory_is_a_clear_error(network, image, monkeypatch, words):
-    detector = Detector(network)
+    detector = Detector(network, scales=1)
     error = RuntimeError(f"CUDA error: {words}")
     monkeypatch.setattr(detector, "network", lambda _: (_ for _ in ()).throw(error))
     with pytest.raises(DataError, match="images of 110x75 pixels, 1 at once, need more memory"):
@@ -293,7 +293,7 @@ def test_bad_images_are_reported_and_the_others_come_in_order(network, image, wo
 
 
 def test_a_batch_that_is_too_large_for_the_memory_goes_through_one_by_one(network, image, monkeypatch):
-    detector, faults = Detector(network), []
+    detector, faults = Detector(network, scales=1), []
     forward, sizes, batches = detector.network, [], []
 
     def small_memory(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,7 +41,11 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("long_side", "expected"),
     [
-        (1, [1]),
+        (1, [16, 8, 4, 2, 1]),
+        (256, [4, 2, 1]),
+        (257, [2, 1]),
+        (512, [2, 1]),
+        (513, [1]),
         (699, [1]),
         (700, [1, 0.5]),
         (1399, [1, 0.5]),
@@ -49,7 +53,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         (4096, [1, 0.5, 0.25, 0.125]),
     ],
 )
-def test_halves_while_350_pixels_are_left(long_side, expected):
+def test_doubles_to_1024_pixels_and_halves_to_350(long_side, expected):
     assert list(PYRAMID.scales(long_side)) == expected
 
 
@@ -69,7 +73,7 @@ def passes(detector: Detector, images: list[np.ndarray]) -> list[tuple[int, ...]
 def test_images_and_copies_of_one_size_go_through_together(network):
     large, small = np.zeros((40, 700, 3), np.uint8), np.zeros((20, 350, 3), np.uint8)
     assert passes(Detector(network), [np.zeros((699, 8, 3), np.uint8)]) == [(1, 699, 8)]
-    assert passes(Detector(network), [small, large, large]) == [(2, 40, 700), (3, 20, 350)]
+    assert passes(Detector(network), [small, large, large]) == [(3, 40, 700), (3, 20, 350)]
     assert passes(Detector(network, scales=[0.5, 2, 1]), [small]) == [
         (1, 40, 700),
         (1, 20, 350),
@@ -122,10 +126,18 @@ def test_auto_halves_a_large_image(network):
     photo = noise(96, 720)
     auto, listed = (Detector(network, scales=s, thresholds=LIMITS)(photo) for s in ("auto", [1, 0.5]))
     assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
-    small = noise(96, 160)
-    auto, once = (Detector(network, scales=s, thresholds=LIMITS)(small) for s in ("auto", 1))
+    once = Detector(network, scales=1, thresholds=LIMITS)(noise(96, 600))
+    auto = Detector(network, thresholds=LIMITS)(noise(96, 600))
     assert np.array_equal(auto.boxes, once.clipped().boxes)
     assert (once.boxes < 0).any() and not (auto.boxes < 0).any()
+
+
+def test_auto_enlarges_a_small_image_unless_its_size_is_settled(network):
+    photo = noise(96, 300)
+    auto, listed = (Detector(network, scales=s, thresholds=LIMITS)(photo) for s in ("auto", [2, 1]))
+    assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
+    settled = Detector(network, input_size=InputSize(300))
+    assert [size for _, *size in passes(settled, [photo])] == [[96, 300]]
 
 
 def test_a_box_found_at_two_scales_is_one(network):

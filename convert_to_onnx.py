@@ -3,12 +3,13 @@
 Examples:
   python3 convert_to_onnx.py --image_size 320 576              # for a camera of 576x320
   python3 convert_to_onnx.py --dynamic --batch_size dynamic --output detector.onnx
-  python3 convert_to_onnx.py --image_size 320 576 --nms        # boxes, scores and labels come out
+  python3 convert_to_onnx.py --image_size 320 576 --outputs detections
   python3 convert_to_onnx.py --dynamic --precision int8 --calibrate data/wider_OIpersonface1103/train/images
 
-The input is float32 [N, 3, height, width]: BGR, 0 to 255, less the pixel mean of the metadata. By default
-loc and logits come out, which detect.py and the other scripts take as --trained_model; files of --decode
-and --nms are for programs without this project (docs/edge.md).
+The input is float32 [N, 3, height, width]: BGR, 0 to 255, less the pixel mean of the metadata. Files of
+logits (loc and logits) and scores (loc and scores) are for detect.py and the other scripts; those of boxes
+(boxes in pixels of the input, and scores) and detections are for programs without this project
+(docs/edge.md).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from models.arguments import add_weights_arguments, weights_path
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize, Thresholds
 from models.onnx_export import INPUT, export
-from models.onnx_network import is_onnx, open_session
+from models.onnx_network import OUTPUTS, is_onnx, open_session
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
 from utils.cli import OK, DataError, Number, UsageError, count, option, overlap, parser_of, run, score
@@ -63,13 +64,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     batch_sizes = {"choices": ("1", "dynamic")}
     option(group, "--batch_size --batch", "images at once", default="1", **batch_sizes)
     group = parser.add_argument_group("output of the file")
-    option(group, "--softmax", "scores from 0 to 1 instead of logits")
-    option(group, "--decode", "boxes in pixels of the input instead of loc, and scores")
-    option(group, "--nms", "detections alone; implies --decode")
+    option(group, "--outputs", "what comes out, see above", default="logits", choices=list(OUTPUTS))
     default = Thresholds()
-    option(group, "--confidence_threshold --conf", "--nms keeps scores above this", score, default.score)
-    option(group, "--nms_threshold --iou", "--nms drops overlaps above this", overlap, default.nms_iou)
-    option(group, "--keep_top_k", "detections a class that --nms keeps", count, default.keep_top_k)
+    option(group, "--confidence_threshold --conf", "detections: least score", score, default.score)
+    option(group, "--nms_threshold --iou", "detections: most overlap", overlap, default.nms_iou)
+    option(group, "--keep_top_k", "detections: most of a class", count, default.keep_top_k)
     group = parser.add_argument_group("arithmetic")
     option(group, "--precision", "of the network in the file", default="fp32", choices=list(LIMITS))
     option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="DIR")
@@ -92,25 +91,24 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"{weights}: an ONNX file already; expected a checkpoint")
     network = load_network(weights, args.network)
     size = InputSize(fixed=tuple(args.image_size) if args.image_size else None)
-    outputs = "detections" if args.nms else "boxes" if args.decode else "scores" if args.softmax else "logits"
     one_image = args.batch_size == "1"
     model = export(
         network,
-        outputs,
+        args.outputs,
         image_size=size.fixed,
         batch_size=1 if one_image else None,
         precision=args.precision,
         thresholds=thresholds,
         calibration=calibration_inputs(network, args.calibrate, size.fixed) if args.calibrate else (),
     ).SerializeToString()
-    output = args.output or Path(default_name(weights.stem, size.fixed, args.precision, outputs))
+    output = args.output or Path(default_name(weights.stem, args))
     box_limit, score_limit = LIMITS[args.precision]
     detector = Detector(network, thresholds=thresholds, input_size=size)
     noise = np.random.default_rng(0).integers(0, 256, (250, 333, 3), np.uint8)
     failed = False
     for name, image in (("noise", noise), ("photo", read_image(sample_photos()[0]))):
         images = [image] if one_image else [image] * 2
-        apart = compare(model, outputs, detector, images, exact=args.precision == "fp32")
+        apart = compare(model, args.outputs, detector, images, exact=args.precision == "fp32")
         print(f"{name}: onnxruntime and torch differ by at most {apart[0]:.2g} px, {apart[1]:.2g} in score")
         failed |= not (apart[0] <= box_limit and apart[1] <= score_limit)
     if failed:
@@ -120,16 +118,15 @@ def main(argv: list[str] | None = None) -> int:
         )
     with atomic_path(output) as temporary:
         temporary.write_bytes(model)
-    print(f"{output}: {len(model) / 1e6:.2f} MB, {args.precision}, gives {outputs}")
+    print(f"{output}: {len(model) / 1e6:.2f} MB, {args.precision}, gives {args.outputs}")
     return OK
 
 
-def default_name(stem: str, image_size: tuple[int, int] | None, precision: str, outputs: str) -> str:
-    """E.g. ``mobilenet0.25_576x320_int8_nms.onnx``."""
-    kinds = {"logits": "", "scores": "softmax", "boxes": "decoded", "detections": "nms"}
-    size = "{1}x{0}".format(*image_size) if image_size else "dynamic"
-    parts = [stem, size, precision if precision != "fp32" else "", kinds[outputs]]
-    return f"{'_'.join(filter(None, parts))}.onnx"
+def default_name(stem: str, args: argparse.Namespace) -> str:
+    """E.g. ``mobilenet0.25_576x320_int8_detections.onnx``."""
+    size = "{1}x{0}".format(*args.image_size) if args.image_size else "dynamic"
+    chosen = [value for value in (args.precision, args.outputs) if value not in ("fp32", "logits")]
+    return f"{'_'.join([stem, size, *chosen])}.onnx"
 
 
 def calibration_inputs(

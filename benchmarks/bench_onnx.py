@@ -27,11 +27,12 @@ from benchmarks.tables import machine, median_times, write_table
 from convert_to_onnx import calibration_inputs
 from data.config import cfg_mnet
 from data.wider_face import WiderFaceDetection
+from models import onnx_export
 from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize
 from models.engine import validate
-from models.onnx_export import FLOAT_PARTS, export
+from models.onnx_export import export
 from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
 from utils.cli import parser_of, run
@@ -177,16 +178,19 @@ def int8_by_part(
     args: argparse.Namespace, network: RetinaFace, folder: Path, photo: np.ndarray
 ) -> list[list]:
     """Rows: what stays in float, size and AP, from nothing to the whole backbone."""
-    shipped = FLOAT_PARTS[network.cfg.backbone]
+    shipped = onnx_export.FLOAT_PARTS[:4]
     choices = {"nothing": ()}
     choices |= {f"first {count} blocks": shipped[:count] for count in range(1, len(shipped) + 1)}
-    choices |= {"heads": ("ClassHead.", "BboxHead."), "fpn and ssh": ("fpn.", "ssh"), "backbone": ("body.",)}
+    choices |= {
+        "heads": ("network.ClassHead.", "network.BboxHead."),
+        "fpn and ssh": ("network.fpn.", "network.ssh"),
+        "backbone": ("network.body.",),
+    }
     rows = []
     for name, parts in choices.items():
         inputs = calibration(args, network, (320, 576), photo)
-        model = export(
-            network, image_size=(320, 576), precision="int8", calibration=inputs, float_parts=parts
-        )
+        onnx_export.FLOAT_PARTS = parts
+        model = export(network, image_size=(320, 576), precision="int8", calibration=inputs)
         path = folder / "part.onnx"
         path.write_bytes(model.SerializeToString())
         rows.append([name, f"{path.stat().st_size / 1e6:.3f}", *precision(args, path)])

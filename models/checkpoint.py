@@ -2,19 +2,19 @@
 
 Read: files of this project, the published two-class files, a one-class RetinaFace of the parent project
 (its landmark head is left out), the ImageNet backbone of MobileNetV1 x0.25, with or without ``module.``
-prefixes, as ``.pth`` or ``.safetensors``. Nothing that a file holds is ever run.
+prefixes. Nothing that a file holds is ever run.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import pickle
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = Path(path)
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content = _read_torch(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -121,22 +121,6 @@ def _read_torch(path: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
     return dict(content)
-
-
-def _read_safetensors(path: Path) -> dict:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise DataError(f"{path}: needs the package safetensors (pip install safetensors)") from None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            content: dict = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-        if "config" in metadata:
-            content["config"] = json.loads(metadata["config"])
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged or not a safetensors file ({error})") from None
-    return content
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -252,52 +236,36 @@ def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> N
 
 
 def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:
-    """Writes weights and configuration, atomically; a ``.safetensors`` path takes no ``extra``.
+    """Writes weights and configuration, atomically.
 
     Args:
-        path: ``.pth`` or ``.safetensors``.
+        path: the file.
         model: the network, unwrapped.
         extra: further plain data and tensors, e.g. training state; they come back in `Checkpoint.extra`.
     """
-    path = Path(path)
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}
+    buffer = io.BytesIO()  # written by Python, a full disk is an OSError
+    torch.save(content, buffer)
     with atomic_path(path) as temporary:
-        if path.suffix == ".safetensors":
-            if extra:
-                raise ValueError(f"{path}: a safetensors file holds weights alone, got also {sorted(extra)}")
-            from safetensors.torch import save_file
-
-            save_file(state_dict, temporary, {"format": "pt", "config": json.dumps(model.cfg.to_dict())})
-        else:
-            content = {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}
-            buffer = io.BytesIO()  # written by Python, a full disk is an OSError
-            torch.save(content, buffer)
-            temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(buffer.getbuffer())
 
 
-@dataclass
-class LoadReport:
-    """What was taken from a file and what was not; ``str()`` is what a person reads."""
+def _load_report(path: Path, loaded: Iterable[str], unused: Iterable[str], *notes: str) -> str:
+    """What was taken from a file and what was not, for a person to read."""
 
-    path: Path
-    loaded: list[str]
-    notes: list[str]
-    unused: list[str]
+    def by_part(names: Iterable[str]) -> str:
+        return ", ".join(f"{part} {n}" for part, n in Counter(name.split(".")[0] for name in names).items())
 
-    def __str__(self) -> str:
-        lines = [f"{self.path}: {len(self.loaded)} tensors loaded ({_by_part(self.loaded)})", *self.notes]
-        if self.unused:
-            lines.append(f"not used: {_by_part(self.unused)}")
-        return "\n  ".join(lines)
+    loaded = list(loaded)
+    lines = [f"{path}: {len(loaded)} tensors loaded ({by_part(loaded)})", *notes]
+    if unused := list(unused):
+        lines.append(f"not used: {by_part(unused)}")
+    return "\n  ".join(lines)
 
 
-def _by_part(names: list[str]) -> str:
-    counts = Counter(name.split(".")[0] for name in names)
-    return ", ".join(f"{part} {count}" for part, count in counts.items())
-
-
-def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> LoadReport:
-    """Loads ImageNet weights of MobileNetV1 x0.25 or ResNet50 into the backbone.
+def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> str:
+    """Loads ImageNet weights of MobileNetV1 x0.25 or ResNet50 into the backbone; returns what was loaded.
 
     Args:
         model: the network.
@@ -312,9 +280,8 @@ def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> L
         found = read_checkpoint(path).state_dict
     wanted = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
     load_strictly(model.body, wanted, Path(path))
-    unused = [name for name in found if name not in wanted]
-    loaded = [f"body.{name}" for name in wanted]
-    return LoadReport(Path(path), loaded, ["started anew: fpn, ssh, heads"], unused)
+    loaded = (f"body.{name}" for name in wanted)
+    return _load_report(Path(path), loaded, found.keys() - wanted, "started anew: fpn, ssh, heads")
 
 
 def _download_resnet50() -> tuple[str, dict[str, Tensor]]:
@@ -329,8 +296,8 @@ def _download_resnet50() -> tuple[str, dict[str, Tensor]]:
         ) from None
 
 
-def init_from_face(model: RetinaFace, path: str | os.PathLike) -> LoadReport:
-    """Starts a two-class network as the face detector that a one-class checkpoint is.
+def init_from_face(model: RetinaFace, path: str | os.PathLike) -> str:
+    """Starts a two-class network as the face detector that a one-class checkpoint is; returns what was done.
 
     Backbone, pyramid and context modules are copied. The parent's priors are square, so its class and box
     rows go to the ratio-1 priors of the same size. On these priors the logit of person is the background's
@@ -356,27 +323,30 @@ def init_from_face(model: RetinaFace, path: str | os.PathLike) -> LoadReport:
     margin = math.log(1 / START_PROBABILITY)
     with torch.no_grad():
         for own, old in zip(model.ClassHead, parent.ClassHead, strict=True):
-            weight = own.conv1x1.weight.view(-1, cfg.num_classes, cfg.fpn_channels).zero_()
-            bias = own.conv1x1.bias.view(-1, cfg.num_classes)
+            weight, bias = _rows(own, cfg.num_classes)
+            weight.zero_()
             bias.fill_(-margin)[:, 0] = 0
-            old_weight = old.conv1x1.weight.view(-1, 2, cfg.fpn_channels)
-            old_bias = old.conv1x1.bias.view(-1, 2)
+            old_weight, old_bias = _rows(old, 2)
             weight[square], bias[square] = old_weight[:, :1], old_bias[:, :1] - margin
             for label, old_label in ((0, 0), (face, 1)):
                 weight[square, label], bias[square, label] = old_weight[:, old_label], old_bias[:, old_label]
         for own, old in zip(model.BboxHead, parent.BboxHead, strict=True):
-            own.conv1x1.weight.view(-1, 4, cfg.fpn_channels).zero_()[square] = old.conv1x1.weight.view(
-                -1, 4, cfg.fpn_channels
-            )
-            own.conv1x1.bias.view(-1, 4).zero_()[square] = old.conv1x1.bias.view(-1, 4)
-    notes = [
-        f"face rows of both heads copied to priors {', '.join(str(i + 1) for i in square)} "
-        f"of {priors_per_cell(cfg)} (ratio 1)",
+            for rows, old_rows in zip(_rows(own, 4), _rows(old, 4), strict=True):
+                rows.zero_()[square] = old_rows
+    priors = f"{', '.join(str(i + 1) for i in square)} of {priors_per_cell(cfg)} (ratio 1)"
+    return _load_report(
+        checkpoint.path,
+        parent.state_dict(),
+        (name for name in checkpoint.state_dict if name.startswith(LANDMARK_HEAD)),
+        f"face rows of both heads copied to priors {priors}",
         "started so that nothing fires: the other priors, and person on every prior",
-    ]
-    heads = [name for name in parent.state_dict() if name not in shared]
-    unused = [name for name in checkpoint.state_dict if name.startswith(LANDMARK_HEAD)]
-    return LoadReport(checkpoint.path, [*shared, *heads], notes, unused)
+    )
+
+
+def _rows(head: nn.Module, values: int) -> tuple[Tensor, Tensor]:
+    """Views of a head's weight [priors, values, channels] and bias [priors, values]."""
+    weight, bias = head.conv1x1.weight, head.conv1x1.bias
+    return weight.view(-1, values, weight.shape[1]), bias.view(-1, values)
 
 
 def _kind(cfg: ModelConfig) -> str:

@@ -27,13 +27,10 @@ INPUT = "images"
 #: Sizes for tracing where they stay free: batch, height and width differ, on every level, and none is 1.
 _EXAMPLE = (2, 96, 160)
 
-#: What stays in float in an int8 file, by backbone, as beginnings of weight names: maps finer than stride 8.
-#: Measured for mobilenet0.25 (benchmarks/results/onnx.md): rounding them costs points of AP, the rest
-#: nearly nothing; being of few channels, they cost no size and little time.
-FLOAT_PARTS: dict[str, tuple[str, ...]] = {
-    "mobilenet0.25": ("body.stage1.0.", "body.stage1.1.", "body.stage1.2.", "body.stage1.3."),
-    "resnet50": ("body.conv1.", "body.layer1."),
-}
+#: Beginnings of the weights' names that stay in float in an int8 file: of maps finer than stride 8, in either
+#: backbone. Measured for mobilenet0.25 (benchmarks/results/onnx.md): rounding them costs points of AP, the
+#: rest nearly nothing; being of few channels, they cost no size and little time.
+FLOAT_PARTS = (*(f"network.body.stage1.{i}." for i in range(4)), "network.body.conv1.", "network.body.layer1")
 
 
 class ExportedNetwork(nn.Module):
@@ -89,7 +86,6 @@ def export(
     precision: str = "fp32",
     thresholds: Thresholds | None = None,
     calibration: Iterable[np.ndarray] = (),
-    float_parts: Sequence[str] | None = None,
 ):
     """The network as an ``onnx.ModelProto``.
 
@@ -101,7 +97,6 @@ def export(
         precision: ``fp32``, ``fp16`` or ``int8``.
         thresholds: of the NMS node, for ``detections``; its ``top_k`` does not apply.
         calibration: inputs for int8, see `quantise`.
-        float_parts: what int8 leaves in float, by default that of `FLOAT_PARTS`.
 
     Raises:
         UsageError: onnx, onnxscript or, for int8, onnxruntime is not installed.
@@ -110,8 +105,7 @@ def export(
     dtype = torch.float16 if precision == "fp16" else torch.float32
     model = _trace(ExportedNetwork(network, traced, dtype), image_size, batch_size)
     if precision == "int8":
-        kept = FLOAT_PARTS[network.cfg.backbone] if float_parts is None else float_parts
-        model = quantise(model, calibration, kept)
+        model = quantise(model, calibration)
     thresholds = thresholds or Thresholds()
     if outputs == "detections":
         model = append_nms(model, thresholds)
@@ -166,16 +160,15 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def quantise(model, calibration: Iterable[np.ndarray], float_parts: Sequence[str]):
+def quantise(model, calibration: Iterable[np.ndarray]):
     """An int8 copy of a float32 model: weights int8 by channel, maps uint8, in the QDQ format.
 
-    What follows the heads stays in float, and so do the convolutions of ``float_parts``.
+    What follows the heads stays in float, and so do the convolutions of `FLOAT_PARTS`.
 
     Args:
         model: ``onnx.ModelProto``, as `_trace` gives it.
         calibration: float32[1, 3, height, width] inputs; the least and greatest values of every map over
             all of them become its range.
-        float_parts: beginnings of weight names, as in `FLOAT_PARTS`.
     """
     import_package("onnxruntime")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -184,7 +177,6 @@ def quantise(model, calibration: Iterable[np.ndarray], float_parts: Sequence[str
 
     inputs = ({INPUT: images} for images in calibration)
     reader = SimpleNamespace(get_next=lambda: next(inputs, None))
-    kept = _nodes_of(model, float_parts) + _behind_heads(model)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder, "int8.onnx")
         quantize_static(
@@ -195,32 +187,25 @@ def quantise(model, calibration: Iterable[np.ndarray], float_parts: Sequence[str
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=kept,
+            nodes_to_exclude=_float_nodes(model),
         )
         return onnx.load(path)
 
 
-def _nodes_of(model, parts: Sequence[str]) -> list[str]:
-    """Names of the convolutions whose weights' names begin with one of ``parts``, and their activations."""
-    starts, made, names = tuple(f"network.{part}" for part in parts), set(), []
-    for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1].startswith(starts):
-            made.update(node.output)
-        elif not (node.op_type in ("LeakyRelu", "Relu") and node.input[0] in made):
+def _float_nodes(model) -> list[str]:
+    """Names of the convolutions of `FLOAT_PARTS`, their activations, and all that follows the heads."""
+    early, behind, names = set(), set(), []
+    for node in model.graph.node:  # in the order of execution
+        weights = node.input[1] if node.op_type == "Conv" else ""
+        if weights.startswith(FLOAT_PARTS):
+            early.update(node.output)
+        elif behind.intersection(node.input):
+            behind.update(node.output)
+        elif not (node.op_type in ("LeakyRelu", "Relu") and node.input[0] in early):
+            if "Head." in weights:
+                behind.update(node.output)
             continue
         names.append(node.name)
-    return names
-
-
-def _behind_heads(model) -> list[str]:
-    """Names of the nodes that follow the heads' convolutions."""
-    reached, names = set(), []
-    for node in model.graph.node:  # in the order of execution
-        if reached.intersection(node.input):
-            names.append(node.name)
-            reached.update(node.output)
-        elif node.op_type == "Conv" and "Head." in node.input[1]:
-            reached.update(node.output)
     return names
 
 

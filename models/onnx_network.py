@@ -166,8 +166,8 @@ class OnnxNetwork:
             raise DataError(f"{self.path}: cannot be used as a network ({error})") from None
         if len(self.names) != 2 or self.names[0] == "boxes":
             raise DataError(
-                f"{self.path}: its boxes are decoded already (--decode or --nms), by settings of its own; it "
-                f"is for programs without this project. Convert again without --decode and --nms"
+                f"{self.path}: its boxes are decoded already, by settings of its own; it is for programs "
+                f"without this project. Convert again with --outputs logits"
             )
         if network is not None and network != self.cfg.name:
             raise DataError(

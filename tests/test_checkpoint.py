@@ -76,13 +76,10 @@ def test_folding_knows_synchronised_batch_norm():
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_saved_and_loaded_again(tmp_path, suffix):
-    if suffix == ".safetensors":
-        pytest.importorskip("safetensors")
+def test_saved_and_loaded_again(tmp_path):
     network = seeded()
-    save_checkpoint(tmp_path / f"a{suffix}", network)
-    assert equal(load_network(tmp_path / f"a{suffix}", "mobile0.25"), network)
+    save_checkpoint(tmp_path / "a.pth", network)
+    assert equal(load_network(tmp_path / "a.pth", "mobile0.25"), network)
 
 
 def test_a_changed_configuration_comes_back(tmp_path):
@@ -267,8 +264,8 @@ def test_published_parent_is_a_face_detector(reference):
 def test_published_backbone(reference):
     network = RetinaFace(cfg_mnet)
     report = load_backbone(network, reference / "weights" / "mobilenetV1X0.25_pretrain.tar")
-    assert len(report.loaded) == 162
-    assert report.unused == ["fc.weight", "fc.bias"]
+    assert "162 tensors loaded" in report
+    assert "not used: fc 2" in report
 
 
 def check_warm_start(parent: RetinaFace, path) -> str:
@@ -285,7 +282,7 @@ def check_warm_start(parent: RetinaFace, path) -> str:
     assert torch.allclose(scores[:, [0, 3], 1], parent_scores[:, :, 1], atol=0.005)
     assert scores[:, :, 2].max() < 0.0051
     assert scores[:, [1, 2, 4, 5], 1:].max() < 0.0051
-    return str(report)
+    return report
 
 
 def test_warm_start_from_a_one_class_network(tmp_path):

@@ -233,7 +233,7 @@ def test_files_and_options_that_do_not_fit(tmp_path, files):
         with pytest.raises(DataError, match=message):
             OnnxNetwork(path)
     for kind in ("decoded", "nms"):
-        with pytest.raises(DataError, match="Convert again without --decode and --nms"):
+        with pytest.raises(DataError, match="Convert again with --outputs logits"):
             OnnxNetwork(files[kind])
     with pytest.raises(DataError, match="give --network mobile0.25"):
         OnnxNetwork(files["fixed"], "resnet50")

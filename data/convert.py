@@ -10,9 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data.annotations import check_labelled_classes, image_folder, write_list
-from data.coco import read_coco, write_coco
 from data.config import CLASS_LABELS
-from data.crowdhuman import BOXES, read_crowdhuman
 from data.foreign import (
     NONE,
     PARTS,
@@ -23,7 +21,7 @@ from data.foreign import (
     split_folders,
     warn_of_missing,
 )
-from data.voc import read_voc
+from data.formats import CROWDHUMAN_BOXES, read_coco, read_crowdhuman, read_voc, write_coco
 from data.yolo import YAML_SUFFIXES, read_yolo, write_yolo
 from utils.cli import OK, DataError, UsageError, option, warn
 
@@ -90,7 +88,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
     images = "folder of the images (default: where the source has them)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
     boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
-    option(parser, "--boxes", boxes, choices=list(BOXES))
+    option(parser, "--boxes", boxes, choices=list(CROWDHUMAN_BOXES))
     categories = (
         "what classes are whose names do not say it, by name, or by number where they have none: "
         "head=face 0=person helmet=none"

@@ -42,42 +42,33 @@ def read_yolo(source: Path, images_dir: Path | None = None) -> list[Part]:
         return _read_by_yaml(source)
     files = [path for path in sorted(source.iterdir()) if path.suffix.lower() in YAML_SUFFIXES]
     if len(files) > 1:
-        raise DataError(
-            f"{source}: found {', '.join(file.name for file in files)}; give the right one itself"
-        )
+        raise DataError(f"{source}: found {', '.join(f.name for f in files)}; give the right one itself")
     if files and images_dir is None:
         return _read_by_yaml(files[0])
     yaml = files[0] if files else source.parent / "data.yaml"
     names = _names(_read_yaml(yaml), yaml) if yaml.is_file() else None
     parts = []
     for name, images, labels in _layout(source, images_dir):
-        own = names or _listed_names(labels, labels.parent, source)
         pairs = [(path, labels / PurePosixPath(path).with_suffix(".txt")) for path in images_below(images)]
-        if not pairs:
-            raise DataError(f"{images}: no images")
+        own = names or _listed_names(labels, labels.parent, source)
         parts.append(_read_part(name, images, pairs, own))
-        _warn_of_strays(labels, images, {label for _, label in pairs})
+        _warn_of_strays(labels, images, pairs)
     return parts
 
 
-def _layout(source: Path, images_dir: Path | None) -> Iterator[tuple[str, Path, Path]]:
+def _layout(source: Path, images_dir: Path | None) -> list[tuple[str, Path, Path]]:
     """Name, folder of the images and folder of the labels of each part."""
     labels = source / "labels" if (source / "labels").is_dir() else source
+    images = images_dir or source / "images"
+    places = [(part, place, labels / place.name) for part, place in split_folders(images)]
     if images_dir is None:
-        places = [(part, place / "images", place / "labels") for part, place in split_folders(source)]
-        if found := [place for place in places if place[1].is_dir()]:
-            yield from found
-            return
-        images_dir = source / "images"
-    found = [(part, place, labels / place.name) for part, place in split_folders(images_dir)]
-    if found := [place for place in found if place[2].is_dir()]:
-        yield from found
-    elif images_dir.is_dir():
-        yield "", images_dir, labels
-    else:
+        places += [(part, place / "images", place / "labels") for part, place in split_folders(source)]
+    found = [place for place in places if place[1].is_dir() and place[2].is_dir()]
+    if not found and not images.is_dir():
         raise UsageError(
             f"{source}: a YOLO label file does not name its image: give the images with --images"
         )
+    return found or [("", images, labels)]
 
 
 def _read_by_yaml(path: Path) -> list[Part]:
@@ -93,12 +84,10 @@ def _read_by_yaml(path: Path) -> list[Part]:
             warn(f"{path}: {key}: {values[places.index(None)]!r:.80}: not there, left out")
             continue
         root, pairs = _images_at(places)
-        if not pairs:
-            raise DataError(f"{path}: {key}: no images in {root}")
         parts.append(_read_part(SPLITS[key], root, pairs, names, boxes_first))
         for place in places:
             if place.is_dir():
-                _warn_of_strays(_label_place(place), place, {label for _, label in pairs})
+                _warn_of_strays(_label_place(place), place, pairs)
     if not parts:
         raise DataError(f"{path}: none of its train, val and test is there; expected folders of images")
     return parts
@@ -123,8 +112,7 @@ def _names(content: dict, path: Path) -> list[str] | None:
     names = content.get("names")
     if names is None:
         return None
-    if isinstance(names, list):
-        names = dict(enumerate(names))
+    names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or sorted(map(repr, names)) != sorted(map(repr, range(len(names)))):
         raise DataError(f"{path}: expected names as a list, or as a table by number from 0 on")
     if not all(isinstance(name, str | int | float) for name in names.values()):
@@ -145,55 +133,44 @@ def _place(yaml: Path, root: object, value: object) -> Path | None:
 
     Roboflow writes ``../train/images`` for what is in ``train/images`` beside the file.
     """
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str) or "\0" in f"{value}{root}":
         return None
-    own = yaml.parent
-    folders = [own, *([own / root, Path(root)] if isinstance(root, str) and "\0" not in root else [])]
-    inside = [own / value.removeprefix("../")] if value.startswith("../") else []
-    for place in [*inside, *(folder / value for folder in reversed(folders))]:
-        if place.exists():
-            return Path(os.path.normpath(place))
-    return None
+    folder = yaml.parent
+    places = [folder / value.removeprefix("../"), folder / value]
+    if isinstance(root, str):
+        places[1:1] = [Path(root, value), folder / root / value]
+    there = (place for place in places if place.exists())
+    return next((Path(os.path.normpath(place)) for place in there), None)
 
 
 def _images_at(places: list[Path]) -> tuple[Path, list[tuple[str, Path]]]:
     """A folder, and the images of folders and lists as paths below it, each with its label file."""
-    root = Path(os.path.commonpath([place.absolute() for place in places]))
-    root = root.parent if root.is_file() else root
+    folders = [place.absolute() if place.is_dir() else place.absolute().parent for place in places]
+    root = Path(os.path.commonpath(folders))
     pairs = []
-    for place in places:
-        folder = (
-            place.absolute().relative_to(root)
-            if place.is_dir()
-            else place.absolute().parent.relative_to(root)
-        )
-        names = images_below(place) if place.is_dir() else _listed_images(place)
-        paths = [(folder / name).as_posix() for name in names]
-        pairs += [(path, _label_place(root / path).with_suffix(".txt")) for path in paths]
+    for place, folder in zip(places, folders, strict=True):
+        for name in images_below(place) if place.is_dir() else _listed_images(place):
+            path = folder / name
+            pairs.append((path.relative_to(root).as_posix(), _label_place(path).with_suffix(".txt")))
     return root, pairs
 
 
 def _listed_images(path: Path) -> list[str]:
     lines = enumerate(read_text(path, "a list of images").split("\n"), 1)
-    named = [(number, line.strip()) for number, line in lines if line.strip()]
-    return [check_image_name(line, f"{path}:{number}").removeprefix("./") for number, line in named]
+    return [check_image_name(line.strip(), f"{path}:{number}") for number, line in lines if line.strip()]
 
 
 def _label_place(path: Path) -> Path:
     """Where the labels of an image or a folder are: below ``labels`` for the last ``images`` of its path."""
-    parts = list(path.parts)
-    if "images" not in parts:
-        return path
-    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts)
+    before, images, after = f"{path.as_posix()}/".rpartition("/images/")
+    return Path(f"{before}/labels/{after}") if images else path
 
 
-def _warn_of_strays(labels: Path, images: Path, used: set[Path]) -> None:
-    if labels == images or not labels.is_dir():
-        return
-    used = {path.absolute() for path in used} | {labels.absolute() / name for name in _NAME_FILES}
+def _warn_of_strays(labels: Path, images: Path, pairs: list[tuple[str, Path]]) -> None:
+    """Says which label files are of no image."""
+    used = {path.absolute() for _, path in pairs} | {labels.absolute() / name for name in _NAME_FILES}
     strays = [path for path in sorted(labels.absolute().rglob("*.txt")) if path not in used]
-    if strays:
+    if strays and labels != images:
         warn(f"{labels}: {len(strays)} label files have no image in {images}, e.g. {strays[0].name}")
 
 
@@ -201,17 +178,18 @@ def _read_part(
     name: str, root: Path, pairs: list[tuple[str, Path]], names: list[str] | None, boxes_first: bool = False
 ) -> Part:
     """Images and their label files; the numbers that are found are the names where there are none."""
+    if not pairs:
+        raise DataError(f"{root}: no images for {name or 'these labels'}")
     rows = {path: list(_read_labels(file, names, boxes_first)) for path, file in pairs if file.is_file()}
     if not rows:
         raise DataError(f"{root}: {len(pairs)} images and no label file; expected {pairs[0][1]} and its like")
     numbers = sorted({number for of_image in rows.values() for number, *_ in of_image})
-    own = names if names is not None else [str(number) for number in numbers]
-    index = {number: number if names is not None else place for place, number in enumerate(numbers)}
+    numbers = numbers if names is None else list(range(len(names)))
     images = []
     for path, _ in pairs:
         table = np.reshape(rows.get(path, []), (-1, 5))
-        images.append(ForeignImage(path, [index[int(number)] for number in table[:, 0]], table[:, 1:]))
-    return Part(name, root, own, images)
+        images.append(ForeignImage(path, [numbers.index(int(n)) for n in table[:, 0]], table[:, 1:]))
+    return Part(name, root, names or [str(number) for number in numbers], images)
 
 
 def _read_labels(file: Path, names: list[str] | None, boxes_first: bool) -> Iterator[list[float]]:
@@ -221,15 +199,14 @@ def _read_labels(file: Path, names: list[str] | None, boxes_first: bool) -> Iter
             continue
         try:
             yolo_class, *values = map(float, line.split())
-            if yolo_class % 1 or not 0 <= yolo_class < 2**31 or not np.isfinite(values).all():
-                raise ValueError
             if len(values) == 4 or (boxes_first and len(values) > 4):
                 box = cxcywh_to_xywh(np.array([values[:4]]))[0].tolist()
-            elif len(values) >= 6 and len(values) % 2 == 0:
-                box = bounds(np.reshape(values, (-1, 2)))
             else:
+                box = bounds(np.reshape(values, (-1, 2))) if len(values) > 5 else []
+            # Far outside are pixels; a comparison with what is not a number is false.
+            if yolo_class % 1 or not 0 <= yolo_class < 2**31 or not (min(box) >= -1 and max(box) <= 2):
                 raise ValueError
-            if min(box) < -1 or max(box) > 2 or min(box[2:]) < 0:  # pixels, or none of a box
+            if not (np.isfinite(values).all() and min(box[2:]) >= 0):
                 raise ValueError
         except ValueError:
             raise DataError(

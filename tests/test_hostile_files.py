@@ -29,12 +29,11 @@ import wider_openimagespersonface_evaluate.ground_truth as openimages
 import widerface_evaluate.ground_truth as widerface
 from data import predictions
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, read_annotations
-from data.coco import read_coco
 from data.config import cfg_mnet
 from data.download import read_sums, unpack_zip
 from data.foreign import Part, match_classes
+from data.formats import read_coco, read_voc
 from data.open_images import convert, image_ids
-from data.voc import read_voc
 from data.wider_text import read_wider_text
 from data.yolo import read_yolo
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint

@@ -1,0 +1,260 @@
+"""Annotation files of other tools: COCO (reading and writing), Pascal VOC and CrowdHuman (reading)."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from data.annotations import COORDINATE_LIMIT, labelled_classes
+from data.config import CLASS_LABELS, label_name
+from data.foreign import ForeignImage, Part, bounds, check_image_name
+from data.lists import iter_sizes
+from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
+from utils.cli import DataError
+from utils.files import read_json, read_text, write_text
+from utils.image_names import image_of
+from utils.images import read_size, read_sizes
+
+#: What looking up and converting values raises where a file has another form.
+_MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError)
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+#: CrowdHuman's box of a person by the option's value.
+CROWDHUMAN_BOXES = {"full": "fbox", "visible": "vbox"}
+
+
+def read_coco(path: Path, images_dir: Path | None = None, name: str = "") -> Part:
+    """A COCO annotation file; crowd boxes are kept, polygons without a box become one.
+
+    Args:
+        path: the JSON file.
+        images_dir: folder of its images; None: that of the file, or ``images`` in it.
+        name: of the part.
+
+    Raises:
+        DataError: not such a file, an id twice, or a box that is none; with the entry.
+    """
+    content = read_json(path, "a COCO annotation file")
+    try:
+        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        above = {e.get("supercategory") for e in content["categories"] if e.get("supercategory") != e["name"]}
+        images = {
+            entry["id"]: (entry["file_name"], _number(entry["width"]), _number(entry["height"]))
+            for entry in content["images"]
+        }
+        if not all(isinstance(name, str) and width > 0 < height for name, width, height in images.values()):
+            raise ValueError("an image without name, width or height")
+        entries = list(content["annotations"])
+        kinds = ("categories", "images", "annotations")
+        ids = {kind: Counter(entry["id"] for entry in content[kind] if "id" in entry) for kind in kinds}
+    except _MALFORMED as error:
+        raise DataError(
+            f"{path}: not a COCO annotation file ({error!r:.120}); expected categories, images with id, "
+            f"file_name, width and height, and annotations"
+        ) from None
+    for kind, found in ids.items():
+        if repeated := [one for one, times in found.items() if times > 1]:
+            raise DataError(f"{path}: several {kind} have the id {repeated[0]!r:.40}; expected one each")
+    for index, (file_name, _, _) in enumerate(images.values()):
+        check_image_name(file_name, f"{path}: image {index}")
+    rows: dict[object, list[list]] = {image_id: [] for image_id in images}
+    for index, entry in enumerate(entries):
+        try:
+            _, width, height = images[entry["image_id"]]
+            x, y, w, h = map(_number, entry.get("bbox") or _around(entry["segmentation"]))
+            box = [x / width, y / height, w / width, h / height]
+            if w < 0 or h < 0 or max(map(abs, box)) > COORDINATE_LIMIT or entry["category_id"] not in names:
+                raise ValueError
+        except _MALFORMED:
+            raise DataError(
+                f"{path}: annotation {index}: found {entry!r:.120}; expected category_id, the image_id "
+                f"of one of its images and a bbox x y w h of four finite numbers, none a negative size"
+            ) from None
+        rows[entry["image_id"]].append([entry["category_id"], *box])
+    # Roboflow puts the project's name first, as a category above the others that no box has.
+    used = {row[0] for of_image in rows.values() for row in of_image}
+    kept = [key for key in names if key in used or names[key] not in above]
+    found = []
+    for image_id, (file_name, _, _) in images.items():
+        boxes = np.reshape([box for _, *box in rows[image_id]], (-1, 4))
+        found.append(ForeignImage(file_name, [kept.index(key) for key, *_ in rows[image_id]], boxes))
+    folders = [images_dir] if images_dir else [path.parent, path.parent / "images"]
+    there = (folder for folder in folders if found and (folder / found[0].path).is_file())
+    return Part(name, next(there, images_dir), [names[key] for key in kept], found)
+
+
+def _number(value: object) -> float:
+    """A finite number that is one in JSON too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no finite number")
+    return float(value)
+
+
+def _around(polygons: Iterable[list[float]]) -> list[float]:
+    """x y w h around polygons x1 y1 x2 y2 and so on."""
+    return bounds(np.concatenate([np.reshape([_number(v) for v in one], (-1, 2)) for one in polygons]))
+
+
+def write_coco(output: Path, list_path: Path, images_dir: Path) -> tuple[int, int]:
+    """Writes a list as a COCO annotation file; returns the numbers of images and boxes.
+
+    Categories are the classes that the list is labelled for, their ids the class labels; image ids count from
+    1, boxes are x y w h in pixels.
+
+    Raises:
+        DataError: an image that cannot be read; its size is needed.
+    """
+    images: list[dict] = []
+    boxes: list[dict] = []
+    labelled = {CLASS_LABELS[name]: name for name in labelled_classes(list_path)}
+    for image_id, (annotation, (height, width)) in enumerate(iter_sizes(list_path, images_dir), 1):
+        images.append({"id": image_id, "file_name": annotation.path, "width": width, "height": height})
+        pixels = (annotation.boxes_xywh_norm * [width, height, width, height]).round(6).tolist()
+        for label, box in zip(annotation.labels.tolist(), pixels, strict=True):
+            if label in labelled:
+                entry = {"id": len(boxes) + 1, "image_id": image_id, "category_id": label, "bbox": box}
+                boxes.append(entry | {"area": round(box[2] * box[3], 6), "iscrowd": 0})
+    categories = [{"id": label, "name": name} for label, name in labelled.items()]
+    write_text(output, json.dumps({"categories": categories, "images": images, "annotations": boxes}))
+    return len(images), len(boxes)
+
+
+def read_voc(folder: Path, images_dir: Path | None = None, name: str = "") -> Part:
+    """Pascal VOC: all XML files below a folder, by path; an image without one is not in the set.
+
+    Args:
+        folder: of the XML files.
+        images_dir: folder of the images; None: ``JPEGImages`` beside ``Annotations``, else that of the XML.
+        name: of the part.
+
+    Raises:
+        DataError: no XML, or one of another form; with the file.
+    """
+    annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
+    if images_dir is None:
+        beside = annotations.parent / "JPEGImages"
+        images_dir = beside if beside.is_dir() else annotations
+    files = sorted(path for path in annotations.rglob("*.xml") if path.is_file())
+    if not files:
+        raise DataError(f"{folder}: no XML files; expected Pascal VOC annotations")
+    names: dict[str, int] = {}
+    images = [_read_voc_file(path, images_dir, path.parent.relative_to(annotations), names) for path in files]
+    return Part(name, images_dir, list(names), images)
+
+
+def _read_voc_file(path: Path, images_dir: Path, inner: Path, names: dict[str, int]) -> ForeignImage:
+    """One XML file of the folder ``inner``; new names are added to ``names`` with their number."""
+    text = read_text(path, "a Pascal VOC annotation")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: not XML ({error}); expected a Pascal VOC annotation") from None
+    if root.tag != "annotation":
+        raise DataError(f"{path}: found <{root.tag}>; expected a Pascal VOC <annotation>")
+    line = text.count("\n", 0, max(0, text.find("<filename>"))) + 1
+    written = (root.findtext("filename") or "").strip() or f"{path.stem}.jpg"
+    image = images_dir / inner / check_image_name(written, f"{path}:{line}")
+    if not image.is_file():  # renamed afterwards: then it is called as the XML file is
+        image = image_of(images_dir / inner, path.stem)
+    classes, corners = [], []
+    for index, entry in enumerate(root.findall("object")):
+        found = {corner: entry.findtext(f"bndbox/{corner}") for corner in _CORNERS}
+        try:
+            x1, y1, x2, y2 = numbers = [float(value) for value in found.values()]
+            label = entry.findtext("name").strip()
+            if not np.isfinite(numbers).all() or x2 < x1 or y2 < y1:
+                raise ValueError
+        except _MALFORMED:
+            raise DataError(
+                f"{path}: object {index}: found {found}; expected a name and a bndbox with xmin, ymin, xmax, "
+                f"ymax"
+            ) from None
+        classes.append(names.setdefault(label, len(names)))
+        corners.append(numbers)
+    boxes = np.maximum(np.reshape(corners, (-1, 4)) - 1, 0)  # the first pixel is 1; some tools count from 0
+    if classes:
+        height, width = _voc_size(root) or read_size(image)
+        boxes = xyxy_to_xywh(boxes) / [width, height, width, height]
+    return ForeignImage(image.relative_to(images_dir).as_posix(), classes, boxes)
+
+
+def _voc_size(root: ElementTree.Element) -> tuple[float, float] | None:
+    """(height, width) that the XML says, if it is one."""
+    try:
+        size = float(root.findtext("size/height")), float(root.findtext("size/width"))
+    except _MALFORMED:
+        return None
+    return size if min(size) > 0 and np.isfinite(size).all() else None
+
+
+def read_crowdhuman(path: Path, images_dir: Path | None, boxes: str = "full") -> Part:
+    """CrowdHuman's ``.odgt``, one JSON object a line and image, boxes x y w h in pixels:
+
+        {"ID": "273271,1a0d6000b9e1f5b7", "gtboxes": [
+            {"tag": "person", "fbox": [x, y, w, h], "vbox": [...], "hbox": [...], "extra": {...}},
+            {"tag": "mask", "fbox": [x, y, w, h], "extra": {"ignore": 1}}]}
+
+    Persons become boxes; what is no person by its tag (a crowd, a reflection or the like) or to be ignored by
+    its ``extra`` becomes an ignore region. Boxes are cut to the image, as the benchmark's own evaluation
+    does. Heads are not faces, and are left out.
+
+    Args:
+        path: the ``.odgt`` file.
+        images_dir: folder of the images, whose sizes the file does not have.
+        boxes: of `CROWDHUMAN_BOXES`, the whole person, also hidden, or what shows of it; a region that has no
+            visible box keeps its full one.
+
+    Raises:
+        DataError: no folder, an image that is not in it, or a line of another form; with file and line.
+    """
+    if images_dir is None:
+        raise DataError(f"{path}: it has no sizes of its images; give their folder with --images")
+    lines: dict[str, tuple[int, np.ndarray]] = {}
+    text = read_text(path, "annotations of CrowdHuman, one JSON object a line")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            name, table = _read_odgt_line(f"{path}:{number}", line, CROWDHUMAN_BOXES[boxes])
+            image = image_of(images_dir, name).relative_to(images_dir).as_posix()
+            if (first := lines.setdefault(image, (number, table))[0]) != number:
+                raise DataError(f"{path}:{number}: {image} again, as in line {first}; keep one of them")
+    images = []
+    for image, size in zip(lines, read_sizes(images_dir, lines), strict=True):
+        number, table = lines[image]
+        if isinstance(size, DataError):
+            raise DataError(f"{path}:{number}: {size}")
+        sides = [*size[::-1]] * 2
+        cut = xywh_to_xyxy(table[:, 1:]).clip(0, sides)
+        images.append(ForeignImage(image, table[:, 0].astype(int).tolist(), xyxy_to_xywh(cut) / sides))
+    return Part("", images_dir, ["person", label_name(-CLASS_LABELS["person"])], images)
+
+
+def _read_odgt_line(place: str, line: str, key: str) -> tuple[str, np.ndarray]:
+    """Name of an image, and float64[N, 5]: 1 for a region to ignore, else 0, and x y w h in pixels."""
+    try:
+        content = json.loads(line)
+        name, entries = content["ID"], content["gtboxes"]
+        if not isinstance(name, str) or not isinstance(entries, list):
+            raise TypeError
+    except _MALFORMED:
+        raise DataError(f"{place}: found {line!r:.80}; expected a JSON object with ID and gtboxes") from None
+    rows = []
+    for index, entry in enumerate(entries):
+        try:
+            is_region = entry["tag"] != "person" or entry.get("extra", {}).get("ignore", 0) != 0
+            x, y, w, h = map(_number, entry[key if key in entry or not is_region else "fbox"])
+            if w < 0 or h < 0:
+                raise ValueError
+        except _MALFORMED:
+            raise DataError(
+                f"{place}: box {index}: found {json.dumps(entry):.120}; expected a tag and {key} x y w h, "
+                f"four finite numbers, none a negative size"
+            ) from None
+        rows.append([is_region, x, y, w, h])
+    return check_image_name(name, place), np.reshape(rows, (-1, 5)).astype(np.float64)

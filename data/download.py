@@ -12,12 +12,11 @@ import errno
 import random
 import re
 import shutil
-import stat
 import threading
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -29,6 +28,8 @@ from data.annotations import iter_annotations
 from data.config import CLASS_LABELS
 from utils.cli import BAD_DATA, OK, DataError, Number, UsageError, count, option, print_rows, printable, warn
 from utils.files import atomic_path, file_digest, locked, read_text, write_text
+from utils.image_names import leads_out
+from utils.threads import map_ahead
 
 ANNOTATIONS_URL = "https://storage.googleapis.com/openimages"
 IMAGES_URL = "https://open-images-dataset.s3.amazonaws.com"
@@ -75,6 +76,7 @@ TRIES = 6
 WAIT = 0.5  # seconds before the second attempt, doubled before every further one
 _LONGEST_WAIT = 60.0
 _TIMEOUT = 30.0  # seconds without data
+_LEAST_SPEED = 1000  # bytes a second
 _CHUNK_BYTES = 1 << 16
 _RESUME_BYTES = 1 << 20  # from this size on a part is worth continuing
 _MOST_IMAGE_BYTES, _MOST_BYTES = 1 << 26, 1 << 34
@@ -142,29 +144,29 @@ def download_weights(folder: Path, base_url: str) -> None:
     Raises:
         DataError: a file has another content, here or on the server, or does not come.
     """
-    with requests.Session() as session:
-        session.headers.update(_HEADERS)
+    with _session(1) as session:
         for name, published in WEIGHTS.items():
-            path, new = folder / name, folder / f".{name}.new"
-            if is_new := not path.exists():
-                try:
-                    digest, _ = fetch(f"{base_url}/{name}", new, session, threading.Event())
-                except requests.RequestException as error:
-                    answer = printable(str(error)) if error.response is not None else "no answer"
-                    raise DataError(
-                        f"{base_url}/{name}: {answer}; try again, or put the file there yourself: {path}"
-                    ) from None
+            path, new, url = folder / name, folder / f".{name}.new", f"{base_url}/{name}"
+            if path.exists():
+                digest, place = file_digest(path), f"{path}, which is there already"
             else:
-                digest = file_digest(path)
+                digest, place = _fetch_weights(url, new, path, session), url
             if digest != published:
                 new.unlink(missing_ok=True)
-                place = f"{base_url}/{name}" if is_new else f"{path}, which is there already"
                 raise DataError(
                     f"{place}: SHA-256 {digest}, expected {published}; it is not the published file"
                 )
-            if is_new:
+            if place == url:
                 new.replace(path)
-            print(f"{path}: {'downloaded' if is_new else 'there already'}, SHA-256 as published")
+            print(f"{path}: {'downloaded' if place == url else 'there already'}, SHA-256 as published")
+
+
+def _fetch_weights(url: str, new: Path, path: Path, session: requests.Session) -> str:
+    try:
+        return fetch(url, new, session, threading.Event())[0]
+    except requests.RequestException as error:
+        answer = printable(str(error)) if error.response is not None else "no answer"
+        raise DataError(f"{url}: {answer}; try again, or put the file there yourself: {path}") from None
 
 
 def _boxed_ids(folder: Path, classes: Iterable[str]) -> Iterable[str]:
@@ -232,44 +234,42 @@ def download_all(urls: Mapping[str, str], folder: Path, workers: int = 16) -> Su
     folder.mkdir(parents=True, exist_ok=True)
     summary, sums, stop = Summary(), read_sums(folder / SUMS), threading.Event()
 
-    def get(path: str) -> tuple[str, int]:
-        """SHA-256 of a file, and the bytes that it took: 0 where it is there."""
+    def get(path: str) -> tuple[str | requests.RequestException, int]:
+        """SHA-256 of a file, or why there is none, and the bytes that it took: 0 where it was there."""
         target = folder / path
         if target.exists() and target.stat().st_size:
             return sums.get(path) or file_digest(target), 0
-        return fetch(urls[path], target, session, stop)
-
-    with (
-        requests.Session() as session,
-        tqdm(total=len(urls), unit="file", disable=None) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        session.headers.update(_HEADERS)
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
-        left = iter(urls)
-        running = {pool.submit(get, path): path for path in islice(left, 2 * workers)}
         try:
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    path = running.pop(future)
-                    try:
-                        sums[path], size = future.result()
-                        summary.fetched += size > 0
-                        summary.there += size == 0
-                        summary.bytes += size
-                    except requests.RequestException as error:
-                        outcome = summary.missing if _code(error) in _GONE else summary.failed
-                        outcome[path] = printable(str(error))
-                    running.update((pool.submit(get, path), path) for path in islice(left, 1))
-                    bar.update()
+            return fetch(urls[path], target, session, stop)
+        except requests.RequestException as error:
+            return error, 0
+
+    with _session(workers) as session, tqdm(total=len(urls), unit="file", disable=None) as bar:
+        try:
+            found = map_ahead(get, urls, workers, 4 * workers, stop)
+            for path, (digest, size) in zip(urls, found, strict=True):
+                bar.update()
+                if isinstance(digest, str):
+                    sums[path] = digest
+                    summary.fetched += size > 0
+                    summary.there += size == 0
+                    summary.bytes += size
+                else:
+                    outcome = summary.missing if _code(digest) in _GONE else summary.failed
+                    outcome[path] = printable(str(digest))
         finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
             write_text(folder / SUMS, "".join(f"{digest}  {path}\n" for path, digest in sums.items()))
     lines = [f"{path}\t{reason}\n" for path, reason in sorted(summary.missing.items())]
     write_text(folder / MISSING, "".join(lines))
     return summary
+
+
+def _session(workers: int) -> requests.Session:
+    session = requests.Session()
+    session.headers.update(_HEADERS)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=workers))
+    return session
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -312,29 +312,28 @@ def fetch(url: str, path: Path, session: requests.Session, stop: threading.Event
 
 def _attempt(url: str, path: Path, session: requests.Session, stop: threading.Event) -> tuple[str, int]:
     part, tag_file = (path.with_name(path.name + ending) for ending in (".part", ".part.tag"))
-    tag = tag_file.read_text(encoding="utf-8") if part.exists() and tag_file.exists() else ""
-    start = part.stat().st_size if tag else 0
-    wanted = {"Range": f"bytes={start}-", "If-Range": tag} if start else {}
+    start = part.stat().st_size if part.exists() and tag_file.exists() else 0
+    wanted = {"Range": f"bytes={start}-", "If-Range": tag_file.read_text("utf-8")} if start else {}
     with session.get(url, headers=wanted, stream=True, timeout=_TIMEOUT) as response:
-        code, headers = response.status_code, response.headers
+        code, headers, begun = response.status_code, response.headers, time.monotonic()
         if code in (206, 416) and not headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             tag_file.unlink(missing_ok=True)
             raise requests.ConnectionError("the server cannot continue the part")
         if code not in (200, 206):
             raise requests.HTTPError(f"{code} {url}", response=response)
-        length = headers.get("Content-Length", "")
-        length = int(length) if length.isdecimal() else 0
+        length = int(text) if (text := headers.get("Content-Length", "")).isdecimal() else 0
         if code == 200:
-            start, tag = 0, headers.get("ETag", "")
+            start = 0
             tag_file.unlink(missing_ok=True)
+            if "ETag" in headers and length >= _RESUME_BYTES:
+                tag_file.write_text(headers["ETag"], "utf-8")
         with part.open("ab" if start else "wb") as file:
-            if tag and length >= _RESUME_BYTES:
-                tag_file.write_text(tag, encoding="utf-8")
             for chunk in response.iter_content(_CHUNK_BYTES):
                 _check_content(path, chunk, file.tell())
                 file.write(chunk)
-                if stop.is_set():
-                    raise requests.ConnectionError("the run ends")
+                seconds = time.monotonic() - begun
+                if stop.is_set() or (seconds > _TIMEOUT and file.tell() - start < _LEAST_SPEED * seconds):
+                    raise requests.ConnectionError("the run ends" if stop.is_set() else "too slow")
             size = file.tell()
     if not size or (length and size != start + length):
         raise requests.ConnectionError(f"{size - start} of {length or 'some'} bytes came")
@@ -393,16 +392,11 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTE
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [info for info in opened.infolist() if not info.is_dir()]
-            for info in members:
-                _check_member(archive, info)
-            _check_links(folder, members)
-            if (total := sum(info.file_size for info in members)) > max_bytes:
-                size = f"{total / 1e9:g} GB; expected at most {max_bytes / 1e9:g}"
-                raise DataError(f"{archive}: unpacks to {size}")
+            _check_members(archive, folder, members, max_bytes)
             for info in members:
                 target = folder / info.filename
-                status = target.lstat() if target.exists() else None
-                if status and stat.S_ISREG(status.st_mode) and status.st_size == info.file_size:
+                is_there = target.is_file() and not target.is_symlink()
+                if is_there and target.stat().st_size == info.file_size:
                     counts["files there already"] += 1
                     continue
                 with opened.open(info) as file, atomic_path(target) as part, part.open("wb") as copy:
@@ -417,22 +411,19 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTE
     return counts
 
 
-def _check_member(archive: Path, info: zipfile.ZipInfo) -> None:
-    name, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
-    leads_out = name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in info.filename
-    if leads_out or kind not in (0, stat.S_IFREG):
-        problem = "leads out of the folder" if leads_out else "is a link or a device"
-        raise DataError(f"{archive}: {info.filename!r:.80} {problem}; nothing was unpacked")
-    if len(name.parts) > _MOST_FOLDERS:
-        raise DataError(
-            f"{archive}: {info.filename!r:.80}... lies below {len(name.parts) - 1} folders; expected at most "
-            f"{_MOST_FOLDERS}, nothing was unpacked"
-        )
-
-
-def _check_links(folder: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raises DataError where files would be written through a link to somewhere else."""
-    inner = {parent for info in members for parent in PurePosixPath(info.filename).parents}
-    for parent in sorted(inner - {PurePosixPath(".")}):
-        if (folder / parent).is_symlink():
-            raise DataError(f"{folder / parent}: a link; remove it or unpack to another folder")
+def _check_members(archive: Path, folder: Path, members: list[zipfile.ZipInfo], max_bytes: int) -> None:
+    """Refuses names that lead out of the folder, also by a link that is there, too deep ones, and a bomb."""
+    for info in members:
+        if leads_out(info.filename) or "\\" in info.filename:
+            raise DataError(f"{archive}: {info.filename!r:.80} leads out of the folder; nothing was unpacked")
+        parents = PurePosixPath(info.filename).parents
+        if len(parents) > _MOST_FOLDERS:
+            raise DataError(
+                f"{archive}: {info.filename!r:.80}... lies below {len(parents) - 1} folders; expected "
+                f"at most {_MOST_FOLDERS}, nothing was unpacked"
+            )
+        for parent in parents[:-1]:
+            if (folder / parent).is_symlink():
+                raise DataError(f"{folder / parent}: a link; remove it or unpack to another folder")
+    if (total := sum(info.file_size for info in members)) > max_bytes:
+        raise DataError(f"{archive}: unpacks to {total / 1e9:g} GB; expected at most {max_bytes / 1e9:g}")

@@ -16,9 +16,16 @@ Result = TypeVar("Result")
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int = 2, ahead: int = 8
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int = 2,
+    ahead: int = 8,
+    stop: threading.Event | None = None,
 ) -> Iterator[Result]:
-    """``map(function, items)`` by ``workers`` threads, at most ``ahead`` results in front; in order."""
+    """``map(function, items)`` by ``workers`` threads, at most ``ahead`` results in front; in order.
+
+    At the end, also that by an error, ``stop`` is set before calls that still run are waited for.
+    """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -29,6 +36,8 @@ def map_ahead(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            if stop:
+                stop.set()
             for future in waiting:
                 future.cancel()
 

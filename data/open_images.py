@@ -186,7 +186,7 @@ def _read(
     refused = pl.Series(dtype=pl.String)
     tables: list[pl.DataFrame] = []
     for files, chosen in sources:
-        boxes = pl.concat([read_boxes(path, chosen, attributes) for path in files])
+        boxes = pl.concat([read_rows(path, chosen, COORDINATES, attributes) for path in files])
         if tables:
             boxes = boxes.filter(_is_in(tables[0]["image"]))
         for name in attributes:
@@ -219,8 +219,8 @@ def _joined(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
 
 
 def _classes_of_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
-    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person`` (bool), whether it has a
-    box or an ignore region of the class."""
+    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person``, whether it has one or an
+    ignore region of it."""
     has = [(pl.col("label").abs() == label).any().alias(name) for name, label in CLASS_LABELS.items()]
     found = boxes.group_by("image", maintain_order=True).agg(has)
     for name, label in CLASS_LABELS.items():
@@ -289,20 +289,27 @@ def image_ids(path: Path, labels: Mapping[str, int] | None = None) -> pl.Series:
     return read_rows(path, labels)["image"].unique(maintain_order=True)
 
 
-def read_boxes(path: Path, labels: Mapping[str, int], attributes: Iterable[str] = ()) -> pl.DataFrame:
-    """The boxes of a box CSV, in file order.
+def read_rows(
+    path: Path,
+    labels: Mapping[str, int] | None,
+    numbers: tuple[str, ...] = (),
+    attributes: Iterable[str] = (),
+) -> pl.DataFrame:
+    """Rows of a CSV with the columns ImageID and LabelName, in file order.
 
     Args:
         path: the CSV, plain or ``.gz``.
-        labels: class label by label id; rows of other label ids are passed over.
-        attributes: names in `ATTRIBUTES`.
+        labels: class label by label id; rows of other label ids are passed over. None: all rows.
+        numbers: columns of numbers that every row must have: `COORDINATES`, shares of the image's size, or a
+            confidence.
+        attributes: names in `ATTRIBUTES`; -1 and an empty field, for unknown, are False.
 
     Returns:
-        Columns ``image``, ``LabelName`` (str), ``label`` (int8), `COORDINATES` (float64, shares of the
-        image's size), and a bool column an attribute; -1 and an empty field, for unknown, are False.
+        Columns ``image``, ``LabelName`` (str), ``label`` (int8, 0 without ``labels``), ``numbers`` (float64)
+        and ``attributes`` (bool).
 
     Raises:
-        DataError: as `read_rows`.
+        DataError: no such file, a column is missing, or a row is faulty; with file and line.
     """
     header = _header(path)
     flags = {name: next((c for c in ATTRIBUTES[name] if c in header), "") for name in attributes}
@@ -310,38 +317,12 @@ def read_boxes(path: Path, labels: Mapping[str, int], attributes: Iterable[str] 
         if not flags[name]:
             found = f"no column {ATTRIBUTES[name][0]}; openimages does without it by --{name} keep"
             raise DataError(f"{path}:1: {found}")
-    rows = read_rows(path, labels, COORDINATES, tuple(flags.values()))
-    marks = {name: pl.col(column).fill_null(0) == 1 for name, column in flags.items()}
-    return rows.select("image", "LabelName", "label", *COORDINATES, **marks)
-
-
-def read_rows(
-    path: Path,
-    labels: Mapping[str, int] | None,
-    numbers: tuple[str, ...] = (),
-    flags: tuple[str, ...] = (),
-) -> pl.DataFrame:
-    """Rows of a CSV with the columns ImageID and LabelName, in file order.
-
-    Args:
-        path: the CSV, plain or ``.gz``.
-        labels: class label by label id; rows of other label ids are passed over. None: all rows.
-        numbers: columns of numbers that every row must have, of a box or a confidence.
-        flags: columns of numbers that may be empty.
-
-    Returns:
-        Columns ``image``, ``LabelName`` (str), ``label`` (int8, 0 without ``labels``), the others (float64).
-
-    Raises:
-        DataError: no such file, a column is missing, or a row is faulty; with file and line.
-    """
-    header, needed = _header(path), ("ImageID", "LabelName", *numbers, *flags)
+    needed = ("ImageID", "LabelName", *numbers, *flags.values())
     if missing := [name for name in needed if name not in header]:
         raise DataError(f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)[:200]}")
     if repeated := [name for name in needed if header.count(name) > 1]:
         raise DataError(f"{path}:1: the column {repeated[0]} is there more than once")
-    _check_end(path, header)
-    rules = _rules(numbers, flags)
+    rules = _rules(numbers, tuple(flags.values()))
     is_faulty = pl.any_horizontal(rule.fill_null(True) for rule, _ in rules)
     message = pl.coalesce(pl.when(rule.fill_null(True)).then(text) for rule, text in rules)
     label = pl.col("LabelName").replace_strict(labels or {}, default=0, return_dtype=pl.Int8)
@@ -349,7 +330,8 @@ def read_rows(
     # A row without image or class is faulty, whatever else it holds; one without both is an empty line.
     is_wanted |= pl.col("ImageID").is_null() != pl.col("LabelName").is_null()
     columns = [pl.col("ImageID").alias("image"), "LabelName", label.alias("label")]
-    columns += [pl.col(name).cast(pl.Float64, strict=False) for name in (*numbers, *flags)]
+    columns += [_number(name) for name in numbers]
+    columns += [(_number(column).fill_null(0) == 1).alias(name) for name, column in flags.items()]
 
     def read(quote: str | None) -> pl.DataFrame:
         rows = _scan(path, header, needed, quote).filter(is_wanted)
@@ -367,6 +349,10 @@ def read_rows(
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: damaged or cut off ({reason}); get the file again") from None
+
+
+def _number(column: str) -> pl.Expr:
+    return pl.col(column).cast(pl.Float64, strict=False)
 
 
 def _scan(path: Path, header: list[str], needed: tuple[str, ...], quote: str | None) -> pl.LazyFrame:
@@ -394,27 +380,38 @@ def _rules(numbers: tuple[str, ...], flags: tuple[str, ...]) -> list[tuple[pl.Ex
     rules.append((image.str.contains(r'["\p{Cc}]'), pl.format("not a CSV line: {}", shown)))
     outside = pl.format("the image id '{}' leads out of a folder; expected a plain name", shown)
     rules.append((image.str.contains(LEADS_OUT), outside))
-    value = {name: pl.col(name).cast(pl.Float64, strict=False) for name in (*numbers, *flags)}
-    for name, number in value.items():
+    for name in (*numbers, *flags):
         expected = "1, 0 or -1" if name in flags else "a number divided by the image's size"
         text = pl.format(f"found {name} '{{}}'; expected {expected}", pl.col(name).str.slice(0, 40))
-        odd = ~number.is_between(_LOWEST, _HIGHEST).fill_null(False)
+        odd = ~_number(name).is_between(_LOWEST, _HIGHEST).fill_null(False)
         rules.append((odd & pl.col(name).is_not_null(), text))
     for low, high in (COORDINATES[:2], COORDINATES[2:]):
         if low in numbers:
             text = f"found {low} {{}} above {high} {{}}; expected {low} <= {high}"
-            rules.append((value[low] > value[high], pl.format(text, low, high)))
+            rules.append((_number(low) > _number(high), pl.format(text, low, high)))
     return rules
 
 
 def _header(path: Path) -> list[str]:
-    """Names of the columns of a CSV, plain or ``.gz``."""
+    """Names of the columns of a CSV, plain or ``.gz``.
+
+    A plain one whose last line a download that ended early cut off is refused; gzip notices that itself.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             line = file.readline().removeprefix(codecs.BOM_UTF8)
-        if not line.strip():
-            raise DataError(f"{path}:1: empty; expected a header line")
-        return next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
+            if not line.strip():
+                raise DataError(f"{path}:1: empty; expected a header line")
+            header = next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
+            if path.suffix == ".gz":
+                return header
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            fields = file.read().rpartition(b"\n")[2].split(b",")
+            if fields != [b""] and len(fields) < len(header):
+                file.seek(0)
+                found = f"cut off after {len(fields)} of {len(header)} fields; get the file again"
+                raise DataError(f"{path}:{sum(1 for _ in file)}: {found}")
+            return header
     except FileNotFoundError:
         raise DataError(f"{path}: no such CSV") from None
     except IsADirectoryError:
@@ -423,16 +420,3 @@ def _header(path: Path) -> list[str]:
         raise DataError(f"{path}: damaged or cut off ({error}); get the file again") from None
     except (UnicodeDecodeError, csv.Error):
         raise DataError(f"{path}:1: not a CSV line: {line[:80]!r}") from None
-
-
-def _check_end(path: Path, header: list[str]) -> None:
-    """Refuses a plain CSV whose last line a download that ended early cut off; gzip notices that itself."""
-    if path.suffix == ".gz":
-        return
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        fields = file.read().rpartition(b"\n")[2].split(b",")
-        if fields != [b""] and len(fields) < len(header):
-            file.seek(0)
-            found = f"cut off after {len(fields)} of {len(header)} fields; get the file again"
-            raise DataError(f"{path}:{sum(1 for _ in file)}: {found}")

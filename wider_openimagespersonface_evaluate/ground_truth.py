@@ -89,10 +89,10 @@ def read_csv(path: Path, image_labels: Path | None = None) -> BoxTable:
     """
     import polars as pl
 
-    from data.open_images import LABEL_IDS, image_ids, label_of_ids, read_boxes, read_rows
+    from data.open_images import COORDINATES, LABEL_IDS, image_ids, label_of_ids, read_rows
 
     labels = label_of_ids()
-    chosen = read_boxes(path, labels, ["group_of"])
+    chosen = read_rows(path, labels, COORDINATES, ["group_of"])
     boxes = chosen.unique(maintain_order=True)
     if len(boxes) < len(chosen):
         warn(f"{path}: {len(chosen) - len(boxes)} rows are there more than once and count once")

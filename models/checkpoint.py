@@ -2,12 +2,13 @@
 
 Read: files of this project, the published two-class files, a one-class RetinaFace of the parent project
 (its landmark head is left out), the ImageNet backbone of MobileNetV1 x0.25, with or without ``module.``
-prefixes. Nothing that a file holds is ever run.
+prefixes, as ``.pth`` or ``.safetensors``. Nothing that a file holds is ever run.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import pickle
@@ -66,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = Path(path)
     try:
-        content = _read_torch(path)
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -121,6 +122,22 @@ def _read_torch(path: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
     return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise DataError(f"{path}: needs the package safetensors (pip install safetensors)") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            content: dict = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        if "config" in metadata:
+            content["config"] = json.loads(metadata["config"])
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged or not a safetensors file ({error})") from None
+    return content
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -236,7 +253,7 @@ def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> N
 
 
 def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:
-    """Writes weights and configuration, atomically.
+    """Writes weights and configuration, atomically; a ``.safetensors`` file takes no ``extra``.
 
     Args:
         path: the file.
@@ -244,11 +261,17 @@ def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object)
         extra: further plain data and tensors, e.g. training state; they come back in `Checkpoint.extra`.
     """
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}
-    buffer = io.BytesIO()  # written by Python, a full disk is an OSError
-    torch.save(content, buffer)
+    if Path(path).suffix == ".safetensors":
+        from safetensors.torch import save
+
+        content = save(state_dict, {"format": "pt", "config": json.dumps(model.cfg.to_dict())})
+    else:
+        buffer = io.BytesIO()  # written by Python, a full disk is an OSError
+        whole = {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}
+        torch.save(whole, buffer)
+        content = buffer.getbuffer()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(content)
 
 
 def _load_report(path: Path, loaded: Iterable[str], unused: Iterable[str], *notes: str) -> str:

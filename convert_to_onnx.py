@@ -32,9 +32,8 @@ from models.retinaface import RetinaFace
 from utils.box_utils import decode
 from utils.cli import OK, DataError, Number, UsageError, count, option, overlap, parser_of, run, score
 from utils.files import atomic_path
-from utils.image_names import images_below
+from utils.image_names import images_below, sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 
 #: Longer side of calibration images where the size of the input is free.
 CALIBRATION_SIDE = 640

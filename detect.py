@@ -51,8 +51,8 @@ from utils.cli import (
     score,
 )
 from utils.files import output_path
+from utils.image_names import Source, expand_inputs, sample_photos
 from utils.images import Stopped, check_display, frames, read_image, video_file, write_image
-from utils.inputs import Source, expand_inputs, sample_photos
 from utils.processes import keep_freed_memory
 from utils.threads import background_thread, iterate_ahead, iterate_latest
 

@@ -54,7 +54,6 @@ from utils.cli import (
     report,
     run,
     score,
-    warn,
 )
 from utils.files import file_digest, locked, read_json, write_text
 from utils.image_names import image_key, images_below, read_image_list
@@ -270,16 +269,7 @@ def find_images(folder: Path, listed: Path | None) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images; give --dataset_folder DIR")
-    if listed is None:
-        images = images_below(folder)
-    else:
-        images, odd = read_image_list(listed)
-        images = [image.lstrip("/") for image in images]
-        if odd:
-            warn(f"{listed}: {len(odd)} lines do not name an image and are skipped: {', '.join(odd)}")
-        if len(set(images)) < len(images):
-            warn(f"{listed}: {len(images) - len(set(images))} images are named again and taken once")
-            images = list(dict.fromkeys(images))
+    images = read_image_list(listed) if listed else images_below(folder)
     if not images:
         raise DataError(f"{listed or folder}: no image {'named ' if listed else ''}there")
     owners: dict[str, str] = {}

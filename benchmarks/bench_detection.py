@@ -28,8 +28,8 @@ from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
 from tests.plain.detector import plain_detect
 from utils.cli import UsageError, parser_of, run
+from utils.image_names import sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 from utils.processes import keep_freed_memory
 
 SIZES = [(576, 320), (640, 640), (1024, 768), (1920, 1080)]

@@ -36,8 +36,8 @@ from models.onnx_export import export
 from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
 from utils.cli import parser_of, run
+from utils.image_names import sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 from utils.processes import keep_freed_memory
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 

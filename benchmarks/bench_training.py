@@ -36,8 +36,8 @@ from models.engine import Recipe, network_input, train_one_epoch
 from models.retinaface import RetinaFace
 from tests.plain import training as plain_training
 from utils.cli import parser_of, run
+from utils.image_names import sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 from utils.processes import keep_freed_memory
 
 SIZE, BATCH = 640, 8

@@ -19,8 +19,8 @@ from utils.box_utils import xywh_to_cxcywh, xyxy_to_xywh
 from utils.cli import DataError, report
 from utils.draw import distinct_colour
 from utils.files import write_text
+from utils.image_names import Source
 from utils.images import show, write_image
-from utils.inputs import Source
 from utils.threads import Stopwatch
 
 #: Least score of what is hidden: a wrong box costs little, a face that is left may cost a lot.

@@ -22,8 +22,8 @@ from models.detector import Detector
 from utils.anonymise import hide_boxes
 from utils.cli import UsageError, exit_code
 from utils.draw import distinct_colour
+from utils.image_names import sample_photos
 from utils.images import read_image, write_image
-from utils.inputs import sample_photos
 
 
 @pytest.fixture

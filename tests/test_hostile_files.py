@@ -41,9 +41,8 @@ from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
 from models.training_run import RunLog
 from utils.cli import DataError
-from utils.image_names import read_image_list
+from utils.image_names import expand_inputs, read_image_list
 from utils.images import read_image, read_size
-from utils.inputs import expand_inputs
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "0"))
 
@@ -462,4 +461,4 @@ def test_byte_order_marks_are_no_part_of_a_name(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(LIST, encoding="utf-8-sig")
     assert next(iter_annotations(path)).path == "0--A/a b.jpg"
-    assert read_image_list(path)[0] == ["0--A/a b.jpg", "c.png", "d.jpg"]
+    assert read_image_list(path) == ["0--A/a b.jpg", "c.png", "d.jpg"]

@@ -29,8 +29,8 @@ from models.onnx_network import OnnxNetwork, open_session
 from models.retinaface import RetinaFace
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
+from utils.image_names import sample_photos
 from utils.images import read_image, write_image
-from utils.inputs import sample_photos
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -21,8 +21,8 @@ from models.detector import Detector
 from models.onnx_export import export
 from models.onnx_network import OnnxNetwork
 from utils.cli import UsageError, parser_of
+from utils.image_names import sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)

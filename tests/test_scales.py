@@ -14,8 +14,8 @@ from models.retinaface import RetinaFace
 from models.scales import check_scales, trust
 from tests.plain.detector import plain_detect_at_scales
 from utils.cli import UsageError
+from utils.image_names import sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 
 LIMITS = Thresholds(score=0.05, top_k=500, nms_iou=0.3, keep_top_k=80)
 

@@ -14,8 +14,8 @@ from models.detector import Detector
 from results.runs import read_runs
 from tests.training_data import make_list, one_thread  # noqa: F401
 from train_changeclass import main as train
+from utils.image_names import sample_photos
 from utils.images import read_image
-from utils.inputs import sample_photos
 
 #: The first of the runs that made them.
 RUN = "run4"

@@ -318,7 +318,7 @@ def test_image_list(made, tmp_path, capsys):
     numbers = scores_of("-p", folder, "-g", mat, "--image_list", path)
     assert numbers["images"] == 3 and aps(numbers) == expected
     shown = capsys.readouterr().err
-    assert "6ff9809f93ee9ae9.jpg.2888Ac4d" in shown and "e/unknown.v2.jpg" in shown and "named twice" in shown
+    assert "6ff9809f93ee9ae9.jpg.2888Ac4d" in shown and "e/unknown.v2.jpg" in shown and "named again" in shown
     path.write_text("e/unknown.jpg\n")
     with pytest.raises(DataError, match="none of its 1 images"):
         main(["-p", str(folder), "-g", str(mat), "--image_list", str(path)])

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -144,6 +144,11 @@ def print_rows(rows: Iterable[tuple[object, object]]) -> None:
 def printable(text: str) -> str:
     """``text`` with escapes for line breaks and what else would move the cursor of a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def some_of(names: Sequence[str], what: str, most: int = 5) -> str:
+    """How many names there are, ``what`` is the matter with them, and the first: "2 images are odd: a, b"."""
+    return f"{len(names)} {what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
 def warn(message: object) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.annotations import known_images
 from data.predictions import BoxTable, read_predictions
-from utils.cli import DataError, Number, UsageError, natural, option, overlap, warn
+from utils.cli import DataError, Number, UsageError, natural, option, overlap, some_of, warn
 from utils.evaluation.average_precision import Curve
 from utils.files import write_text
 from utils.image_names import image_key, read_image_list
@@ -24,7 +24,7 @@ STANDARD, LEGACY, MATLAB = "standard", "legacy", "matlab"
 #: divided by the wrong side; that of boxes in pixels is far beyond.
 NORMALISED, PIXELS = 2.0, 4.0
 
-#: Missing files that are named one by one.
+#: Missing files and folders that are named.
 MOST_NAMED = 20
 
 
@@ -114,29 +114,19 @@ def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable
 
 
 def listed_images(path: Path, known: Sequence[str]) -> list[int]:
-    """Indices of ``known`` keys that a list names, in the order of ``known``; complains about other lines.
-
-    A line is an image's path, with or without a slash in front; annotation lists serve too.
+    """Indices of ``known`` keys that a list names (see `read_image_list`), in the order of ``known``.
 
     Raises:
         DataError: no such file, not text, or not one known image in it.
     """
-    names, odd = read_image_list(path)
-    there = set(known)
-    wanted = {image_key(name): name for name in names}
-    unknown = [name for key, name in wanted.items() if key not in there]
+    wanted = {image_key(name): name for name in read_image_list(path)}
     found = [i for i, key in enumerate(known) if key in wanted]
-    if odd:
-        warn(f"{path}: {len(odd)} lines do not name an image and are skipped: {', '.join(odd)}")
-    if len(wanted) < len(names):
-        warn(f"{path}: {len(names) - len(wanted)} images are named twice and scored once")
+    unknown = [wanted[key] for key in wanted.keys() - set(known)]
+    if unknown and found:
+        warn(f"{path}: {some_of(unknown, 'images are not in the ground truth and are skipped')}")
     if not found:
         raise DataError(
             f"{path}: none of its {len(wanted)} images is in the ground truth, e.g. {', '.join(unknown[:3])}"
-        )
-    if unknown:
-        warn(
-            f"{path}: {len(unknown)} images are not in the ground truth and are skipped: {', '.join(unknown)}"
         )
     return found
 
@@ -152,36 +142,23 @@ def load_predictions(
     predictions, report = read_predictions(folder, images)
     missing = [f"{image}.txt" for image in report.missing]
     if missing:
-        _complain_missing(folder, images, missing, allow_missing)
+        warn(some_of(missing, "files are missing", MOST_NAMED))
+        gone = {path.rpartition("/")[0] for path in missing}
+        if gone := sorted(name for name in gone if not (folder / name).is_dir()):
+            warn(some_of(gone, f"folders are missing in {folder}", MOST_NAMED))
+        if not allow_missing:
+            raise DataError(
+                f"{folder}: {len(missing)} of {len(images)} files are missing (see above); finish the "
+                f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"
+            )
     if report.miscounted:
-        warn(
-            f"{len(report.miscounted)} prediction files do not have as many lines as they say (cut off, or "
-            f"written by the original); what is there is scored: {', '.join(report.miscounted[:3])}"
-            f"{', ...' if len(report.miscounted) > 3 else ''}"
-        )
+        what = "prediction files do not have as many lines as they say (cut off, or written by the original)"
+        warn(some_of(report.miscounted, f"{what}; what is there is scored"))
     if report.classless:
         warn(f"{len(report.classless)} prediction files have lines without a class; those count as faces")
     if least_score is not None:
         predictions = predictions.select(predictions.scores >= least_score)
     return predictions, missing
-
-
-def _complain_missing(folder: Path, images: Sequence[str], missing: list[str], allowed: bool) -> None:
-    for name in missing[:MOST_NAMED]:
-        warn(f"missing: {name}")
-    if len(missing) > MOST_NAMED:
-        warn(
-            f"missing: {len(missing) - MOST_NAMED} more files (with --allow_missing, --output names them all)"
-        )
-    parents = sorted({path.rpartition("/")[0] for path in missing} - {""})
-    gone = [name for name in parents if not (folder / name).is_dir()]
-    if gone:
-        warn(f"{len(gone)} folders are missing in {folder}: {', '.join(gone)}")
-    if not allowed:
-        raise DataError(
-            f"{folder}: {len(missing)} of {len(images)} files are missing (see above); finish the "
-            f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"
-        )
 
 
 def warn_without(kernel: object) -> None:

@@ -33,7 +33,7 @@ from data.annotations import (
 )
 from data.config import CLASS_LABELS, label_name
 from data.lists import write_sheet
-from utils.box_utils import areas, intersections, xywh_to_xyxy, xyxy_to_xywh
+from utils.box_utils import areas, intersections, ious, xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import OK, option, overlap, print_rows, share, warn
 from utils.files import write_text
 
@@ -51,7 +51,7 @@ _ROUNDING = 1e-9
 #: Share of a face that has to lie in a person.
 _INSIDE = 0.5
 
-#: Pairs of a face and a person whose overlaps are in memory at once.
+#: Pairs of boxes whose overlaps are in memory at once.
 _PAIRS_AT_ONCE = 1 << 20
 
 _SHEET_TILES = 36
@@ -156,16 +156,17 @@ def clean_image(
 
 
 def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
-    """Indices, ascending, of boxes that no earlier kept one of their class overlaps by more than ``iou``."""
-    import torch  # slow to import, and the step's help does not need it
-    from torchvision.ops import nms
-
-    kept = [np.zeros(0, np.int64)]
-    for label in set(labels.tolist()):  # a region to ignore is a class of its own
-        rows = np.flatnonzero(labels == label)
-        order = -torch.arange(len(rows), dtype=torch.float64)  # suppression by position in the list
-        kept.append(rows[nms(torch.from_numpy(boxes[rows]), order, iou).numpy()])
-    return np.sort(np.concatenate(kept))
+    """bool[N]: boxes that no earlier kept one of their label overlaps by more than ``iou``."""
+    kept = np.ones(len(boxes), bool)
+    step = max(1, _PAIRS_AT_ONCE // max(1, len(boxes)))
+    for start in range(0, len(boxes), step):
+        rows = slice(start, start + step)
+        alike = ious(boxes[rows], boxes[start:]) > iou
+        alike = np.triu(alike & (labels[rows, None] == labels[start:]), 1)
+        for row in np.flatnonzero(alike.any(1)):
+            if kept[start + row]:
+                kept[start:][alike[row]] = False
+    return kept
 
 
 def _faces_outside(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -173,9 +174,8 @@ def _faces_outside(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     outside = labels == CLASS_LABELS["face"]
     faces, persons = boxes[outside], boxes[labels == CLASS_LABELS["person"]]
     step = max(1, _PAIRS_AT_ONCE // max(1, len(persons)))
-    shared = np.zeros(len(faces))
-    for i in range(0, len(faces), step):
-        shared[i : i + step] = intersections(faces[i : i + step], persons).max(1, initial=0)
+    parts = [faces[i : i + step] for i in range(0, len(faces), step)]
+    shared = np.concatenate([np.zeros(0), *(intersections(one, persons).max(1, initial=0) for one in parts)])
     outside[outside] = shared / areas(faces) < _INSIDE
     return outside
 

@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[str, str]] = {
     "download": ("data.download", "Open Images by plain HTTPS; --weights: the published weights"),
     "unpack": ("data.download", "says where WIDER FACE is, and unpacks its archives"),
     "openimages": ("data.open_images", "Open Images box CSVs (V4 to V7, MIAP) to an annotation list"),
-    "widerface": ("data.wider_text", "the official WIDER FACE text annotation to a list of faces"),
+    "widerface": ("data.convert", "the official WIDER FACE text annotation to a list of faces"),
     "pseudo_label": ("models.pseudo_label", "adds boxes of a class that another model finds"),
     "clean": ("data.clean", "cuts boxes to the image, joins repeated ones, reports what looks wrong"),
     "anchors": ("data.anchors", "box statistics, and how well the priors cover the boxes"),

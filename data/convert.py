@@ -6,10 +6,14 @@ import argparse
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import combinations, tee
 from pathlib import Path
 
-from data.annotations import check_labelled_classes, image_folder, write_list
+import numpy as np
+
+from data.annotations import ImageAnnotation, check_labelled_classes, image_folder, write_list
 from data.config import CLASS_LABELS
 from data.foreign import (
     NONE,
@@ -21,9 +25,10 @@ from data.foreign import (
     split_folders,
     warn_of_missing,
 )
-from data.formats import CROWDHUMAN_BOXES, read_coco, read_crowdhuman, read_voc, write_coco
+from data.formats import CROWDHUMAN_BOXES, read_coco, read_crowdhuman, read_voc, read_wider_text, write_coco
 from data.yolo import YAML_SUFFIXES, read_yolo, write_yolo
-from utils.cli import OK, DataError, UsageError, option, warn
+from utils.cli import OK, DataError, UsageError, option, print_rows, warn
+from utils.images import read_sizes
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +37,8 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     images = "folder of the images (default: that of each list)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
     option(parser, "--format", "what to write", choices=["coco", "yolo"], required=True)
-    option(
-        parser, "--output --out", "JSON file for coco, folder for yolo", Path, required=True, metavar="PATH"
-    )
+    output = "JSON file for coco, folder for yolo"
+    option(parser, "--output --out", output, Path, required=True, metavar="PATH")
 
 
 def export(args: argparse.Namespace) -> int:
@@ -79,20 +83,16 @@ def part_names(lists: list[Path]) -> dict[str, Path]:
 
 
 def import_arguments(parser: argparse.ArgumentParser) -> None:
-    source = (
-        "data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML, "
-        "CrowdHuman's .odgt"
-    )
+    source = """data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML,
+        CrowdHuman's .odgt"""
     option(parser, "source", source, Path)
     option(parser, "--format", "what the source is (default: seen from it)", choices=list(_READERS))
     images = "folder of the images (default: where the source has them)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
     boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
     option(parser, "--boxes", boxes, choices=list(CROWDHUMAN_BOXES))
-    categories = (
-        "what classes are whose names do not say it, by name, or by number where they have none: "
-        "head=face 0=person helmet=none"
-    )
+    categories = """what classes are whose names do not say it, by name, or by number where they have none:
+        head=face 0=person helmet=none"""
     option(parser, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")
     output = "folder for the lists, or one list, FILE.txt (default: datasets/<name of the source>)"
     option(parser, "--output --out", output, Path, metavar="PATH")
@@ -112,29 +112,33 @@ def import_(args: argparse.Namespace) -> int:
     source, images_dir = args.source, args.images and image_folder(args.source, args.images)
     given = parse_categories(args.category, [*CLASS_LABELS, NONE])
     kind = args.format or kind_of(source, images_dir)
+    read = _READERS[kind]
     if args.boxes and kind != "crowdhuman":
         raise UsageError(f"--boxes {args.boxes}: goes with CrowdHuman's .odgt; {source} is {kind}")
-    parts = _READERS[kind](source, images_dir, **({"boxes": args.boxes} if args.boxes else {}))
-    parts = [part for part in parts if part.images]
-    if not parts:
+    if args.boxes:
+        read = partial(read_crowdhuman, boxes=args.boxes)
+    found = read(source, images_dir)
+    found = [part for part in ([found] if isinstance(found, Part) else found) if part.images]
+    if not found:
         raise DataError(f"{source}: names no image")
-    if len({part.name for part in parts}) < len(parts):
-        raise DataError(f"{source}: found {parts[-1].name} twice, e.g. as val and valid; keep one")
-    for part in parts:
+    parts = {part.name: part for part in sorted(found, key=lambda part: PARTS.index(part.name))}
+    if len(parts) < len(found):
+        raise DataError(f"{source}: found {found[-1].name} twice, e.g. as val and valid; keep one")
+    for part in parts.values():
         warn_of_missing(part, source)
-    classes = match_classes(source, parts, given)
-    named = {*given.values(), *(classes[name] for part in parts for name in part.names)}
+    classes = match_classes(source, list(parts.values()), given)
+    named = {*given.values(), *(classes[name] for part in parts.values() for name in part.names)}
     labelled = [name for name in CLASS_LABELS if name in named]
-    targets = {part.name: target(args.output or default_output(source), part.name) for part in parts}
     if len(parts) > 1 and args.output and args.output.suffix == ".txt":
-        raise UsageError(f"--output {args.output}: expected a folder, for {' and '.join(targets)}")
-    for part in parts:
-        check_labelled_classes(targets[part.name], labelled, part.images_dir)
-    for part in parts:
-        write_list(targets[part.name], part.annotations(classes), labelled, part.images_dir)
-    tell(parts, classes, labelled)
-    for part in parts:
-        print(f"{targets[part.name]}: images in {part.images_dir or 'a folder that is not known'}")
+        raise UsageError(f"--output {args.output}: expected a folder, for {' and '.join(parts)}")
+    targets = {name: target(args.output or default_output(source), name) for name in parts}
+    for name, part in parts.items():
+        check_labelled_classes(targets[name], labelled, part.images_dir)
+    for name, part in parts.items():
+        write_list(targets[name], part.annotations(classes), labelled, part.images_dir)
+    tell(list(parts.values()), classes, labelled)
+    for name, part in parts.items():
+        print(f"{targets[name]}: images in {part.images_dir or 'a folder that is not known'}")
     print(f"next: {next_command(targets)}")
     return OK
 
@@ -146,44 +150,39 @@ def kind_of(source: Path, images_dir: Path | None) -> str:
         DataError: nothing of them.
         UsageError: several of them.
     """
-    suffix = source.suffix.lower()
-    if source.is_file() and suffix in (".json", *YAML_SUFFIXES):
-        return "coco" if suffix == ".json" else "yolo"
-    if source.is_file() and suffix == ".odgt":
-        return "crowdhuman"
-    if source.is_file() and suffix == ".zip":
-        raise DataError(
-            f"{source}: an archive; unpack it: python3 prep_data.py unpack {source} --save_folder NAME"
-        )
+    kinds = {".json": "coco", ".odgt": "crowdhuman"} | dict.fromkeys(YAML_SUFFIXES, "yolo")
+    if source.is_file() and source.suffix.lower() in kinds:
+        return kinds[source.suffix.lower()]
     texts = [source] if source.is_file() else [*source.glob("*.txt"), *source.glob("*/*.txt")]
     if any(text.suffix == ".txt" and text.read_bytes()[:1] == b"#" for text in texts):
         raise DataError(f"{source}: an annotation list already; check, merge and the others take it as it is")
     if not source.is_dir():
         what = "not an export" if source.exists() else "no such file or folder"
-        raise DataError(f"{source}: {what}; expected data.yaml, COCO JSON, .odgt, or the folder of an export")
+        raise DataError(
+            f"{source}: {what}; expected data.yaml, COCO JSON, .odgt, or the folder of an export (of an "
+            f"archive: python3 prep_data.py unpack)"
+        )
     places = [source, *(place for _, place in split_folders(source))]
     has_labels = any((place / "labels").is_dir() for place in places)
-    yolo = has_labels or any(path.suffix.lower() in YAML_SUFFIXES for path in source.iterdir())
+    has_yaml = any(path.suffix.lower() in YAML_SUFFIXES for path in source.iterdir())
     found = {
         "coco": any(coco_files(place) for place in places),
         "voc": any(next(place.rglob("*.xml"), None) for place in places),
-        "yolo": yolo or (images_dir is not None and any(source.glob("*.txt"))),
+        "yolo": has_labels or has_yaml or (images_dir is not None and any(source.glob("*.txt"))),
     }
-    kinds = [kind for kind, there in found.items() if there]
-    if len(kinds) > 1:
-        raise UsageError(
-            f"{source}: found {' and '.join(kinds)}; say which to read, e.g. --format {kinds[0]}"
-        )
-    if not kinds and texts:
+    there = [kind for kind, is_there in found.items() if is_there]
+    if len(there) > 1:
+        raise UsageError(f"{source}: found {' and '.join(there)}; say which, e.g. --format {there[0]}")
+    if not there and texts:
         raise UsageError(
             f"{source}: text files alone; if they are YOLO labels, give the images with --images"
         )
-    if not kinds:
+    if not there:
         raise DataError(
             f"{source}: no export of a kind that is known; expected data.yaml or labels/ (YOLO), "
             f"_annotations.coco.json (COCO) or XML files (Pascal VOC), there or in train/, valid/, test/"
         )
-    return kinds[0]
+    return there[0]
 
 
 def coco_files(folder: Path) -> list[Path]:
@@ -192,21 +191,14 @@ def coco_files(folder: Path) -> list[Path]:
     return named or [path for path in sorted(folder.glob("*.json")) if path.name != "dataset.json"]
 
 
-def _read_crowdhuman_set(source: Path, images_dir: Path | None, boxes: str = "full") -> list[Part]:
-    return [read_crowdhuman(source, images_dir, boxes)]
-
-
 def _read_coco_set(source: Path, images_dir: Path | None) -> list[Part]:
     if source.is_file():
         return [read_coco(source, images_dir)]
-    places = [("", source)] if coco_files(source) else split_folders(source)
     parts = []
-    for name, place in places:
+    for name, place in [("", source)] if coco_files(source) else split_folders(source):
         files = coco_files(place)
         if len(files) > 1:
-            raise DataError(
-                f"{place}: found {', '.join(file.name for file in files)}; give one of them itself"
-            )
+            raise DataError(f"{place}: found {', '.join(f.name for f in files)}; give one of them itself")
         parts += [read_coco(file, images_dir, name) for file in files]
     if not parts:
         raise DataError(f"{source}: no COCO JSON there or in train/, valid/, test/; give the file itself")
@@ -218,15 +210,12 @@ def _read_voc_set(source: Path, images_dir: Path | None) -> list[Part]:
     return [read_voc(place, images_dir, name) for name, place in places or [("", source)]]
 
 
-def _read_yolo_set(source: Path, images_dir: Path | None) -> list[Part]:
-    return sorted(read_yolo(source, images_dir), key=lambda part: PARTS.index(part.name))
-
-
-_READERS = {
-    "yolo": _read_yolo_set,
+#: By value of ``--format``: reads a source, given the folder of its images or None.
+_READERS: dict[str, Callable[[Path, Path | None], Part | list[Part]]] = {
+    "yolo": read_yolo,
     "coco": _read_coco_set,
     "voc": _read_voc_set,
-    "crowdhuman": _read_crowdhuman_set,
+    "crowdhuman": read_crowdhuman,
 }
 
 
@@ -267,11 +256,10 @@ def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) ->
     for name in labelled:
         if not total[name]:
             warn(f"no box of {name}; if nobody labelled it, take it out with --category NAME=none")
-    for one in parts:
-        for other in parts:
-            same = {image.path for image in one.images} & {image.path for image in other.images}
-            if one.name < other.name and same and one.images_dir == other.images_dir:
-                warn(f"{len(same)} images are in {one.name} and in {other.name}")
+    for one, other in combinations(parts, 2):
+        same = {image.path for image in one.images} & {image.path for image in other.images}
+        if same and one.images_dir == other.images_dir:
+            warn(f"{len(same)} images are in {one.name} and in {other.name}")
 
 
 def next_command(targets: dict[str, Path]) -> str:
@@ -282,3 +270,52 @@ def next_command(targets: dict[str, Path]) -> str:
     else:
         words = ["draw", first, "--output", first.with_suffix(".jpg")]
     return shlex.join(["python3", "prep_data.py", *map(str, words)])
+
+
+def widerface_arguments(parser: argparse.ArgumentParser) -> None:
+    option(parser, "text", "official text annotation, wider_face_{train,val}_bbx_gt.txt", Path)
+    option(parser, "--images --images_dir", "images, by event", Path, required=True, metavar="FOLDER")
+    text = "list to write; dataset.json goes beside it"
+    option(parser, "--output --out", text, Path, required=True, metavar="FILE")
+    option(parser, "--skip_missing", "leave out images without a usable file")
+
+
+def widerface(args: argparse.Namespace) -> int:
+    """The official WIDER FACE text annotation to an annotation list of faces. Images without faces are
+    kept; faces without area or marked invalid are left out and counted.
+
+    Example:
+      python3 prep_data.py widerface wider_face_val_bbx_gt.txt --images WIDER_val/images \\
+          --output data/widerface/val/wider_val_gt.txt
+    """
+    counts: Counter[str] = Counter()
+    folder = image_folder(args.text, args.images)
+    faces = _wider_faces(args.text, folder, counts, args.skip_missing)
+    images = write_list(args.output, faces, ["face"], folder)
+    print_rows(counts.items())
+    print(f"{args.output}: {images} images, labelled for face")
+    return OK
+
+
+def _wider_faces(
+    path: Path, folder: Path, counts: Counter[str], skip_missing: bool
+) -> Iterator[ImageAnnotation]:
+    """Faces of the annotation text as list entries; what was found and left out is counted."""
+    images, named = tee(read_wider_text(path))
+    sizes = read_sizes(folder, (image.path for image in named))
+    for image, size in zip(images, sizes, strict=True):
+        if isinstance(size, DataError):
+            if not skip_missing:
+                raise DataError(f"{path}:{image.line}: {size}; leave such images out with --skip_missing")
+            counts["images without a usable file, left out"] += 1
+            continue
+        height, width = size
+        has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
+        kept = has_area & ~image.invalid
+        counts["images"] += 1
+        counts["images without faces, kept"] += not len(kept)
+        counts["faces"] += int(kept.sum())
+        counts["faces without area, left out"] += int((~has_area).sum())
+        counts["faces marked invalid, left out"] += int((has_area & image.invalid).sum())
+        boxes = image.boxes_xywh[kept] / [width, height, width, height]
+        yield ImageAnnotation(image.path, np.full(len(boxes), CLASS_LABELS["face"]), boxes, image.line)

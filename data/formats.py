@@ -1,13 +1,15 @@
-"""Annotation files of other tools: COCO (reading and writing), Pascal VOC and CrowdHuman (reading)."""
+"""Annotation files of other tools: COCO (read and written), Pascal VOC, CrowdHuman and WIDER FACE (read)."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +27,10 @@ from utils.images import read_size, read_sizes
 _MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError)
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+#: Columns of a face in WIDER FACE's text: x1 y1 w h blur expression illumination invalid occlusion pose.
+WIDER_COLUMNS = 10
+_INVALID = 7
 
 #: CrowdHuman's box of a person by the option's value.
 CROWDHUMAN_BOXES = {"full": "fbox", "visible": "vbox"}
@@ -258,3 +264,68 @@ def _read_odgt_line(place: str, line: str, key: str) -> tuple[str, np.ndarray]:
             ) from None
         rows.append([is_region, x, y, w, h])
     return check_image_name(name, place), np.reshape(rows, (-1, 5)).astype(np.float64)
+
+
+class WiderImage(NamedTuple):
+    """Faces of one image as WIDER FACE's text has them.
+
+    Attributes:
+        path: of the image.
+        line: where it is named.
+        boxes_xywh: float64[N, 4], pixels.
+        invalid: bool[N], marked as too unclear to be used.
+    """
+
+    path: str
+    line: int
+    boxes_xywh: np.ndarray
+    invalid: np.ndarray
+
+
+def read_wider_text(path: str | os.PathLike) -> Iterator[WiderImage]:
+    """Reads the official WIDER FACE annotation text (``wider_face_*_bbx_gt.txt``) image by image.
+
+    An image is its path, the number of its faces, then a line a face: ``x1 y1 w h`` in pixels and six
+    attributes. An image without faces has the count 0 and one line of zeros.
+
+    Raises:
+        DataError: not such a text, with file and line.
+    """
+    text = read_text(path, "wider_face_train_bbx_gt.txt or its like").rstrip("\n")
+    lines = [line.strip() for line in text.split("\n")]
+    number = 0
+    while number < len(lines):
+        name = lines[number]
+        if not name:
+            number += 1
+            continue
+        place = f"{path}:{number + 1}"
+        if not _is_wider_image(name):
+            raise DataError(f"{place}: found {name[:80]!r}; expected the path of an image")
+        check_image_name(name, place)
+        count = lines[number + 1] if number + 1 < len(lines) else "the end of the file"
+        if not count.isdecimal() or len(count) > 9:
+            found = f"found {count[:80]!r}; expected the number of faces of {name}"
+            raise DataError(f"{path}:{number + 2}: {found}")
+        first, end = number + 2, number + 2 + int(count)
+        faces = np.reshape([_face(path, lines, i) for i in range(first, end)], (-1, WIDER_COLUMNS))
+        yield WiderImage(name, number + 1, faces[:, :4], faces[:, _INVALID] == 1)
+        has_dummy = first == end < len(lines) and not _is_wider_image(lines[end])
+        number = end + has_dummy
+
+
+def _is_wider_image(line: str) -> bool:
+    return line.lower().endswith((".jpg", ".jpeg", ".png"))
+
+
+def _face(path: str | os.PathLike, lines: list[str], index: int) -> list[float]:
+    if index >= len(lines):
+        raise DataError(f"{path}:{len(lines)}: cut off in the faces of an image; get the file again")
+    try:
+        values = [float(value) for value in lines[index].split()]
+        if len(values) != WIDER_COLUMNS or not np.isfinite(values).all():
+            raise ValueError
+    except ValueError:
+        found = f"found {lines[index][:80]!r}; expected {WIDER_COLUMNS} numbers of a face"
+        raise DataError(f"{path}:{index + 1}: {found}") from None
+    return values

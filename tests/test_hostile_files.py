@@ -32,9 +32,8 @@ from data.annotations import ImageAnnotation, iter_annotations, labelled_classes
 from data.config import cfg_mnet
 from data.download import read_sums, unpack_zip
 from data.foreign import Part, match_classes
-from data.formats import read_coco, read_voc
+from data.formats import read_coco, read_voc, read_wider_text
 from data.open_images import convert, image_ids
-from data.wider_text import read_wider_text
 from data.yolo import read_yolo
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.pseudo_label import read_coco_detections

@@ -37,10 +37,10 @@ from wider_openimagespersonface_evaluate.metrics import (
     COCO_AREAS,
     coco_aps,
     confusion,
+    draw_page,
     further_numbers,
     image_sizes,
 )
-from wider_openimagespersonface_evaluate.page import draw_page
 from widerface_evaluate import command
 from widerface_evaluate.command import Score
 

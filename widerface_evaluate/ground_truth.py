@@ -15,7 +15,7 @@ from utils.cli import DataError, warn
 from utils.image_names import image_key
 
 if TYPE_CHECKING:
-    from data.wider_text import WiderImage
+    from data.formats import WiderImage
 
 SUBSETS = ("easy", "medium", "hard")
 
@@ -97,7 +97,7 @@ def _load(path: Path, read: Callable[[dict[str, np.ndarray]], Any]) -> Any:
 
 def _read_text(path: Path) -> BoxTable:
     """One subset, "all": every face but those marked invalid, which are ignored."""
-    from data.wider_text import read_wider_text
+    from data.formats import read_wider_text
 
     with path.open("rb") as file:
         if file.read(1) == b"#":

@@ -63,7 +63,7 @@ def test_wider_dummy_row_invalid_and_flat_boxes(tmp_path, capsys):
     ("text", "message"),
     [
         ("10 5 20 10 0 0 0 0 0 0\n", r":1: found '10 5 20 10 0 0 0 0 0 0'; expected the path of an image"),
-        ("../a.jpg\n0\n", r":1: '\.\./a\.jpg' leads out of its folder"),
+        ("../a.jpg\n0\n", r":1: the image '\.\./a\.jpg' leads out of its folder"),
         ("0--A/a.jpg\n", r":2: found 'the end of the file'; expected the number of faces"),
         ("0--A/a.jpg\nmany\n", r":2: found 'many'"),
         ("0--A/a.jpg\n2\n1 1 2 2 0 0 0 0 0 0\n", r":3: cut off in the faces"),

@@ -82,7 +82,7 @@ class TrainTransform:
             return pad_to_square(distort_colours(image, rng)), boxes, labels
         left, top, side = crop
         image = distort_colours(image[top : top + side, left : left + side], rng)
-        return image, *crop_boxes(boxes, labels, crop)
+        return image, *boxes_in_window(boxes, labels, (left, top, side, side), drop=True)
 
     def _cut_window(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -91,7 +91,8 @@ class TrainTransform:
             image.shape[:2], boxes[labels > 0], self.image_size, self.scales, self.aspect, rng
         )
         image = cut_window(image, window, rng)
-        return image, *boxes_in_window(boxes, labels, window, self.image_size, self.min_box)
+        least = [self.min_box * side / self.image_size for side in window[2:]]
+        return image, *boxes_in_window(boxes, labels, window, least)
 
 
 def zoom_out(
@@ -132,27 +133,6 @@ def choose_crop(
             first = inside.any(1).argmax()
             return int(left[first]), int(top[first]), int(side[first])
     return None
-
-
-def crop_boxes(
-    boxes: np.ndarray, labels: np.ndarray, crop: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes whose centre lies in a square crop, and every ignore region that it shows, cut to it.
-
-    Args:
-        boxes, labels: float32[N, 4], int64[N].
-        crop: left, top, side.
-
-    Returns:
-        float32[M, 4] relative to the crop, and their labels int64[M].
-    """
-    left, top, side = crop
-    moved = boxes - np.float32([left, top, left, top])
-    centres = (moved[:, :2] + moved[:, 2:]) / 2
-    cut = moved.clip(0, side)
-    sides = cut[:, 2:] - cut[:, :2]
-    kept = (((centres > 0) & (centres < side)).all(1) | (labels < 0)) & (sides > 0).all(1)
-    return cut[kept], labels[kept]
 
 
 def choose_window(
@@ -210,15 +190,20 @@ def cut_window(image: np.ndarray, window: tuple[int, int, int, int], rng: np.ran
 
 
 def boxes_in_window(
-    boxes: np.ndarray, labels: np.ndarray, window: tuple[int, int, int, int], image_size: int, min_box: float
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    window: tuple[int, int, int, int],
+    least: tuple[float, float] = (0, 0),
+    drop: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to a window. Those whose centre lies outside or that are too small become ignore regions.
+    """Boxes and ignore regions cut to a window; a box whose centre lies outside or that is too small becomes
+    an ignore region.
 
     Args:
         boxes, labels: float32[N, 4], int64[N].
         window: left, top, width, height.
-        image_size: side of the square that the window will be resized to.
-        min_box: shortest side of a box in that square.
+        least: width and height of a box in it.
+        drop: leave such a box out instead.
 
     Returns:
         float32[M, 4] relative to the window, and their labels int64[M].
@@ -228,9 +213,8 @@ def boxes_in_window(
     centres = (moved[:, :2] + moved[:, 2:]) / 2
     cut = moved.clip(0, np.float32([width, height, width, height]))
     sides = cut[:, 2:] - cut[:, :2]
-    inside = ((centres > 0) & (centres < (width, height))).all(1)
-    inside &= (sides * (image_size / width, image_size / height) >= min_box).all(1)
-    shown = (sides > 0).all(1)
+    inside = ((centres > 0) & (centres < (width, height))).all(1) & (sides >= least).all(1)
+    shown = (sides > 0).all(1) & (inside | (labels < 0) | (not drop))
     return cut[shown], np.where(inside, labels, -np.abs(labels))[shown]
 
 

@@ -23,14 +23,14 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def test_a_crop_keeps_boxes_by_their_centre_and_cuts_them():
     boxes = np.float32([[0, 0, 10, 10], [8, 8, 20, 20], [28, 28, 34, 36], [5, 5, 15, 15], [10, 12, 10, 20]])
-    cut, labels = data_augment.crop_boxes(boxes, np.arange(1, 6), (10, 10, 20))
+    cut, labels = data_augment.boxes_in_window(boxes, np.arange(1, 6), (10, 10, 20, 20), drop=True)
     # The centre of the fourth lies on the border, the fifth has no width.
     assert labels.tolist() == [2]
     assert cut.tolist() == [[0, 0, 10, 10]]
 
 
 def test_a_crop_of_nothing():
-    cut, labels = data_augment.crop_boxes(NO_BOXES, np.zeros(0, np.int64), (0, 0, 5))
+    cut, labels = data_augment.boxes_in_window(NO_BOXES, np.zeros(0, np.int64), (0, 0, 5, 5), drop=True)
     assert cut.shape == (0, 4) and labels.shape == (0,)
     crop = data_augment.choose_crop((40, 60), NO_BOXES, np.random.default_rng(0))
     assert crop is not None
@@ -38,7 +38,9 @@ def test_a_crop_of_nothing():
 
 def test_a_crop_shows_a_part_of_an_ignore_region():
     boxes = np.float32([[0, 0, 15, 15], [0, 0, 15, 15], [12, 12, 18, 18], [0, 0, 10, 10], [14, 14, 40, 40]])
-    cut, labels = data_augment.crop_boxes(boxes, np.array([2, -2, 2, -1, -1]), (10, 10, 20))
+    cut, labels = data_augment.boxes_in_window(
+        boxes, np.array([2, -2, 2, -1, -1]), (10, 10, 20, 20), drop=True
+    )
     # The first box has its centre outside, the region at its place stays in part, the fourth only touches.
     assert labels.tolist() == [-2, 2, -1]
     assert cut.tolist() == [[0, 0, 5, 5], [2, 2, 8, 8], [4, 4, 20, 20]]
@@ -108,11 +110,11 @@ def test_beyond_the_image_a_window_shows_the_mean_colour():
 def test_what_a_window_cuts_or_makes_small_is_unknown():
     boxes = np.float32([[0, 0, 15, 15], [12, 12, 22, 22], [0, 0, 10, 10], [14, 14, 40, 40], [12, 12, 17, 13]])
     labels = np.array([2, 2, 1, -1, 1])
-    cut, found = data_augment.boxes_in_window(boxes, labels, (10, 10, 20, 10), 40, min_box=5)
+    cut, found = data_augment.boxes_in_window(boxes, labels, (10, 10, 20, 10), (2.5, 1.25))
     # The centre of the first is outside, the third only touches, the last is 1 px high: 4 after resizing.
     assert found.tolist() == [-2, 2, -1, -1]
     assert cut.tolist() == [[0, 0, 5, 5], [2, 2, 12, 10], [4, 4, 20, 10], [2, 2, 7, 3]]
-    assert data_augment.boxes_in_window(NO_BOXES, labels[:0], (0, 0, 9, 9), 40, 0)[0].shape == (0, 4)
+    assert data_augment.boxes_in_window(NO_BOXES, labels[:0], (0, 0, 9, 9))[0].shape == (0, 4)
 
 
 def test_a_window_is_resized_to_the_square():

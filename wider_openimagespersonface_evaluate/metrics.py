@@ -1,4 +1,4 @@
-"""More than one number: AP by overlap and object size, scores, miss rate, confusion; all of it on one page."""
+"""More than one number: AP by overlap and size, scores, miss rate, confusion; all of it on one page."""
 
 from __future__ import annotations
 

@@ -23,8 +23,7 @@ from utils.box_utils import ious
 from utils.cli import run
 from utils.files import atomic_path
 from widerface_evaluate.command import load_predictions
-from widerface_evaluate.evaluation import faces_of, score
-from widerface_evaluate.ground_truth import read_ground_truth
+from widerface_evaluate.evaluation import faces_of, read_ground_truth, score
 
 HERE = Path(__file__).resolve().parent
 CUT = 0.5

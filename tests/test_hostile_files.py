@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-import wider_openimagespersonface_evaluate.ground_truth as openimages
-import widerface_evaluate.ground_truth as widerface
+import wider_openimagespersonface_evaluate.evaluation as openimages
+import widerface_evaluate.evaluation as widerface
 from data import predictions
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes, read_annotations
 from data.config import cfg_mnet

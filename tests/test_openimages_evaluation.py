@@ -24,8 +24,7 @@ from tests.plain.evaluation import class_average_precision, openimages
 from utils.box_utils import xyxy_to_xywh
 from utils.cli import DataError, UsageError
 from wider_openimagespersonface_evaluate import matching
-from wider_openimagespersonface_evaluate.evaluation import evaluate, main, score
-from wider_openimagespersonface_evaluate.ground_truth import read_csv, read_ground_truth
+from wider_openimagespersonface_evaluate.evaluation import evaluate, main, read_csv, read_ground_truth, score
 
 compiled = pytest.mark.skipif(matching.kernel is None, reason="kernels are not built (make build)")
 

@@ -24,8 +24,7 @@ from tests.plain.evaluation import curve_area, image_curve, match_image, widerfa
 from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import DataError, UsageError
 from widerface_evaluate import matching
-from widerface_evaluate.evaluation import evaluate, faces_of, main, score
-from widerface_evaluate.ground_truth import read_ground_truth
+from widerface_evaluate.evaluation import evaluate, faces_of, main, read_ground_truth, score
 
 compiled = pytest.mark.skipif(matching.kernel is None, reason="kernels are not built (make build)")
 

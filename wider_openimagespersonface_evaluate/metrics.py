@@ -17,9 +17,8 @@ from utils.evaluation.average_precision import Curve, full_curve, score_order
 from utils.image_names import image_of
 from utils.images import read_sizes, write_figure
 from wider_openimagespersonface_evaluate.matching import COCO_THRESHOLDS, groups, in_regions, match_coco
-from widerface_evaluate.command import Score
+from widerface_evaluate.command import Score, plot_curves
 from widerface_evaluate.matching import INSIDE, best_overlaps, firsts
-from widerface_evaluate.plots import plot_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

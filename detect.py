@@ -35,7 +35,6 @@ from models.arguments import (
     build_detector,
 )
 from models.detector import Detector, InputSize, detect_images
-from utils.anonymise import hide_boxes
 from utils.cli import (
     BAD_DATA,
     OK,
@@ -50,6 +49,7 @@ from utils.cli import (
     run,
     score,
 )
+from utils.draw import hide_boxes
 from utils.files import output_path
 from utils.image_names import Source, expand_inputs, sample_photos
 from utils.images import Stopped, check_display, frames, read_image, video_file, write_image

@@ -12,12 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.pairs import pair_faces
 from data.predictions import Detections, draw_detections
-from utils.anonymise import hide_boxes
+from data.tracks import pair_faces
 from utils.box_utils import xywh_to_cxcywh, xyxy_to_xywh
 from utils.cli import DataError, report
-from utils.draw import distinct_colour
+from utils.draw import distinct_colour, hide_boxes
 from utils.files import write_text
 from utils.image_names import Source
 from utils.images import show, write_image

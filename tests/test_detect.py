@@ -19,9 +19,8 @@ from data.config import CLASS_COLOURS
 from data.predictions import Detections
 from models.arguments import DEFAULT_WEIGHTS
 from models.detector import Detector
-from utils.anonymise import hide_boxes
 from utils.cli import UsageError, exit_code
-from utils.draw import distinct_colour
+from utils.draw import distinct_colour, hide_boxes
 from utils.image_names import sample_photos
 from utils.images import read_image, write_image
 

@@ -25,7 +25,6 @@ import codecs
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,7 +37,7 @@ from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, option
 from utils.files import atomic_path, read_json, write_text
-from utils.image_names import leads_out
+from utils.image_names import check_image_name
 
 DATASET_INFO = "dataset.json"
 
@@ -49,9 +48,6 @@ _LABELS = (*CLASS_NAMES, *(-label for label in CLASS_NAMES))
 
 #: Coordinates beyond are none: boxes may leave the image, but not by that many of its sizes.
 COORDINATE_LIMIT = 1e6
-
-#: What an image's name must not have: the list would not give it back.
-_UNWRITABLE = re.compile(r"^\s|\s$|[\n\r\0\ud800-\udfff]")
 
 
 @dataclass
@@ -159,15 +155,7 @@ def _parse_rows(block: bytes) -> np.ndarray | None:
 
 def _parse_header(path: str | os.PathLike, number: int, line: bytes) -> str:
     name = line[1:].decode("utf-8", "surrogateescape").strip()
-    if not name:
-        raise DataError(f"{path}:{number}: an image line without a path; expected '# <image path>'")
-    if _UNWRITABLE.search(name):
-        raise DataError(f"{path}:{number}: not UTF-8 text; expected '# <image path>'")
-    if leads_out(name):
-        raise DataError(
-            f"{path}:{number}: {name!r:.80} leads out of the images; expected a path without '..'"
-        )
-    return name
+    return check_image_name(name, f"{path}:{number}")
 
 
 def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) -> np.ndarray:
@@ -206,15 +194,7 @@ def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnota
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for annotation in annotations:
             count += 1
-            if not annotation.path or _UNWRITABLE.search(annotation.path):
-                raise DataError(
-                    f"{annotation.path!r}: an image's name must be UTF-8, without line breaks and white "
-                    f"space at its ends; rename the file"
-                )
-            if leads_out(annotation.path):
-                raise DataError(
-                    f"{annotation.path!r:.80} leads out of the images; expected a path below their folder"
-                )
+            check_image_name(annotation.path, str(path))
             if not (np.abs(annotation.boxes_xywh_norm) <= COORDINATE_LIMIT).all():
                 raise DataError(
                     f"{annotation.path}: a box beyond {COORDINATE_LIMIT:g} times the image's size; correct it"

@@ -14,7 +14,6 @@ import numpy as np
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS, label_name
 from utils.cli import DataError, UsageError, warn
-from utils.image_names import leads_out
 
 #: Names of the parts of a set, and what other tools call them.
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -84,20 +83,6 @@ def split_folders(folder: Path) -> list[tuple[str, Path]]:
     places = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [(SPLITS[p.name.lower()], p) for p in places if p.name.lower() in SPLITS and p.is_dir()]
     return sorted(found, key=lambda one: PARTS.index(one[0]))
-
-
-def check_image_name(name: str, place: str) -> str:
-    """``name`` if it leads to an image below a folder.
-
-    Raises:
-        DataError: it is absolute, goes up or has blanks at its ends; begins with ``place``.
-    """
-    if not name or leads_out(name):
-        raise DataError(
-            f"{place}: the image {name!r:.80} leads out of its folder; expected a path below it, no '..', "
-            f"no blanks at its ends"
-        )
-    return name
 
 
 def bounds(points: np.ndarray) -> list[float]:

@@ -15,12 +15,12 @@ import numpy as np
 
 from data.annotations import COORDINATE_LIMIT, labelled_classes
 from data.config import CLASS_LABELS, label_name
-from data.foreign import ForeignImage, Part, bounds, check_image_name
+from data.foreign import ForeignImage, Part, bounds
 from data.lists import iter_sizes
 from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import DataError
 from utils.files import read_json, read_text, write_text
-from utils.image_names import image_of
+from utils.image_names import check_image_name, image_of
 from utils.images import read_size, read_sizes
 
 #: What looking up and converting values raises where a file has another form.

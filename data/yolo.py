@@ -11,11 +11,11 @@ import numpy as np
 
 from data.annotations import ImageAnnotation, iter_annotations, labelled_classes
 from data.config import CLASS_LABELS
-from data.foreign import SPLITS, ForeignImage, Part, bounds, check_image_name, split_folders
+from data.foreign import SPLITS, ForeignImage, Part, bounds, split_folders
 from utils.box_utils import cxcywh_to_xywh, xywh_to_cxcywh
 from utils.cli import DataError, UsageError, warn
 from utils.files import read_text, write_text
-from utils.image_names import images_below
+from utils.image_names import check_image_name, images_below
 
 YAML_SUFFIXES = (".yaml", ".yml")
 

@@ -40,6 +40,25 @@ def leads_out(name: str) -> bool:
     return re.search(LEADS_OUT, name) is not None
 
 
+def check_image_name(name: str, place: str) -> str:
+    """``name`` if it can stand in an annotation list and leads to an image below a folder.
+
+    Raises:
+        DataError: it is empty, not UTF-8 text in one line, has blanks at its ends, is absolute or goes up;
+            begins with ``place``.
+    """
+    if not name or re.search(r"[\n\r\0\ud800-\udfff]", name):
+        what = "has no name of one line of UTF-8 text"
+    elif leads_out(name):
+        what = "leads out of its folder"
+    else:
+        return name
+    raise DataError(
+        f"{place}: the image {name!r:.80} {what}; expected a path below the folder of the images, without '..' "
+        f"and blanks at its ends; rename the file"
+    )
+
+
 def image_key(path: str) -> str:
     """An image's path without its suffix and without `/` or `./` in front: the name that its files share."""
     name = path.replace("\\", "/").lstrip("/").removeprefix("./")

@@ -54,7 +54,7 @@ def check_image_name(name: str, place: str) -> str:
     else:
         return name
     raise DataError(
-        f"{place}: the image {name!r:.80} {what}; expected a path below the folder of the images without '..' "
+        f"{place}: the image {name!r:.80} {what}; expected a path below the images' folder, without '..' "
         f"and blanks at its ends; rename the file"
     )
 

@@ -36,7 +36,7 @@ import polars as pl
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, option
-from utils.files import atomic_path, read_json, write_text
+from utils.files import atomic_path, read_json, reading, write_text
 from utils.image_names import check_image_name
 
 DATASET_INFO = "dataset.json"
@@ -100,22 +100,17 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
         DataError: no such file, not text, a box before the first image, a line that is not
             ``label x y w h``, an unknown label or a number beyond `COORDINATE_LIMIT`; with file and line.
     """
-    try:
-        with Path(path).open("rb") as file:
-            number, unfinished = 1, b""
-            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-                file.seek(0)
-            while content := file.read(_BLOCK_BYTES):
-                unfinished += content
-                end = unfinished.rfind(b"\n#") + 1
-                block, unfinished = unfinished[:end], unfinished[end:]
-                yield from _parse_block(path, number, block)
-                number += block.count(b"\n")
-            yield from _parse_block(path, number, unfinished)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation list") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected an annotation list (a text file)") from None
+    with reading(path, "an annotation list"), Path(path).open("rb") as file:
+        number, unfinished = 1, b""
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        while content := file.read(_BLOCK_BYTES):
+            unfinished += content
+            end = unfinished.rfind(b"\n#") + 1
+            block, unfinished = unfinished[:end], unfinished[end:]
+            yield from _parse_block(path, number, block)
+            number += block.count(b"\n")
+        yield from _parse_block(path, number, unfinished)
 
 
 def read_annotations(path: str | os.PathLike) -> list[ImageAnnotation]:

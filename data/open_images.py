@@ -20,7 +20,7 @@ import polars as pl
 from data.annotations import check_labelled_classes, format_table, labelled_classes, write_labelled_classes
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows, printable, warn
-from utils.files import atomic_path, read_text
+from utils.files import atomic_path, read_text, reading
 from utils.image_names import LEADS_OUT
 
 #: Label ids by the display names of a class. A box carries the most specific name only: a boxed Man is not a
@@ -397,8 +397,9 @@ def _header(path: Path) -> list[str]:
 
     A plain one whose last line a download that ended early cut off is refused; gzip notices that itself.
     """
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with reading(path, "a CSV"), opened(path, "rb") as file:
             line = file.readline().removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 raise DataError(f"{path}:1: empty; expected a header line")
@@ -412,11 +413,7 @@ def _header(path: Path) -> list[str]:
                 found = f"cut off after {len(fields)} of {len(header)} fields; get the file again"
                 raise DataError(f"{path}:{sum(1 for _ in file)}: {found}")
             return header
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such CSV") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder; expected a CSV file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut off ({error}); get the file again") from None
     except (UnicodeDecodeError, csv.Error):
         raise DataError(f"{path}:1: not a CSV line: {line[:80]!r}") from None

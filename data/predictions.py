@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -89,12 +89,6 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
-
-    @overload
-    def __getitem__(self, index: int) -> Detection: ...
-
-    @overload
-    def __getitem__(self, index: np.ndarray | slice) -> Detections: ...
 
     def __getitem__(self, index: int | np.ndarray | slice) -> Detection | Detections:
         """One by its number, or those that a mask, an index array or a slice picks."""

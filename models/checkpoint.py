@@ -26,7 +26,7 @@ from data.config import NETWORKS, ModelConfig, one_class
 from layers.functions.prior_box import priors_per_cell
 from models.retinaface import RetinaFace
 from utils.cli import DataError, UsageError
-from utils.files import atomic_path
+from utils.files import atomic_path, reading
 
 #: Loaded where no other file is named.
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "mobilenet0.25_2cls6anchors.pth"
@@ -66,13 +66,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         DataError: no such file, not a checkpoint, damaged, or one that would have to run code to load.
     """
     path = Path(path)
-    try:
+    with reading(path, "a checkpoint"):
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such checkpoint") from None
-    except OSError as error:
-        what = "a folder" if path.is_dir() else f"cannot be read ({error.strerror or error})"
-        raise DataError(f"{path}: {what}; expected a checkpoint file") from None
     tensors = content.pop("state_dict", None)
     if tensors is None:
         tensors, content = content, {}

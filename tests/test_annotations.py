@@ -146,7 +146,7 @@ def test_names_that_lead_out_of_the_images_are_not_written(tmp_path, name):
 
 
 def test_no_file_and_a_folder(tmp_path):
-    with pytest.raises(DataError, match="no such annotation list"):
+    with pytest.raises(DataError, match="no such file; expected an annotation list"):
         read_annotations(tmp_path / "list.txt")
     with pytest.raises(DataError, match="a folder"):
         read_annotations(tmp_path)

@@ -224,7 +224,7 @@ def write_odd_config(path):
         (write_missing_weight, "1 missing .fpn.output1.0.weight"),
         (write_wrong_shape, r"\(3,\) instead of \(64, 64, 1, 1\)"),
         (write_odd_config, "not a network configuration"),
-        (lambda path: None, "no such checkpoint"),
+        (lambda path: None, "no such file; expected a checkpoint"),
         (lambda path: path.mkdir(), "a folder"),
     ],
 )

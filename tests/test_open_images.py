@@ -265,7 +265,7 @@ def test_a_faulty_row_is_named_and_nothing_is_written(tmp_path, name):
 
 def test_faults_of_the_file(tmp_path):
     path = tmp_path / "boxes.csv"
-    with pytest.raises(DataError, match="no such CSV"):
+    with pytest.raises(DataError, match="no such file; expected a CSV"):
         converted(path)
     path.write_text("")
     with pytest.raises(DataError, match=":1: empty; expected a header"):

@@ -116,25 +116,31 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def read_text(path: str | os.PathLike, what: str) -> str:
-    """The content of a text file, UTF-8 with or without byte order mark; every line ends with a newline
-    character alone.
+@contextmanager
+def reading(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Makes a DataError of the system's own in the block: ``path`` is not there, a folder or cannot be read.
 
-    Args:
-        path: the file.
-        what: what it should be, for the error: "a list of images".
-
-    Raises:
-        DataError: no such file, not a file that can be read, or not text, with the line.
+    ``what`` is what it should be, e.g. "a list of images".
     """
     try:
-        content = Path(path).read_bytes()
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected {what}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; expected {what}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected {what}") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); expected {what}") from None
+
+
+def read_text(path: str | os.PathLike, what: str) -> str:
+    """The content of a text file, UTF-8 with or without byte order mark; every line ends with a newline
+    character alone.
+
+    Raises:
+        DataError: see `reading`; not text, with the line.
+    """
+    with reading(path, what):
+        content = Path(path).read_bytes()
     try:
         text, odd = content.decode("utf-8-sig"), content.find(b"\0")
     except UnicodeDecodeError as error:
@@ -161,13 +167,6 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's content.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    """SHA-256 of a file's content; errors as `reading`."""
+    with reading(path, "a file"), Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

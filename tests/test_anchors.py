@@ -86,7 +86,7 @@ def test_boxes_at_training_scale(tmp_path):
     write_annotations(path, [ImageAnnotation("a.jpg")])
     with pytest.raises(DataError, match="no box with an area"):
         read_shapes(path, 640, None, (500, 1000))
-    with pytest.raises(DataError, match=r"list\.txt:1: .*a\.jpg: no such image"):
+    with pytest.raises(DataError, match=r"list\.txt:1: .*a\.jpg: no such file; expected an image"):
         read_shapes(path, 640, tmp_path, None)
 
 

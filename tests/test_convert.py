@@ -492,7 +492,7 @@ def line_of(*boxes: object, name: object = "284193,b5") -> str:
         ('{"ID": "284193,b5"}', "expected a JSON object with ID"),
         (line_of(name=7), "expected a JSON object with ID"),
         (line_of(name="../a"), r"odgt:4: the image '\.\./a' leads out"),
-        (line_of(name="gone"), r"odgt:4: .*gone\.jpg: no such image"),
+        (line_of(name="gone"), r"odgt:4: .*gone\.jpg: no such file; expected an image"),
         (line_of(), "odgt:4: 284193,b5.jpg again, as in line 2"),
         (line_of(MASK, {"fbox": [0, 0, 1, 1]}), "odgt:4: box 1: found .*expected a tag and fbox x y w h"),
         (line_of({"tag": "person", "vbox": [0, 0, 1, 1]}), "box 0: found"),

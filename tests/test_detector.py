@@ -340,7 +340,7 @@ def test_paths_pictures_of_pillow_and_arrays(network, image, tmp_path):
         *detector([path, pillow]),
     ):
         assert np.allclose(found.boxes, expected.boxes, atol=1e-3)
-    with pytest.raises(DataError, match="no such image"):
+    with pytest.raises(DataError, match="no such file; expected an image"):
         detector(tmp_path / "none.png")
 
 

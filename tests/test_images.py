@@ -99,7 +99,7 @@ def test_what_is_no_image_is_refused(tmp_path):
     for name, message in [
         ("text.jpg", "not an image"),
         ("empty.jpg", "an empty file"),
-        ("none.jpg", "no such image"),
+        ("none.jpg", "no such file; expected an image"),
         ("", "a folder"),
     ]:
         with pytest.raises(DataError, match=message):

@@ -71,7 +71,7 @@ def test_wider_dummy_row_invalid_and_flat_boxes(tmp_path, capsys):
         ("0--A/a.jpg\n1\n1 1 2 nan 0 0 0 0 0 0\n", r":3: found"),
         (
             "\n0--A/none.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n",
-            r":2: .*none\.jpg: no such image; leave such images out",
+            r":2: .*none\.jpg: no such file; expected an image; leave such images out",
         ),
     ],
 )
@@ -223,7 +223,7 @@ def test_check_finds_everything(listed, capsys):
     assert code == 1
     lines = printed.splitlines()
     assert "list.txt:1: " in lines[0]
-    assert "0.png: no such image" in lines[0]
+    assert "0.png: no such file; expected an image" in lines[0]
     assert "1.png" in lines[1]
     assert "1 boxes beyond the image" in printed
     assert "1 boxes without area" in printed

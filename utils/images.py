@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli import DataError, UsageError
-from utils.files import atomic_path
+from utils.files import atomic_path, reading
 from utils.threads import Stopwatch, map_ahead
 
 try:
@@ -49,10 +49,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         DataError: no such file, empty, not an image, cut off, or too large.
     """
     _check_file(path)
-    try:
+    with reading(path, "an image"):
         content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if not content.size:
         raise DataError(f"{path}: an empty file; expected an image")
     try:
@@ -76,12 +74,8 @@ def _too_large(path: str | os.PathLike, error: Image.DecompressionBombError) -> 
 
 def _check_file(path: str | os.PathLike) -> None:
     """Raises DataError for what is no regular file: reading a pipe or a device might never end."""
-    try:
+    with reading(path, "an image"):
         mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise DataError(f"{path}: {what}; expected an image")

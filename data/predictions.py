@@ -266,8 +266,7 @@ def offsets_of(counts: Iterable[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64))])
 
 
-@dataclass
-class ReadReport:
+class ReadReport(NamedTuple):
     """What a reader has to tell beside the detections; images by their keys, in the order asked for.
 
     Attributes:

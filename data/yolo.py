@@ -162,7 +162,7 @@ def _listed_images(path: Path) -> list[str]:
 
 def _label_place(path: Path) -> Path:
     """Where the labels of an image or a folder are: below ``labels`` for the last ``images`` of its path."""
-    before, images, after = f"{path.as_posix()}/".rpartition("/images/")
+    before, images, after = f"{path.absolute().as_posix()}/".rpartition("/images/")
     return Path(f"{before}/labels/{after}") if images else path
 
 

@@ -72,11 +72,14 @@ def _score_class(detections: BoxTable, truths: BoxTable, iou: float) -> Score:
     levels = matching.match_open_images(detections, truths, np.array([iou, LENIENT_IOU]))
     curve, lenient = (full_curve(detections.scores, level, len(truths)) for level in levels)
     aps = coco_aps(detections, truths)
+    precision, recall = curve.at(0.5)
     columns = {
         "ap_30": lenient.area,
         "coco_ap_50": aps[0],
         "coco_ap_75": aps[5],
         "coco_ap": float(np.mean(aps)),
+        "precision_at_half": precision,
+        "recall_at_half": recall,
         "boxes": len(truths),
         "detections": len(detections),
     }

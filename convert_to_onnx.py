@@ -4,7 +4,7 @@ Examples:
   python3 convert_to_onnx.py --image_size 320 576              # for a camera of 576x320
   python3 convert_to_onnx.py --dynamic --batch_size dynamic --output detector.onnx
   python3 convert_to_onnx.py --image_size 320 576 --nms        # boxes, scores and labels come out
-  python3 convert_to_onnx.py --dynamic --precision int8 --calibrate data/wider_OIpersonface1103/train/images
+  python3 convert_to_onnx.py --dynamic --precision int8 --calibrate datasets/mine/train/images
 
 The input is float32 [N, 3, height, width]: BGR, 0 to 255, less the pixel mean of the metadata. By default
 loc and logits come out, which detect.py and the other scripts take as --trained_model; files of --decode

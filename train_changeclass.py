@@ -10,7 +10,7 @@ Examples:
       --val_dataset datasets/mine/val/wider_val_gt.txt --save_folder runs/mine
 
   # as published, on a list with its images in images/ beside it
-  python3 train_changeclass.py --training_dataset data/wider_OIpersonface1103/train/wider_train_gt.txt
+  python3 train_changeclass.py --training_dataset datasets/wider_OIpersonface1103/train/wider_train_gt.txt
 
   # go on from a published checkpoint, at the rate that epoch 150 has
   CUDA_VISIBLE_DEVICES=0 python3 train_changeclass.py --network mobile0.25 \\
@@ -37,6 +37,7 @@ import argparse
 import errno
 import json
 import math
+import os
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -51,6 +52,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, label_name
 from data.data_augment import TrainTransform
+from data.outputs import counted
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
@@ -163,7 +165,7 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
         group,
         "--training_dataset",
         "annotation lists; a dataset.json beside or above one says which classes it is labelled for",
-        default=["./data/wider_OIpersonface1103/train/wider_train_gt.txt"],
+        default=["./datasets/wider_OIpersonface1103/train/wider_train_gt.txt"],
         nargs="+",
         metavar="LIST",
     )
@@ -178,7 +180,8 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--windows", windows, scale, nargs=2, metavar=("MIN", "MAX"))
     option(group, "--aspect", "with --windows: stretch windows by up to this factor", enlargement, 1.0)
     option(group, "--min_box", "with --windows: ignore boxes with a side below this", at_least_zero, 0.0)
-    option(group, "--num_workers --workers", "processes that read images; 0: none", workers, 4)
+    readers = "processes that read images; 0: none (default: 4, at most the cores)"
+    option(group, "--num_workers --workers", readers, workers, min(4, os.cpu_count() or 4))
 
 
 def add_start_arguments(group: argparse._ArgumentGroup) -> None:
@@ -301,11 +304,12 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     steps = len(sampler)
     if not steps:
         raise UsageError(f"{world_size()} processes for {len(dataset)} images; expected an image each")
+    images, lists = counted(len(dataset), "image"), counted(len(dataset.list_sizes), "list")
     dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
     if log.active:
         for misfit in misfits(dataset, cfg, args.image_size):
             warn(misfit)
-    log.say(f"{len(dataset)} images in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
+    log.say(f"{images} in {lists}{dropped}; {steps} steps an epoch")
 
     network, settings, state = RetinaFace(cfg), settings_of(vars(args)), None
     if args.resume:

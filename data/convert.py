@@ -44,7 +44,7 @@ def export(args: argparse.Namespace) -> int:
     labelled for; a YOLO folder links to the images.
 
     Example:
-      python3 prep_data.py export data/oi/val/wider_val_gt.txt --format coco --output val.json
+      python3 prep_data.py export datasets/oi/val/wider_val_gt.txt --format coco --output val.json
       python3 prep_data.py export set/train/wider_train_gt.txt set/val/wider_val_gt.txt --format yolo \\
           --output set_yolo
     """

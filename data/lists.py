@@ -61,7 +61,7 @@ def link(args: argparse.Namespace) -> int:
     """Makes the symbolic link images beside a list.
 
     Example:
-      python3 prep_data.py link WIDER_train/images data/widerface/train
+      python3 prep_data.py link WIDER_train/images datasets/widerface/train
     """
     made = link_images(args.source, args.folder)
     beside = args.folder / "list.txt"
@@ -103,7 +103,7 @@ def split(args: argparse.Namespace) -> int:
     """Splits a list into training and validation by image. Equal images stay together.
 
     Example:
-      python3 prep_data.py split data/all/wider_gt.txt --save_folder data/parts --val_share 0.1
+      python3 prep_data.py split datasets/all/wider_gt.txt --save_folder datasets/parts --val_share 0.1
     """
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
@@ -234,7 +234,7 @@ def check(args: argparse.Namespace) -> int:
     """Decodes every image of a list and looks at every box; the exit code is 1 if anything is wrong.
 
     Example:
-      python3 prep_data.py check data/oi/val/wider_val_gt.txt
+      python3 prep_data.py check datasets/oi/val/wider_val_gt.txt
     """
     images = problems = 0
     for found in check_list(args.list, image_folder(args.list, args.images)):
@@ -288,7 +288,7 @@ def stats(args: argparse.Namespace) -> int:
     """Counts images and boxes of a list.
 
     Example:
-      python3 prep_data.py stats data/oi/val/wider_val_gt.txt
+      python3 prep_data.py stats datasets/oi/val/wider_val_gt.txt
     """
     images: Counter[str] = Counter()
     boxes: Counter[str] = Counter()
@@ -333,7 +333,7 @@ def draw(args: argparse.Namespace) -> int:
     """A contact sheet of images drawn by chance from a list, with their boxes.
 
     Example:
-      python3 prep_data.py draw data/oi/val/wider_val_gt.txt --output val.jpg --number 24
+      python3 prep_data.py draw datasets/oi/val/wider_val_gt.txt --output val.jpg --number 24
     """
     images_dir = image_folder(args.list, args.images)
     chance = random.Random(args.seed)

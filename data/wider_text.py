@@ -60,7 +60,7 @@ def widerface(args: argparse.Namespace) -> int:
 
     Example:
       python3 prep_data.py widerface wider_face_val_bbx_gt.txt --images WIDER_val/images \\
-          --output data/widerface/val/wider_val_gt.txt
+          --output datasets/widerface/val/wider_val_gt.txt
     """
     counts: Counter[str] = Counter()
     folder = image_folder(args.text, args.images)

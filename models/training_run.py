@@ -6,8 +6,10 @@ import csv
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import cv2
@@ -108,6 +110,7 @@ class TrainingRun:
         if self.validate and self.best < 0 and not self.totals:  # the start
             self._save_last()
             self.log.epoch({"epoch": self.epoch, **self._validate(self.epoch)})
+        first, began = self.epoch, time.monotonic()
         for epoch in range(self.epoch, self.epochs):
             if self.patience and epoch - self.best_epoch >= self.patience:
                 self.log.say(f"no better validation in {self.patience} epochs: ended")
@@ -129,7 +132,8 @@ class TrainingRun:
                 self._save_last()  # a run that is killed while it validates goes on from here
                 row |= self._validate(epoch + 1)
             self.epoch, self.totals = epoch + 1, {}
-            self.log.epoch(row)
+            seconds = (time.monotonic() - began) / (self.epoch - first) * (self.epochs - self.epoch)
+            self.log.epoch(row, timedelta(seconds=round(seconds)))
             if self._is_numbered():
                 self._save(f"{name}_epoch_{self.epoch}")
             self._save_last()
@@ -239,11 +243,16 @@ class RunLog:
             for name, value in losses.items():
                 self._curves.add_scalar(f"train/{name}", value, step)
 
-    def epoch(self, row: dict[str, float]) -> None:
-        """A row of results.csv, with its ``epoch``; the file is written anew, atomically."""
+    def epoch(self, row: dict[str, float], left: timedelta | None = None) -> None:
+        """A row of results.csv, with its ``epoch``; the file is written anew, atomically.
+
+        Args:
+            row: numbers by column.
+            left: how long the rest of the run will take.
+        """
         if not self.active:
             return
-        self._show(row)
+        self._show(row, left)
         if self._rows and int(self._rows[-1]["epoch"]) == row["epoch"]:
             row = self._rows.pop() | row
         self._rows.append(row)
@@ -256,10 +265,11 @@ class RunLog:
         for name, value in row.items():
             self._curves.add_scalar(f"epoch/{name}", value, row["epoch"])
 
-    def _show(self, row: dict[str, float]) -> None:
+    def _show(self, row: dict[str, float], left: timedelta | None) -> None:
         """Prints a row of the table, below its head where the columns are new."""
         shown = {n: v for n, v in row.items() if n != "steps" and kind(n) not in ("precision", "recall")}
         texts = {SHORT.get(name, name): f"{value:.4g}" for name, value in shown.items()}
+        texts = {"epoch": texts.pop("epoch")} | ({} if left is None else {"left": str(left)}) | texts
         widths = {name: max(len(name), 8) for name in texts}
         if list(texts) != self._shown[: len(texts)]:  # an epoch may be without validation
             self._shown = list(texts)
@@ -289,9 +299,7 @@ class RunLog:
                 self.say(f"no epoch was better than the start, which {path} is")
         else:
             self.say("nothing says how good it is; a --val_dataset would")
-        self.say(
-            f"{path}: the network\n{table} and results.png: losses, AP, and precision and recall at score 0.5, by epoch"
-        )
+        self.say(f"{path}: the network\n{table} and results.png: losses, AP, precision and recall by epoch")
         self.say(f"use it: python3 detect.py PHOTO -m {path}")
 
     def draw(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -288,6 +289,8 @@ def test_the_end_of_a_run_tells_everything(data, start, tmp_path, monkeypatch, c
     words = [line.split() for line in lines]
     first, table = (next(i for i, of_line in enumerate(words) if w in of_line) for w in ("loss", "start"))
     assert len({len(line) for line in lines[first : first + 3]}) == 1  # a head and two epochs
+    left = [of_line[words[first].index("left")] for of_line in words[first + 1 : first + 3]]
+    assert re.fullmatch(r"\d:\d\d:\d\d", left[0]) and left[1] == "0:00:00"
     assert words[table - 1 : table + 3] == [
         ["epoch", "ap_face", "ap", "recall_face"],
         ["start", "0", "0.2500", "0.2500", "0.5000"],

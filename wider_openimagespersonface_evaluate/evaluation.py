@@ -1,7 +1,7 @@
 """Score detections of faces and persons: average precision by class, by the rules of Open Images and COCO.
 
     python3 evaluation.py
-    python3 evaluation.py -g ../data/wider_OIpersonface1103/val/wider_val_gt.txt --plot curves.png
+    python3 evaluation.py -g ../datasets/wider_OIpersonface1103/val/wider_val_gt.txt --plot curves.png
     python3 evaluation.py -g validation-annotations-bbox.csv --image_labels validation-imagelabels.csv
     python3 evaluation.py --protocol legacy --iou 0.3
 
@@ -45,6 +45,9 @@ from widerface_evaluate import command
 from widerface_evaluate.command import Score
 
 HERE = Path(__file__).resolve().parent
+
+#: Where predictions are unless somebody says so.
+PREDICTIONS = HERE.parent / "runs/detections/openimages"
 
 LENIENT_IOU = 0.3
 PROTOCOLS = command.STANDARD, command.LEGACY
@@ -113,9 +116,7 @@ def evaluate(
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(
-        parser, HERE / "results_wider_OIpersonface_150_1803txt", HERE / "ground_truth", PROTOCOLS
-    )
+    command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
     csv = parser.add_argument_group("ground truth as CSV")
     option(csv, "--image_labels", "verified image-level labels", Path, metavar="CSV")
     return parser.parse_args(argv)

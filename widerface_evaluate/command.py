@@ -59,9 +59,10 @@ def add_arguments(
 ) -> None:
     """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g."""
     data = parser.add_argument_group("data")
-    pred = f"folder of predictions (default: {predictions.name}/)"
+    pred = f"folder of predictions (default: runs/detections/{predictions.name}/)"
     option(data, "--pred -p", pred, Path, predictions, metavar="DIR")
-    option(data, "--gt -g", f"ground truth (default: {truths.name}/)", Path, truths, metavar="PATH")
+    gt = f"ground truth (default: {truths.name}/ beside evaluation.py)"
+    option(data, "--gt -g", gt, Path, truths, metavar="PATH")
     option(data, "--image_list", "score only the images named there, one a line", Path, metavar="FILE")
     option(data, "--allow_missing", "a missing prediction file means no detection")
     rule = parser.add_argument_group("rule")

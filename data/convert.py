@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +21,7 @@ from data.foreign import (
     match_classes,
     parse_categories,
     split_folders,
+    tell_next,
     warn_of_missing,
 )
 from data.voc import read_voc
@@ -136,8 +137,10 @@ def import_(args: argparse.Namespace) -> int:
         write_list(targets[part.name], part.annotations(classes), labelled, part.images_dir)
     tell(parts, classes, labelled)
     for part in parts:
-        print(f"{targets[part.name]}: images in {part.images_dir or 'a folder that is not known'}")
-    print(f"next: {next_command(targets)}")
+        where = os.path.normpath(part.images_dir) if part.images_dir else "a folder that is not known"
+        print(f"{targets[part.name]}: images in {where}")
+    if all(part.images_dir for part in parts):
+        tell_next(targets)
     return OK
 
 
@@ -274,13 +277,3 @@ def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) ->
             same = {image.path for image in one.images} & {image.path for image in other.images}
             if one.name < other.name and same and one.images_dir == other.images_dir:
                 warn(f"{len(same)} images are in {one.name} and in {other.name}")
-
-
-def next_command(targets: dict[str, Path]) -> str:
-    """What to do with new lists: look at them, or split one that is alone."""
-    first = next(iter(targets.values()))
-    if len(targets) == 1:
-        words = ["split", first, "--save_folder", first.parent]
-    else:
-        words = ["draw", first, "--output", first.with_suffix(".jpg")]
-    return shlex.join(["python3", "prep_data.py", *map(str, words)])

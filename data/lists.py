@@ -25,6 +25,7 @@ from data.annotations import (
     write_list,
 )
 from data.config import CLASS_COLOURS, CLASS_NAMES
+from data.foreign import tell_next
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
 from utils.draw import contact_sheet, tile
@@ -113,10 +114,12 @@ def split(args: argparse.Namespace) -> int:
     for name, part in parts.items():
         if not part:
             raise DataError(f"{args.list}: no image for {name}; expected two different images or more")
+    targets = {name: args.save_folder / name / f"wider_{name}_gt.txt" for name in parts}
     for name, part in parts.items():
-        target = args.save_folder / name / f"wider_{name}_gt.txt"
-        write_list(target, part, labelled_classes(args.list), images_dir)
-        print(f"{target}: {len(part)} images, {sum(map(len, part))} boxes")
+        write_list(targets[name], part, labelled_classes(args.list), images_dir)
+        print(f"{targets[name]}: {len(part)} images, {sum(map(len, part))} boxes")
+    if images_dir:
+        tell_next(targets)
     return OK
 
 

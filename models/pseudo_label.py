@@ -87,8 +87,8 @@ def pseudo_label(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py pseudo_label oi/val/gt.txt --classes face \\
           --trained_model mobilenet0.25_Final.pth --output oi_faces/val/gt.txt
-      python3 prep_data.py pseudo_label wf/val/gt.txt --trained_model torchvision:fasterrcnn_resnet50_fpn_v2 \\
-          --output wf_persons/val/gt.txt
+      python3 prep_data.py pseudo_label wf/val/gt.txt --output wf_persons/val/gt.txt \\
+          --trained_model torchvision:fasterrcnn_resnet50_fpn_v2
       python3 prep_data.py pseudo_label wf/val/gt.txt --classes person --detections yolo.json \\
           --category 0=person --output wf_persons/val/gt.txt
       torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the images shared out

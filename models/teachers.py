@@ -116,7 +116,7 @@ def load_teachers(
 
 
 class TorchvisionPersons:
-    """The persons that a detector of torchvision finds, trained on COCO; for `detect_images`, as `Detector` is.
+    """The persons that a detector of torchvision finds, trained on COCO; for `detect_images`, as a `Detector`.
 
     Args:
         name: of the detector, e.g. ``fasterrcnn_resnet50_fpn_v2``.
@@ -137,7 +137,7 @@ class TorchvisionPersons:
         try:  # loaded as plain weights, before torchvision loads the file as it is
             weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
         except Exception as error:  # of urllib, torch and the disk
-            reason = " ".join(str(error).split())[:120]
+            reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
             raise DataError(
                 f"{TORCHVISION}{name}: its weights cannot be fetched or read ({reason}); put "
                 f"{weights.url} into {torch.hub.get_dir()}/checkpoints"

@@ -116,7 +116,7 @@ def load_teachers(
 
 
 class TorchvisionPersons:
-    """The persons that a detector of torchvision finds, trained on COCO; for `detect_images`, as a `Detector`.
+    """The persons that a detector of torchvision finds, trained on COCO; called as a `Detector` is.
 
     Args:
         name: of the detector, e.g. ``fasterrcnn_resnet50_fpn_v2``.

@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(group, "--nms_threshold --iou", "--nms drops overlaps above this", overlap, default.nms_iou)
     option(group, "--keep_top_k", "detections a class that --nms keeps", count, default.keep_top_k)
     group = parser.add_argument_group("arithmetic")
-    option(group, "--precision", "of the network in the file", default="fp32", choices=list(LIMITS))
+    option(group, "--precision", "precision of the network in the file", default="fp32", choices=list(LIMITS))
     option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="DIR")
     group = parser.add_argument_group("file")
     output = "file to write (default: the checkpoint's name, size and kind)"

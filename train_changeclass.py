@@ -209,7 +209,7 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--mine_batch", mine)
     option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
-        "checkpoints whose scores and boxes are kept; the first one that knows a class on a prior counts"
+        "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
     )
     option(group, "--teacher", teachers, nargs="*", metavar="FILE")
     weights = "weight of the teachers, one for all or one a class (face person)"
@@ -224,8 +224,8 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--epochs", "length of the run (default: the network's)", count)
-    option(group, "--batch_size --batch", "images of a step, over all processes", count, 24)
-    option(group, "--optimizer", "how the weights move", default="sgd", choices=["sgd", "adamw"])
+    option(group, "--batch_size --batch", "images a step, of all processes together", count, 24)
+    option(group, "--optimizer", "how the weights are updated", default="sgd", choices=["sgd", "adamw"])
     option(group, "--lr --learning-rate", "learning rate", positive, 1e-3, metavar="R")
     before_heads = "rate of all layers before the heads, as a share of --lr"
     option(group, "--shared_lr_factor", before_heads, at_least_zero, 1.0, metavar="F")
@@ -235,7 +235,14 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--schedule", schedule, default="step", choices=["step", "cosine"])
     option(group, "--gamma", "factor of a step of the schedule", at_least_zero, 0.1, metavar="G")
     option(group, "--warmup", "steps in which the rate rises to --lr", natural, 0, metavar="STEPS")
-    option(group, "--clip_grad", "largest norm of the gradient", positive, math.inf, metavar="NORM")
+    option(
+        group,
+        "--clip_grad",
+        "largest norm of the gradient (default: any)",
+        positive,
+        math.inf,
+        metavar="NORM",
+    )
     average = "keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)"
     option(group, "--ema", average, decay, 0.0)
     frozen = "keep the statistics of batch norm, for small data or batches"
@@ -244,7 +251,7 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--sync_bn", "batch norm over the images of all processes, on CUDA")
     option(group, "--amp", "bfloat16 in the network")
     option(group, "--compile", "torch.compile; pays off in long runs on a GPU")
-    option(group, "--seed", "of weights, order and augmentation", natural, 0)
+    option(group, "--seed", "seed of weights, order and augmentation", natural, 0)
     devices = "cpu, cuda, cuda:1, mps; auto takes the fastest there is"
     option(group, "--device", devices, default="auto", metavar="DEVICE")
     option(group, "--cpu", "same as --device cpu")

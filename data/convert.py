@@ -87,13 +87,13 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
         "CrowdHuman's .odgt"
     )
     option(parser, "source", source, Path)
-    option(parser, "--format", "what the source is (default: seen from it)", choices=list(_READERS))
+    option(parser, "--format", "what the source is (default: recognised)", choices=list(_READERS))
     images = "folder of the images (default: where the source has them)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
     boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
     option(parser, "--boxes", boxes, choices=list(BOXES))
     categories = (
-        "what classes are whose names do not say it, by name, or by number where they have none: "
+        "classes whose names do not say what they are, by name, or by number where they have none: "
         "head=face 0=person helmet=none"
     )
     option(parser, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")

@@ -74,7 +74,7 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--min_size", "least width and height in pixels", at_least_zero, default.min_size)
     option(group, "--max_iou", "overlap allowed with a box of the class", overlap, default.max_iou)
     group = parser.add_argument_group("how")
-    option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest", str, "auto")
+    option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is", str, "auto")
     option(group, "--long_side --imgsz", "resize to this longer side", pixels)
     option(group, "--batch_size --batch", "images a forward pass", count, 1)
 

@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def test_a_documented_command_is_understood(line):
     if words[script] in SCRIPTS:
         arguments = [word for word in words[script + 1 :] if word != "..."]
         importlib.import_module(SCRIPTS[words[script]]).parse_args(arguments)
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "prep_data.py"])
+def test_the_help_of_a_script_has_every_option_in_a_group(script, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(SCRIPTS[script]).parse_args(["-h"])
+    shown = capsys.readouterr().out
+    alone = shown.split("\noptions:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^  (-\S+)", alone, re.MULTILINE) == ["-h,"]
+    assert "default: [" not in shown and "inf)" not in shown
+
+
+def test_the_project_does_not_claim_to_be_a_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings.keys() == {"tool"} and not (ROOT / "setup.py").exists()
+    assert "`pip install .` does not install it" in " ".join((ROOT / "README.md").read_text().split())
 
 
 def blocks(document: str) -> list[str]:

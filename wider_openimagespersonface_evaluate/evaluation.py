@@ -116,9 +116,9 @@ def evaluate(
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
-    csv = parser.add_argument_group("ground truth as CSV")
-    option(csv, "--image_labels", "verified image-level labels", Path, metavar="CSV")
+    data, _ = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
+    labels = "verified image-level labels, for a ground truth as CSV"
+    option(data, "--image_labels", labels, Path, metavar="CSV")
     return parser.parse_args(argv)
 
 

@@ -91,8 +91,8 @@ def average_precision_by_event(faces: BoxTable, found: dict[str, Score]) -> dict
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
-    option(parser, "--by_event", "print the table by event as well")
+    _, output = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
+    option(output, "--by_event", "print the table by event as well")
     return parser.parse_args(argv)
 
 

@@ -235,14 +235,8 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--schedule", schedule, default="step", choices=["step", "cosine"])
     option(group, "--gamma", "factor of a step of the schedule", at_least_zero, 0.1, metavar="G")
     option(group, "--warmup", "steps in which the rate rises to --lr", natural, 0, metavar="STEPS")
-    option(
-        group,
-        "--clip_grad",
-        "largest norm of the gradient (default: any)",
-        positive,
-        math.inf,
-        metavar="NORM",
-    )
+    largest = "largest norm of the gradient (default: any)"
+    option(group, "--clip_grad", largest, positive, math.inf, metavar="NORM")
     average = "keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)"
     option(group, "--ema", average, decay, 0.0)
     frozen = "keep the statistics of batch norm, for small data or batches"

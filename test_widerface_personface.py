@@ -3,7 +3,7 @@
 Examples:
   python3 test_widerface_personface.py --dataset_folder datasets/widerface/val/images
   python3 test_widerface_personface.py --dataset openimages --dataset_folder val/images \\
-      --dataset_list val/wider_val_gt.txt --save_folder results -s
+      --dataset_list val/wider_val_gt.txt --save_folder runs/mine -s
   python3 test_widerface_personface.py --resume --evaluate wider_face_val_bbx_gt.txt   # and the scores
   python3 test_widerface_personface.py --dataset_folder images --no-origin_size   # 1600/2150, "same as MXNet"
   torchrun --nproc_per_node 4 test_widerface_personface.py --resume               # the images shared out

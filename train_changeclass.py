@@ -310,7 +310,9 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     if log.active:
         for misfit in misfits(dataset, cfg, args.image_size):
             warn(misfit)
-    log.say(f"{images} in {lists}{dropped}; {steps} steps an epoch")
+    number = counted(len(validation), "image") if validation else ""
+    validated = f"; validated on {number}, also before epoch 1" if validation else ""
+    log.say(f"{images} in {lists}{dropped}; {steps} steps an epoch{validated}")
 
     network, settings, state = RetinaFace(cfg), settings_of(vars(args)), None
     if args.resume:

@@ -1,7 +1,7 @@
 """Score face detections on WIDER FACE: average precision of the easy, medium and hard subset.
 
     python3 evaluation.py
-    python3 evaluation.py -p results_mine --plot curves.png --worst 20 --images ../WIDER_val/images
+    python3 evaluation.py -p ../runs/mine --plot curves.png --worst 20 --images ../WIDER_val/images
     python3 evaluation.py -g wider_face_val_bbx_gt.txt --image_list held_out.txt --json numbers.json
 
 Predictions are the text files of test_widerface_personface.py --dataset widerface; persons in them are left

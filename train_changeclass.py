@@ -378,9 +378,9 @@ def check_start(args: argparse.Namespace) -> None:
     if given or args.network == "resnet50" or Path(args.pretrain).exists():
         return
     raise UsageError(
-        f"{args.pretrain}: not there, the published training starts from these ImageNet weights; fetch them "
-        f"by prep_data.py download --weights. Else start from a detector (--preset finetune takes the one "
-        f"that is shipped; --weights FILE, --init_from_face FILE), or from nothing (--no-pretrain)"
+        f"{args.pretrain}: not there, the published training starts from these ImageNet weights; fetch them: "
+        f"python3 prep_data.py download --weights. Else start from a detector (--preset finetune takes the "
+        f"one that is shipped; --weights FILE, --init_from_face FILE), or from nothing (--no-pretrain)"
     )
 
 

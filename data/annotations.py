@@ -117,7 +117,9 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
                 number += block.count(b"\n")
             yield from _parse_block(path, number, unfinished)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such annotation list") from None
+        raise DataError(
+            f"{path}: no such annotation list; prep_data.py import makes one of another tool's export"
+        ) from None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; expected an annotation list (a text file)") from None
 

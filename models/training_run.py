@@ -267,7 +267,9 @@ class RunLog:
 
     def _show(self, row: dict[str, float], left: timedelta | None) -> None:
         """Prints a row of the table, below its head where the columns are new."""
-        shown = {n: v for n, v in row.items() if n != "steps" and kind(n) not in ("precision", "recall")}
+        left_out = {"steps", *(name for name in row if kind(name) in ("precision", "recall"))}
+        left_out |= {name for name in row if name.startswith("distil_") and not row[name]}  # no teacher
+        shown = {name: value for name, value in row.items() if name not in left_out}
         texts = {SHORT.get(name, name): f"{value:.4g}" for name, value in shown.items()}
         texts = {"epoch": texts.pop("epoch")} | ({} if left is None else {"left": str(left)}) | texts
         widths = {name: max(len(name), 8) for name in texts}

@@ -4,7 +4,7 @@ Examples:
   python3 convert_to_onnx.py --image_size 320 576              # for a camera of 576x320
   python3 convert_to_onnx.py --dynamic --batch_size dynamic --output detector.onnx
   python3 convert_to_onnx.py --image_size 320 576 --outputs detections
-  python3 convert_to_onnx.py --dynamic --precision int8 --calibrate data/wider_OIpersonface1103/train/images
+  python3 convert_to_onnx.py --dynamic --precision int8 --calibrate datasets/mine/train/images
 
 The input is float32 [N, 3, height, width]: BGR, 0 to 255, less the pixel mean of the metadata. Files of
 logits (loc and logits) and scores (loc and scores) are for detect.py and the other scripts; those of boxes
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(group, "--nms_threshold --iou", "detections: most overlap", overlap, default.nms_iou)
     option(group, "--keep_top_k", "detections: most of a class", count, default.keep_top_k)
     group = parser.add_argument_group("arithmetic")
-    option(group, "--precision", "of the network in the file", default="fp32", choices=list(LIMITS))
+    option(group, "--precision", "precision of the network in the file", default="fp32", choices=list(LIMITS))
     option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="DIR")
     group = parser.add_argument_group("file")
     output = "file to write (default: the checkpoint's name, size and kind)"

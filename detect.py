@@ -96,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         group, "--realtime", "play videos at their own pace and leave out frames that there is no time for"
     )
     group = parser.add_argument_group("output")
-    option(group, "--save_folder --name", "where everything is written", Path, "detections", metavar="DIR")
+    option(group, "--save_folder --name", "where everything is written", Path, "runs/detect", metavar="DIR")
     group.add_argument(
         "-s",
         "--save_image",

@@ -2,15 +2,16 @@
 
 Every step reads and writes annotation lists, prints what it changed and can be run again. The usual order:
 
-  python3 prep_data.py download --split validation --save_folder data/open_images
-  python3 prep_data.py openimages data/open_images/validation/boxes.csv \\
-      --images data/open_images/validation/images --output data/oi/val/wider_val_gt.txt
-  python3 prep_data.py pseudo_label data/oi/val/wider_val_gt.txt --classes face \\
-      --trained_model weights/mobilenet0.25_Final.pth --output data/oi_faces/val/wider_val_gt.txt
-  python3 prep_data.py clean data/oi_faces/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt
-  python3 prep_data.py check data/oi_clean/val/wider_val_gt.txt
-  python3 prep_data.py draw data/oi_clean/val/wider_val_gt.txt --output val.jpg
-  python3 prep_data.py anchors data/oi_clean/val/wider_val_gt.txt --output anchors.png
+  python3 prep_data.py download --split validation --save_folder datasets/open_images
+  python3 prep_data.py openimages datasets/open_images/validation/boxes.csv \\
+      --images datasets/open_images/validation/images --output datasets/oi/val/wider_val_gt.txt
+  python3 prep_data.py pseudo_label datasets/oi/val/wider_val_gt.txt --classes face \\
+      --trained_model weights/mobilenet0.25_Final.pth --output datasets/oi_faces/val/wider_val_gt.txt
+  python3 prep_data.py clean datasets/oi_faces/val/wider_val_gt.txt \\
+      --output datasets/oi_clean/val/wider_val_gt.txt
+  python3 prep_data.py check datasets/oi_clean/val/wider_val_gt.txt
+  python3 prep_data.py draw datasets/oi_clean/val/wider_val_gt.txt --output val.jpg
+  python3 prep_data.py anchors datasets/oi_clean/val/wider_val_gt.txt --output anchors.png
 
 `python3 prep_data.py STEP -h` explains a step. A list is text, `# image` then `label x y w h` a box (1 face,
 2 person, shares of the image's size). It remembers its images in `dataset.json` beside it; else they are in

@@ -1,9 +1,9 @@
 """Writes the detections of a validation set as text files, for the evaluators.
 
 Examples:
-  python3 test_widerface_personface.py --dataset_folder data/widerface/val/images
+  python3 test_widerface_personface.py --dataset_folder datasets/widerface/val/images
   python3 test_widerface_personface.py --dataset openimages --dataset_folder val/images \\
-      --dataset_list val/wider_val_gt.txt --save_folder results -s
+      --dataset_list val/wider_val_gt.txt --save_folder runs/mine -s
   python3 test_widerface_personface.py --resume --evaluate wider_face_val_bbx_gt.txt   # and the scores
   python3 test_widerface_personface.py --dataset_folder images --no-origin_size   # 1600/2150, "same as MXNet"
   torchrun --nproc_per_node 4 test_widerface_personface.py --resume               # the images shared out
@@ -68,12 +68,12 @@ ROOT = Path(__file__).resolve().parent
 #: Where the images of a data set are, and where its evaluator looks for predictions.
 FOLDERS: dict[str, tuple[Path, Path]] = {
     WIDERFACE: (
-        ROOT / "data/widerface/val/images",
-        ROOT / "widerface_evaluate/results_widerface_150_1803txt",
+        ROOT / "datasets/widerface/val/images",
+        widerface_evaluate.evaluation.PREDICTIONS,
     ),
     OPENIMAGES: (
-        ROOT / "data/wider_OIpersonface1103/val/images",
-        ROOT / "wider_openimagespersonface_evaluate/results_wider_OIpersonface_150_1803txt",
+        ROOT / "datasets/wider_OIpersonface1103/val/images",
+        wider_openimagespersonface_evaluate.evaluation.PREDICTIONS,
     ),
 }
 
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         widerface if images lie in event folders such as 0--Parade, else openimages)"""
     option(group, "--dataset", help, choices=list(FOLDERS))
     help = """the images (default: those of --dataset_list where it knows them, else
-        data/wider_OIpersonface1103/val/images, with --dataset widerface data/widerface/val/images)"""
+        datasets/wider_OIpersonface1103/val/images, with --dataset widerface datasets/widerface/val/images)"""
     option(group, "--dataset_folder --images", help, Path, metavar="DIR")
     help = "images to take, one a line, or an annotation list (default: all below the folder)"
     option(group, "--dataset_list", help, Path, metavar="FILE")

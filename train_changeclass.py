@@ -10,7 +10,7 @@ Examples:
       --val_dataset datasets/mine/val/wider_val_gt.txt --save_folder runs/mine
 
   # as published, on a list with its images in images/ beside it
-  python3 train_changeclass.py --training_dataset data/wider_OIpersonface1103/train/wider_train_gt.txt
+  python3 train_changeclass.py --training_dataset datasets/wider_OIpersonface1103/train/wider_train_gt.txt
 
   # go on from a published checkpoint, at the rate that epoch 150 has
   CUDA_VISIBLE_DEVICES=0 python3 train_changeclass.py --network mobile0.25 \\
@@ -37,6 +37,7 @@ import argparse
 import errno
 import json
 import math
+import os
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -51,6 +52,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, label_name
 from data.data_augment import TrainTransform
+from data.outputs import counted
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
@@ -163,7 +165,7 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
         group,
         "--training_dataset",
         "annotation lists; a dataset.json beside or above one says which classes it is labelled for",
-        default=["./data/wider_OIpersonface1103/train/wider_train_gt.txt"],
+        default=["./datasets/wider_OIpersonface1103/train/wider_train_gt.txt"],
         nargs="+",
         metavar="LIST",
     )
@@ -178,7 +180,8 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--windows", windows, scale, nargs=2, metavar=("MIN", "MAX"))
     option(group, "--aspect", "with --windows: stretch windows by up to this factor", enlargement, 1.0)
     option(group, "--min_box", "with --windows: ignore boxes with a side below this", at_least_zero, 0.0)
-    option(group, "--num_workers --workers", "processes that read images; 0: none", workers, 4)
+    readers = "processes that read images; 0: none (default: 4, at most the cores)"
+    option(group, "--num_workers --workers", readers, workers, min(4, os.cpu_count() or 4))
 
 
 def add_start_arguments(group: argparse._ArgumentGroup) -> None:
@@ -206,7 +209,7 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--mine_batch", mine)
     option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
-        "checkpoints whose scores and boxes are kept; the first one that knows a class on a prior counts"
+        "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
     )
     option(group, "--teacher", teachers, nargs="*", metavar="FILE")
     weights = "weight of the teachers, one for all or one a class (face person)"
@@ -221,8 +224,8 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
 
 def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--epochs", "length of the run (default: the network's)", count)
-    option(group, "--batch_size --batch", "images of a step, over all processes", count, 24)
-    option(group, "--optimizer", "how the weights move", default="sgd", choices=["sgd", "adamw"])
+    option(group, "--batch_size --batch", "images a step, of all processes together", count, 24)
+    option(group, "--optimizer", "how the weights are updated", default="sgd", choices=["sgd", "adamw"])
     option(group, "--lr --learning-rate", "learning rate", positive, 1e-3, metavar="R")
     before_heads = "rate of all layers before the heads, as a share of --lr"
     option(group, "--shared_lr_factor", before_heads, at_least_zero, 1.0, metavar="F")
@@ -232,7 +235,8 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--schedule", schedule, default="step", choices=["step", "cosine"])
     option(group, "--gamma", "factor of a step of the schedule", at_least_zero, 0.1, metavar="G")
     option(group, "--warmup", "steps in which the rate rises to --lr", natural, 0, metavar="STEPS")
-    option(group, "--clip_grad", "largest norm of the gradient", positive, math.inf, metavar="NORM")
+    largest = "largest norm of the gradient (default: any)"
+    option(group, "--clip_grad", largest, positive, math.inf, metavar="NORM")
     average = "keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)"
     option(group, "--ema", average, decay, 0.0)
     frozen = "keep the statistics of batch norm, for small data or batches"
@@ -241,7 +245,7 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--sync_bn", "batch norm over the images of all processes, on CUDA")
     option(group, "--amp", "bfloat16 in the network")
     option(group, "--compile", "torch.compile; pays off in long runs on a GPU")
-    option(group, "--seed", "of weights, order and augmentation", natural, 0)
+    option(group, "--seed", "seed of weights, order and augmentation", natural, 0)
     devices = "cpu, cuda, cuda:1, mps; auto takes the fastest there is"
     option(group, "--device", devices, default="auto", metavar="DEVICE")
     option(group, "--cpu", "same as --device cpu")
@@ -301,11 +305,14 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     steps = len(sampler)
     if not steps:
         raise UsageError(f"{world_size()} processes for {len(dataset)} images; expected an image each")
+    images, lists = counted(len(dataset), "image"), counted(len(dataset.list_sizes), "list")
     dropped = f", {dataset.dropped} boxes without area left out" if dataset.dropped else ""
     if log.active:
         for misfit in misfits(dataset, cfg, args.image_size):
             warn(misfit)
-    log.say(f"{len(dataset)} images in {len(dataset.list_sizes)} lists{dropped}; {steps} steps an epoch")
+    number = counted(len(validation), "image") if validation else ""
+    validated = f"; validated on {number}, also before epoch 1" if validation else ""
+    log.say(f"{images} in {lists}{dropped}; {steps} steps an epoch{validated}")
 
     network, settings, state = RetinaFace(cfg), settings_of(vars(args)), None
     if args.resume:
@@ -371,9 +378,9 @@ def check_start(args: argparse.Namespace) -> None:
     if given or args.network == "resnet50" or Path(args.pretrain).exists():
         return
     raise UsageError(
-        f"{args.pretrain}: not there, the published training starts from these ImageNet weights; fetch them "
-        f"by prep_data.py download --weights. Else start from a detector (--preset finetune takes the one "
-        f"that is shipped; --weights FILE, --init_from_face FILE), or from nothing (--no-pretrain)"
+        f"{args.pretrain}: not there, the published training starts from these ImageNet weights; fetch them: "
+        f"python3 prep_data.py download --weights. Else start from a detector (--preset finetune takes the "
+        f"one that is shipped; --weights FILE, --init_from_face FILE), or from nothing (--no-pretrain)"
     )
 
 

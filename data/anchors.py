@@ -54,7 +54,7 @@ def anchors(args: argparse.Namespace) -> int:
     the square training image. A configuration that covers more is proposed, if there is one.
 
     Example:
-      python3 prep_data.py anchors data/oi/val/wider_val_gt.txt --output anchors.png
+      python3 prep_data.py anchors datasets/oi/val/wider_val_gt.txt --output anchors.png
     """
     cfg = NETWORKS[args.network]
     side = args.image_size or cfg.image_size

@@ -42,6 +42,7 @@ from utils.image_names import check_image_name
 DATASET_INFO = "dataset.json"
 
 _BLOCK_BYTES = 1 << 20
+_WHAT = "an annotation list; prep_data.py import makes one of another tool's export"
 
 #: Labels of boxes and of ignore regions.
 _LABELS = (*CLASS_NAMES, *(-label for label in CLASS_NAMES))
@@ -100,7 +101,7 @@ def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:
         DataError: no such file, not text, a box before the first image, a line that is not
             ``label x y w h``, an unknown label or a number beyond `COORDINATE_LIMIT`; with file and line.
     """
-    with reading(path, "an annotation list"), Path(path).open("rb") as file:
+    with reading(path, _WHAT), Path(path).open("rb") as file:
         number, unfinished = 1, b""
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)

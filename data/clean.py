@@ -81,7 +81,8 @@ def clean(args: argparse.Namespace) -> int:
     faces outside of every person. Images named again are joined.
 
     Example:
-      python3 prep_data.py clean data/oi/val/wider_val_gt.txt --output data/oi_clean/val/wider_val_gt.txt
+      python3 prep_data.py clean datasets/oi/val/wider_val_gt.txt \\
+          --output datasets/oi_clean/val/wider_val_gt.txt
     """
     labelled, images_dir = labelled_classes(args.list), known_images(args.list, args.images)
     # Where persons are not labelled, every face would be outside of them.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -23,6 +23,7 @@ from data.foreign import (
     match_classes,
     parse_categories,
     split_folders,
+    tell_next,
     warn_of_missing,
 )
 from data.formats import CROWDHUMAN_BOXES, read_coco, read_crowdhuman, read_voc, read_wider_text, write_coco
@@ -46,7 +47,7 @@ def export(args: argparse.Namespace) -> int:
     labelled for; a YOLO folder links to the images.
 
     Example:
-      python3 prep_data.py export data/oi/val/wider_val_gt.txt --format coco --output val.json
+      python3 prep_data.py export datasets/oi/val/wider_val_gt.txt --format coco --output val.json
       python3 prep_data.py export set/train/wider_train_gt.txt set/val/wider_val_gt.txt --format yolo \\
           --output set_yolo
     """
@@ -86,12 +87,12 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
     source = """data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML,
         CrowdHuman's .odgt"""
     option(parser, "source", source, Path)
-    option(parser, "--format", "what the source is (default: seen from it)", choices=list(_READERS))
+    option(parser, "--format", "what the source is (default: recognised)", choices=list(_READERS))
     images = "folder of the images (default: where the source has them)"
     option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
     boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
     option(parser, "--boxes", boxes, choices=list(CROWDHUMAN_BOXES))
-    categories = """what classes are whose names do not say it, by name, or by number where they have none:
+    categories = """classes whose names do not say what they are, by name, or by number where they have none:
         head=face 0=person helmet=none"""
     option(parser, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")
     output = "folder for the lists, or one list, FILE.txt (default: datasets/<name of the source>)"
@@ -138,8 +139,10 @@ def import_(args: argparse.Namespace) -> int:
         write_list(targets[name], part.annotations(classes), labelled, part.images_dir)
     tell(list(parts.values()), classes, labelled)
     for name, part in parts.items():
-        print(f"{targets[name]}: images in {part.images_dir or 'a folder that is not known'}")
-    print(f"next: {next_command(targets)}")
+        where = os.path.normpath(part.images_dir) if part.images_dir else "a folder that is not known"
+        print(f"{targets[name]}: images in {where}")
+    if all(part.images_dir for part in parts.values()):
+        tell_next(targets)
     return OK
 
 
@@ -262,16 +265,6 @@ def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) ->
             warn(f"{len(same)} images are in {one.name} and in {other.name}")
 
 
-def next_command(targets: dict[str, Path]) -> str:
-    """What to do with new lists: look at them, or split one that is alone."""
-    first = next(iter(targets.values()))
-    if len(targets) == 1:
-        words = ["split", first, "--save_folder", first.parent]
-    else:
-        words = ["draw", first, "--output", first.with_suffix(".jpg")]
-    return shlex.join(["python3", "prep_data.py", *map(str, words)])
-
-
 def widerface_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "text", "official text annotation, wider_face_{train,val}_bbx_gt.txt", Path)
     option(parser, "--images --images_dir", "images, by event", Path, required=True, metavar="FOLDER")
@@ -286,7 +279,7 @@ def widerface(args: argparse.Namespace) -> int:
 
     Example:
       python3 prep_data.py widerface wider_face_val_bbx_gt.txt --images WIDER_val/images \\
-          --output data/widerface/val/wider_val_gt.txt
+          --output datasets/widerface/val/wider_val_gt.txt
     """
     counts: Counter[str] = Counter()
     folder = image_folder(args.text, args.images)

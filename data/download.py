@@ -110,7 +110,7 @@ def download(args: argparse.Namespace) -> int:
     With --weights instead the published weights, which training and pseudo-labels start from.
 
     Example:
-      python3 prep_data.py download --split validation --save_folder data/open_images --limit 1000
+      python3 prep_data.py download --split validation --save_folder datasets/open_images --limit 1000
       python3 prep_data.py download --weights
     """
     if args.weights:
@@ -364,7 +364,8 @@ def unpack(args: argparse.Namespace) -> int:
     files that are there already stay.
 
     Example:
-      python3 prep_data.py unpack WIDER_train.zip WIDER_val.zip wider_face_split.zip --save_folder data/wider
+      python3 prep_data.py unpack WIDER_train.zip WIDER_val.zip wider_face_split.zip \\
+          --save_folder datasets/wider
     """
     if not args.zip:
         print(WIDER_FACE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -102,6 +103,21 @@ def warn_of_missing(part: Part, source: Path) -> None:
         warn(
             f"{source}: {len(missing)} of {len(names)} images are not in {part.images_dir}, e.g. {missing[0]}"
         )
+
+
+def tell_next(lists: dict[str, Path]) -> None:
+    """Prints what to do with new lists, given by part: look at one, and train, or first split it."""
+    first = lists.get("train") or next(iter(lists.values()))
+    root = first.parent if "" in lists else first.parent.parent
+    look = ["prep_data.py", "draw", first, "--output", first.with_suffix(".jpg")]
+    if "train" in lists and "val" in lists:
+        then = ["train_changeclass.py", "--preset", "finetune", "--training_dataset", first]
+        run = Path("runs", root.absolute().name)
+        then += ["--val_dataset", lists["val"], "--save_folder", run]
+    else:
+        then = ["prep_data.py", "split", first, "--save_folder", root if "" in lists else f"{root}_split"]
+    for title, words in (("look", look), ("next", then)):
+        print(f"{title}: {shlex.join(['python3', *map(str, words)])}")
 
 
 def parse_categories(texts: Iterable[str], classes: Iterable[str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from data.annotations import (
     write_list,
 )
 from data.config import CLASS_COLOURS, CLASS_NAMES
+from data.foreign import tell_next
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
 from utils.draw import contact_sheet, tile
@@ -61,7 +62,7 @@ def link(args: argparse.Namespace) -> int:
     """Makes the symbolic link images beside a list.
 
     Example:
-      python3 prep_data.py link WIDER_train/images data/widerface/train
+      python3 prep_data.py link WIDER_train/images datasets/widerface/train
     """
     made = link_images(args.source, args.folder)
     beside = args.folder / "list.txt"
@@ -103,7 +104,7 @@ def split(args: argparse.Namespace) -> int:
     """Splits a list into training and validation by image. Equal images stay together.
 
     Example:
-      python3 prep_data.py split data/all/wider_gt.txt --save_folder data/parts --val_share 0.1
+      python3 prep_data.py split datasets/all/wider_gt.txt --save_folder datasets/parts --val_share 0.1
     """
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
@@ -113,10 +114,12 @@ def split(args: argparse.Namespace) -> int:
     for name, part in parts.items():
         if not part:
             raise DataError(f"{args.list}: no image for {name}; expected two different images or more")
+    targets = {name: args.save_folder / name / f"wider_{name}_gt.txt" for name in parts}
     for name, part in parts.items():
-        target = args.save_folder / name / f"wider_{name}_gt.txt"
-        write_list(target, part, labelled_classes(args.list), images_dir)
-        print(f"{target}: {len(part)} images, {sum(map(len, part))} boxes")
+        write_list(targets[name], part, labelled_classes(args.list), images_dir)
+        print(f"{targets[name]}: {len(part)} images, {sum(map(len, part))} boxes")
+    if images_dir:
+        tell_next(targets)
     return OK
 
 
@@ -234,7 +237,7 @@ def check(args: argparse.Namespace) -> int:
     """Decodes every image of a list and looks at every box; the exit code is 1 if anything is wrong.
 
     Example:
-      python3 prep_data.py check data/oi/val/wider_val_gt.txt
+      python3 prep_data.py check datasets/oi/val/wider_val_gt.txt
     """
     images = problems = 0
     for found in check_list(args.list, image_folder(args.list, args.images)):
@@ -288,7 +291,7 @@ def stats(args: argparse.Namespace) -> int:
     """Counts images and boxes of a list.
 
     Example:
-      python3 prep_data.py stats data/oi/val/wider_val_gt.txt
+      python3 prep_data.py stats datasets/oi/val/wider_val_gt.txt
     """
     images: Counter[str] = Counter()
     boxes: Counter[str] = Counter()
@@ -333,7 +336,7 @@ def draw(args: argparse.Namespace) -> int:
     """A contact sheet of images drawn by chance from a list, with their boxes.
 
     Example:
-      python3 prep_data.py draw data/oi/val/wider_val_gt.txt --output val.jpg --number 24
+      python3 prep_data.py draw datasets/oi/val/wider_val_gt.txt --output val.jpg --number 24
     """
     images_dir = image_folder(args.list, args.images)
     chance = random.Random(args.seed)

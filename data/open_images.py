@@ -86,7 +86,7 @@ def openimages(args: argparse.Namespace) -> int:
     person.
 
     Example:
-      python3 prep_data.py openimages train-annotations-bbox.csv --output data/oi/train/wider_train_gt.txt
+      python3 prep_data.py openimages train-annotations-bbox.csv --output datasets/oi/train/wider_train_gt.txt
     """
     counts: Counter[str] = Counter()
     beside = args.csv[0].parent / "class-descriptions.csv"

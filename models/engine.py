@@ -199,10 +199,12 @@ def validate(
         network: the network, unwrapped, the same in every process; it stays as it is.
         dataset: images to find boxes in; a class counts on those that are labelled for it.
         device: where to run.
-        evaluate: the evaluator, which gives ``ap`` and ``boxes`` by class name.
+        evaluate: the evaluator, which gives ``ap``, ``precision_at_half``, ``recall_at_half`` and ``boxes``
+            by class name.
 
     Returns:
-        ``ap_face`` and ``ap_person`` at IoU 0.5, those that have boxes, and their mean ``ap``.
+        ``ap_face`` and ``ap_person`` at IoU 0.5, those that have boxes, their mean ``ap``, and likewise
+        ``precision_*`` and ``recall_*`` of what scores at least 0.5, where anything does.
     """
     detector = Detector(network, device=device, scales=1)
     mine = range(rank(), len(dataset), world_size())
@@ -218,8 +220,15 @@ def validate(
     truths = truths.select(truths.labels > 0)  # no ignore regions
     found = zip(*(found[index] for index in images), strict=True)
     results = evaluate(BoxTable.from_images(dataset.paths, *found), truths)
-    scores = {f"ap_{name}": result["ap"] for name, result in results.items() if result["boxes"]}
-    return scores | {"ap": sum(scores.values()) / max(len(scores), 1)}
+    results = {name: result for name, result in results.items() if result["boxes"]}
+    aps = {f"ap_{name}": result["ap"] for name, result in results.items()}
+    points = {
+        f"{kind}_{name}": result[f"{kind}_at_half"]
+        for name, result in results.items()
+        for kind in ("precision", "recall")
+    }
+    points = {name: value for name, value in points.items() if not math.isnan(value)}
+    return aps | {"ap": sum(aps.values()) / max(len(aps), 1)} | points
 
 
 def network_input(images: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from data.predictions import Detections
 from models.arguments import pick_device
 from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.onnx_network import is_onnx
+from models.teachers import TORCHVISION, TorchvisionPersons
 from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import (
     OK,
@@ -60,9 +61,9 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     output = "list to write; FILE.pseudo.jsonl beside it says where each added box comes from"
     option(parser, "--output --out", output, Path, required=True, metavar="FILE")
     classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
-    option(parser, "--classes", "classes to add (default: face)", default=["face"], **classes)
+    option(parser, "--classes", "classes to add (default: face; of torchvision: person)", **classes)
     group = parser.add_argument_group("where the boxes come from")
-    weights = "checkpoint of one or two classes, or an ONNX file"
+    weights = "checkpoint of one or two classes, ONNX file, or torchvision:NAME, a detector trained on COCO"
     option(group, "--trained_model -m --weights", weights, Path, metavar="FILE")
     option(group, "--detections", "detections in COCO's result format", Path, metavar="JSON")
     categories = "COCO category ids, e.g. 0=person"
@@ -73,18 +74,21 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--min_size", "least width and height in pixels", at_least_zero, default.min_size)
     option(group, "--max_iou", "overlap allowed with a box of the class", overlap, default.max_iou)
     group = parser.add_argument_group("how")
-    option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest", str, "auto")
+    option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is", str, "auto")
     option(group, "--long_side --imgsz", "resize to this longer side", pixels)
     option(group, "--batch_size --batch", "images a forward pass", count, 1)
 
 
 def pseudo_label(args: argparse.Namespace) -> int:
     """Adds boxes of a class from another model where the list has none. The model is a checkpoint of this
-    project, a one-class RetinaFace, an ONNX file, or any other by its detections as COCO JSON.
+    project, a one-class RetinaFace, an ONNX file, a detector of torchvision, whose weights torchvision
+    fetches, or any other by its detections as COCO JSON.
 
     Example:
       python3 prep_data.py pseudo_label oi/val/gt.txt --classes face \\
           --trained_model mobilenet0.25_Final.pth --output oi_faces/val/gt.txt
+      python3 prep_data.py pseudo_label wf/val/gt.txt --output wf_persons/val/gt.txt \\
+          --trained_model torchvision:fasterrcnn_resnet50_fpn_v2
       python3 prep_data.py pseudo_label wf/val/gt.txt --classes person --detections yolo.json \\
           --category 0=person --output wf_persons/val/gt.txt
       torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the images shared out
@@ -93,13 +97,18 @@ def pseudo_label(args: argparse.Namespace) -> int:
         raise UsageError("expected one of --trained_model and --detections")
     if args.detections and not args.category:
         raise UsageError("give the detections' category ids, e.g. --category 0=person")
+    model = str(args.trained_model or "")
+    torchvision = model.removeprefix(TORCHVISION) if model.startswith(TORCHVISION) else None
+    args.classes = args.classes or ["person" if torchvision else "face"]
+    if torchvision and (args.classes != ["person"] or args.long_side):
+        raise UsageError(f"{model}: finds persons, at its own size; leave out --classes and --long_side")
     selection = Selection(args.confidence_threshold, args.min_size, args.max_iou)
     images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled, images_dir)
     source = (args.detections or args.trained_model).name
     used: dict[str, bool] = {}
-    on_cpu = args.device == "auto" and is_onnx(args.trained_model or "")
+    on_cpu = args.device == "auto" and is_onnx(model)
     with processes(pick_device(args.device, on_cpu)) as device:
         first = rank() == 0
         own = islice(iter_annotations(args.list), rank(), None, world_size())
@@ -109,12 +118,15 @@ def pseudo_label(args: argparse.Namespace) -> int:
             found = detections_of(coco, own, images_dir, used)
         else:
             keep_freed_memory()
-            detector = Detector.from_checkpoint(
-                args.trained_model,
-                device=device,
-                thresholds=Thresholds(score=max(0.0, selection.score - 1e-6)),
-                classes=args.classes,
-                input_size=InputSize(args.long_side),
+            options = {
+                "thresholds": Thresholds(score=max(0.0, selection.score - 1e-6)),
+                "classes": args.classes,
+                "input_size": InputSize(args.long_side),
+            }
+            detector = (
+                TorchvisionPersons(torchvision, device)
+                if torchvision
+                else Detector.from_checkpoint(model, device=device, **options)
             )
             found = detect_in(detector, own, images_dir, args.batch_size)
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
@@ -202,7 +214,10 @@ def boxes_to_add(
 
 
 def detect_in(
-    detector: Detector, annotations: Iterable[ImageAnnotation], images_dir: Path, batch_size: int
+    detector: Detector | TorchvisionPersons,
+    annotations: Iterable[ImageAnnotation],
+    images_dir: Path,
+    batch_size: int,
 ) -> Found:
     """Runs the detector over a list's images; those that cannot be read are reported and left out."""
     found = detect_images(

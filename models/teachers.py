@@ -1,17 +1,29 @@
-"""Networks that teach another: their scores and boxes of a batch of images, on the student's priors."""
+"""Networks that teach another: their scores and boxes of a batch of images on the student's priors, and
+detectors of torchvision, whose persons become boxes of a list."""
 
 from __future__ import annotations
 
+import difflib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models import detection, get_model, get_model_weights, list_models
 
-from data.config import ModelConfig
+from data.config import CLASS_LABELS, ModelConfig
+from data.predictions import Detections
 from layers.functions.prior_box import PriorBox
 from layers.modules.distillation import DistillationLoss, SoftTargets
 from models.checkpoint import load_network
 from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode, encode
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
+from utils.threads import Stopwatch
+
+#: What names a detector of torchvision in place of a file.
+TORCHVISION = "torchvision:"
 
 
 class Teachers(nn.Module):
@@ -101,3 +113,48 @@ def load_teachers(
     weights = weights * len(cfg.class_names) if len(weights) == 1 else weights
     distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True)))
     return teachers.to(device, memory_format=torch.channels_last), distillation.to(device)
+
+
+class TorchvisionPersons:
+    """The persons that a detector of torchvision finds, trained on COCO; called as a `Detector` is.
+
+    Args:
+        name: of the detector, e.g. ``fasterrcnn_resnet50_fpn_v2``.
+        device: where to run it.
+
+    Raises:
+        UsageError: torchvision has no such detector.
+        DataError: its weights are not in torchvision's cache and cannot be fetched, or are damaged.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        names = list_models(module=detection)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {TORCHVISION}{near[0]}? " if near else ""
+            raise UsageError(f"{TORCHVISION}{name}: no such detector; {hint}There are {', '.join(names)}")
+        weights = get_model_weights(name).DEFAULT
+        try:  # loaded as plain weights, before torchvision loads the file as it is
+            weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+        except Exception as error:  # of urllib, torch and the disk
+            reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
+            raise DataError(
+                f"{TORCHVISION}{name}: its weights cannot be fetched or read ({reason}); put "
+                f"{weights.url} into {torch.hub.get_dir()}/checkpoints"
+            ) from None
+        self.device, self.stopwatch = torch.device(device), Stopwatch()
+        self.person = weights.meta["categories"].index("person")
+        self.network = get_model(name, weights=weights, weights_backbone=None).eval().to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Persons in images uint8[height, width, 3] BGR of any sizes, by descending score."""
+        tensors = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) / 255 for image in images]
+        found = []
+        outputs = self.network([tensor.to(self.device) for tensor in tensors])
+        for image, output in zip(images, outputs, strict=True):
+            persons = output["labels"] == self.person
+            boxes, scores = (output[key][persons].float().cpu().numpy() for key in ("boxes", "scores"))
+            labels = np.full(len(boxes), CLASS_LABELS["person"])
+            found.append(Detections(boxes, scores, labels, image.shape[:2]))
+        return found

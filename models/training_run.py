@@ -6,8 +6,10 @@ import csv
 import io
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,7 @@ import torchvision
 from torch.utils.data import DataLoader
 
 from data.annotations import DATASET_INFO
-from data.config import CLASS_NAMES, ModelConfig
+from data.config import CLASS_COLOURS, CLASS_NAMES, ModelConfig
 from data.wider_face import WiderFaceDetection
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.checkpoint import Checkpoint, save_checkpoint
@@ -25,12 +27,16 @@ from models.engine import Recipe, bare, train_one_epoch
 from models.retinaface import RetinaFace
 from utils.box_utils import areas
 from utils.cli import OK, DataError, StopSignal
+from utils.draw import hex_colour
 from utils.files import read_text, write_text
 from utils.images import write_figure
 from utils.processes import copy_from_first, wait_for_all, world_size
 
 #: Names of columns on the terminal.
 SHORT = {"images_per_second": "images/s", "waiting_share": "waiting"}
+
+#: What validation tells, by the beginning of its column, and how it is drawn.
+SCORES = {"ap": "-", "precision": "--", "recall": ":"}
 
 #: Share of boxes that are too small from which on this is worth a warning.
 MANY = 0.2
@@ -104,6 +110,7 @@ class TrainingRun:
         if self.validate and self.best < 0 and not self.totals:  # the start
             self._save_last()
             self.log.epoch({"epoch": self.epoch, **self._validate(self.epoch)})
+        first, began = self.epoch, time.monotonic()
         for epoch in range(self.epoch, self.epochs):
             if self.patience and epoch - self.best_epoch >= self.patience:
                 self.log.say(f"no better validation in {self.patience} epochs: ended")
@@ -125,7 +132,8 @@ class TrainingRun:
                 self._save_last()  # a run that is killed while it validates goes on from here
                 row |= self._validate(epoch + 1)
             self.epoch, self.totals = epoch + 1, {}
-            self.log.epoch(row)
+            seconds = (time.monotonic() - began) / (self.epoch - first) * (self.epochs - self.epoch)
+            self.log.epoch(row, timedelta(seconds=round(seconds)))
             if self._is_numbered():
                 self._save(f"{name}_epoch_{self.epoch}")
             self._save_last()
@@ -235,11 +243,16 @@ class RunLog:
             for name, value in losses.items():
                 self._curves.add_scalar(f"train/{name}", value, step)
 
-    def epoch(self, row: dict[str, float]) -> None:
-        """A row of results.csv, with its ``epoch``; the file is written anew, atomically."""
+    def epoch(self, row: dict[str, float], left: timedelta | None = None) -> None:
+        """A row of results.csv, with its ``epoch``; the file is written anew, atomically.
+
+        Args:
+            row: numbers by column.
+            left: how long the rest of the run will take.
+        """
         if not self.active:
             return
-        self._show(row)
+        self._show(row, left)
         if self._rows and int(self._rows[-1]["epoch"]) == row["epoch"]:
             row = self._rows.pop() | row
         self._rows.append(row)
@@ -252,11 +265,15 @@ class RunLog:
         for name, value in row.items():
             self._curves.add_scalar(f"epoch/{name}", value, row["epoch"])
 
-    def _show(self, row: dict[str, float]) -> None:
+    def _show(self, row: dict[str, float], left: timedelta | None) -> None:
         """Prints a row of the table, below its head where the columns are new."""
-        texts = {SHORT.get(name, name): f"{value:.4g}" for name, value in row.items() if name != "steps"}
+        left_out = {"steps", *(name for name in row if kind(name) in ("precision", "recall"))}
+        left_out |= {name for name in row if name.startswith("distil_") and not row[name]}  # no teacher
+        shown = {name: value for name, value in row.items() if name not in left_out}
+        texts = {SHORT.get(name, name): f"{value:.4g}" for name, value in shown.items()}
+        texts = {"epoch": texts.pop("epoch")} | ({} if left is None else {"left": str(left)}) | texts
         widths = {name: max(len(name), 8) for name in texts}
-        if list(texts) != self._shown:
+        if list(texts) != self._shown[: len(texts)]:  # an epoch may be without validation
             self._shown = list(texts)
             self.say("  ".join(f"{name:>{widths[name]}}" for name in texts))
         self.say("  ".join(f"{text:>{widths[name]}}" for name, text in texts.items()))
@@ -273,21 +290,22 @@ class RunLog:
         self.draw()
         path, table = self.folder / result, self.folder / "results.csv"
         if validated := [row for row in self._rows if _has(row, "ap")]:
-            columns = [name for name in validated[-1] if name.startswith("ap")]
+            columns = sorted(filter(kind, validated[-1]), key=lambda name: list(SCORES).index(kind(name)))
             best = next((row for row in validated if int(row["epoch"]) == best_epoch), validated[0])
             self.say(f"{'':>5}  {'epoch':>5}" + "".join(f"  {name:>9}" for name in columns))
             for name, row in {"start": validated[0], "best": best, "last": validated[-1]}.items():
-                values = "".join(f"  {float(row[column]):>9.4f}" for column in columns)
-                self.say(f"{name:>5}  {row['epoch']:>5}{values}")
+                texts = [f"{float(row[column]):.4f}" if _has(row, column) else "-" for column in columns]
+                values = [f"  {text:>{max(len(c), 9)}}" for c, text in zip(columns, texts, strict=True)]
+                self.say(f"{name:>5}  {row['epoch']:>5}{''.join(values)}")
             if best is validated[0]:
                 self.say(f"no epoch was better than the start, which {path} is")
         else:
             self.say("nothing says how good it is; a --val_dataset would")
-        self.say(f"{path}: the network\n{table} and results.png: losses and AP by epoch")
+        self.say(f"{path}: the network\n{table} and results.png: losses, AP, precision and recall by epoch")
         self.say(f"use it: python3 detect.py PHOTO -m {path}")
 
     def draw(self) -> None:
-        """Writes results.png: losses and, where it was validated, AP by class."""
+        """Writes results.png: losses and, where it was validated, AP, precision and recall by class."""
         if not self.active or not self._rows:
             return
         import matplotlib
@@ -295,19 +313,34 @@ class RunLog:
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
-        figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-        names = dict.fromkeys(name for row in self._rows for name in row)
-        losses = [name for name in names if name in ("loss", "loc", "class") or name.startswith("distil_")]
-        scores = [name for name in names if name.startswith("ap")]
-        for axis, columns, title in zip(axes, (losses, scores), ("losses", "AP at IoU 0.5"), strict=True):
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        panels = {
+            "losses": [n for n in names if n in ("loss", "loc", "class") or n.startswith("distil_")],
+            "AP at IoU 0.5": [name for name in names if kind(name) == "ap"],
+            "precision and recall at score 0.5": [n for n in names if kind(n) in ("precision", "recall")],
+        }
+        colours = {name: hex_colour(CLASS_COLOURS[label]) for label, name in CLASS_NAMES.items()}
+        figure, axes = plt.subplots(1, len(panels), figsize=(16, 4.5), layout="constrained")
+        for axis, (title, columns) in zip(axes, panels.items(), strict=True):
             for name in columns:
                 rows = [row for row in self._rows if _has(row, name)]
                 points = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
-                axis.plot(*points, ".-", label=name)
+                colour = colours.get(name.rpartition("_")[2], "grey" if name == "ap" else None)
+                axis.plot(*points, SCORES.get(kind(name), "-"), marker=".", color=colour, label=name)
             axis.set(xlabel="epoch", title=title)
+            axis.grid(alpha=0.3)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             if columns:
                 axis.legend()
+            else:
+                axis.text(0.5, 0.5, "not validated", ha="center", transform=axis.transAxes)
         write_figure(self.folder / "results.png", figure, 110)
+
+
+def kind(column: str) -> str | None:
+    """One of `SCORES` that a column is, or None."""
+    start = column.partition("_")[0]
+    return start if start in SCORES else None
 
 
 def _has(row: dict, column: str) -> bool:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From two sets of photos to the network of weights/ and its numbers, on two CPU cores or a GPU.
 #
-#   FACES=data/faces PERSONS=data/persons GROUND_TRUTH=data/wider/eval_tools/ground_truth \
+#   FACES=datasets/faces PERSONS=datasets/persons GROUND_TRUTH=datasets/wider/eval_tools/ground_truth \
 #   FACE_TEACHER=mobilenet0.25_Final.pth PERSON_TEACHER=mobilenet0.25_2cls6anchors_130324_epoch_150.pth \
 #   bash results/reproduce_small.sh
 #
@@ -18,12 +18,12 @@
 # A set is a folder with train/wider_train_gt.txt, val/wider_val_gt.txt, and a dataset.json beside each that
 # names the class that is labelled and the folder of the images. prep_data.py lays it out:
 #
-#   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --save_folder data/wider
-#   python3 prep_data.py widerface data/wider/wider_face_split/wider_face_val_bbx_gt.txt \
-#       --images data/wider/WIDER_val/images --output data/wider/gt.txt
-#   python3 prep_data.py split data/wider/gt.txt --save_folder data/faces
-#   python3 prep_data.py import labels/ --images photos/ --category 0=person --output data/all/gt.txt
-#   python3 prep_data.py split data/all/gt.txt --save_folder data/persons
+#   python3 prep_data.py unpack WIDER_val.zip wider_face_split.zip eval_tools.zip --save_folder datasets/wider
+#   python3 prep_data.py widerface datasets/wider/wider_face_split/wider_face_val_bbx_gt.txt \
+#       --images datasets/wider/WIDER_val/images --output datasets/wider/gt.txt
+#   python3 prep_data.py split datasets/wider/gt.txt --save_folder datasets/faces
+#   python3 prep_data.py import labels/ --images photos/ --category 0=person --output datasets/all/gt.txt
+#   python3 prep_data.py split datasets/all/gt.txt --save_folder datasets/persons
 #
 # Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 15 photos of 512x512 a second: an
 # epoch of 313 steps takes 3.6 minutes, all runs together 3 hours. Disk: below 1 GB.

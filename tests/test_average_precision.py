@@ -48,6 +48,15 @@ def test_nothing_to_find():
     assert curve([0], 0).best_f1() == {"score": None, "precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
+def test_precision_and_recall_at_a_score():
+    one = curve([1, 1, 0, 0], 3, [0.9, 0.8, 0.5, 0.4])
+    assert one.at(0.5) == (2 / 3, 2 / 3)  # the score itself is in
+    assert one.at(0.81) == (1, 1 / 3)
+    precision, recall = one.at(0.95)
+    assert np.isnan(precision) and recall == 0
+    assert curve([], 0).at(0.5)[1] == 0
+
+
 def test_best_f1():
     best = curve([1, 1, 0, 0], 3, [0.9, 0.8, 0.7, 0.6]).best_f1()
     assert best == {"score": 0.8, "precision": 1.0, "recall": 2 / 3, "f1": pytest.approx(0.8)}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import train_changeclass
 from data.annotations import ImageAnnotation, image_folder, labelled_classes, read_annotations, write_list
 from data.foreign import Part, match_classes
 from prep_data import main
@@ -82,8 +83,27 @@ def test_an_export_of_persons_stays_persons_in_all_parts(tmp_path, export, capsy
     printed = capsys.readouterr().out
     assert "part images empty face person train 3 0 0 3 val 2 0 0 2 test 1 1 0 0" in " ".join(printed.split())
     assert "taken: person as person" in printed
-    assert f"next: python3 prep_data.py draw {output}/train/wider_train_gt.txt" in printed
+    assert f"look: python3 prep_data.py draw {output}/train/wider_train_gt.txt" in printed
     assert main(["check", str(output / "train" / "wider_train_gt.txt")]) == 0
+
+
+def test_the_commands_that_follow_an_import_work(export, tmp_path, monkeypatch, capsys):
+    """Without a validation part: import, split, train; each prints the next."""
+    for path in (export / "valid").rglob("*.*"):
+        path.unlink()
+    for folder in ("valid/images", "valid/labels", "valid"):
+        (export / folder).rmdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", str(export), "--output", "datasets/set"]) == 0
+    look, split = (line.split()[2:] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert split[:3] == ["prep_data.py", "split", "datasets/set/train/wider_train_gt.txt"]
+    assert main(look[1:]) == 0 and Path(look[-1]).is_file()
+    assert main([*split[1:], "--by_name"]) == 0
+    training = capsys.readouterr().out.splitlines()[-1].split()[2:]
+    assert training[0] == "train_changeclass.py" and training[-1] == "runs/set_split"
+    short = ["--epochs", "1", "--image_size", "64", "--batch_size", "2", "--num_workers", "0", "--cpu"]
+    assert train_changeclass.main([*training[1:], *short]) == 0
+    assert Path("runs/set_split/best.pth").is_file()
 
 
 def test_by_default_the_lists_go_to_a_folder_of_their_own(export, tmp_path, monkeypatch, capsys):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from torchvision.models import WeightsEnum, get_model, list_models
 
 from data.annotations import ImageAnnotation, labelled_classes, read_annotations, write_list
 from data.config import cfg_mnet, one_class
@@ -15,9 +18,10 @@ from data.predictions import Detections
 from models.checkpoint import save_checkpoint
 from models.pseudo_label import Selection, boxes_to_add
 from models.retinaface import RetinaFace
+from models.teachers import TorchvisionPersons
 from prep_data import main
 from utils.cli import DataError, UsageError
-from utils.images import write_image
+from utils.images import read_image, write_image
 
 SIZE = (100, 200)
 TRUTH = ImageAnnotation("a.jpg", [1, 2], [[0.1, 0.1, 0.1, 0.2], [0.5, 0, 0.5, 1]])
@@ -212,3 +216,77 @@ def test_published_one_class_network_finds_the_face_of_a_photo(reference, tmp_pa
     assert y + h / 2 < 0.4
     assert main(["pseudo_label", str(first), *options, str(second)]) == 0
     assert second.read_bytes() == first.read_bytes()
+
+
+# Detectors of torchvision
+
+
+class StandIn(torch.nn.Module):
+    """Finds a cup and two persons in every image, of which it notes shape and first pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        self.seen += [(tuple(image.shape), image[:, 0, 0].tolist()) for image in images]
+        boxes = torch.tensor([[0.0, 0, 30, 30], [10, 20, 50, 80], [100, 0, 200, 100]])
+        found = {"boxes": boxes, "scores": torch.tensor([0.95, 0.9, 0.8]), "labels": torch.tensor([47, 1, 1])}
+        return [found for _ in images]
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> StandIn:
+    """In place of any of torchvision's detectors, with no weights to fetch."""
+    network = StandIn()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **_: {})
+    monkeypatch.setattr("models.teachers.get_model", lambda name, weights, weights_backbone: network)
+    return network
+
+
+def test_a_detector_of_torchvision_adds_persons(tmp_path, listed, stand_in, capsys):
+    output = tmp_path / "both" / "list.txt"
+    name = "torchvision:fasterrcnn_resnet50_fpn_v2"
+    assert main(["pseudo_label", str(listed), "--trained_model", name, "--output", str(output)]) == 0
+    # The second person lies on a truth; the cup is none.
+    for annotation in read_annotations(output):
+        assert annotation.labels.tolist() == [2, 2]
+        np.testing.assert_allclose(annotation.boxes_xywh_norm[1], [0.05, 0.2, 0.2, 0.6], atol=1e-9)
+    assert {b["source"] for b in read_side_file(output.with_name("list.pseudo.jsonl"))} == {name}
+    (shape, pixel), *_ = stand_in.seen
+    bgr = read_image(listed.parent / "images" / "001.png")[0, 0]
+    assert shape == (3, 100, 200) and pixel == pytest.approx((bgr[::-1] / 255).tolist())
+    assert "boxes of person added" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list_models(module=torchvision.models.detection))
+def test_every_detector_of_torchvision_knows_persons(stand_in, name):
+    (found,) = TorchvisionPersons(name)([np.zeros((100, 200, 3), np.uint8)])
+    assert found.labels.tolist() == [2, 2] and found.image_size == (100, 200)
+
+
+def test_a_real_detector_of_torchvision_with_weights_by_chance(monkeypatch):
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **_: {})
+    name = "ssdlite320_mobilenet_v3_large"
+    network = get_model(name, weights=None, weights_backbone=None)
+    monkeypatch.setattr("models.teachers.get_model", lambda *_, **__: network)
+    found = TorchvisionPersons(name)([np.full((60, 90, 3), 99, np.uint8), np.zeros((40, 40, 3), np.uint8)])
+    assert [one.image_size for one in found] == [(60, 90), (40, 40)]
+    assert all((np.diff(one.scores) <= 0).all() and (one.labels == 2).all() for one in found)
+
+
+def test_torchvision_that_cannot_be_used(tmp_path, listed, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fail)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    arguments = ["pseudo_label", str(listed), "--output", str(tmp_path / "o" / "list.txt"), "-m"]
+    near = r"resnet50_fpm: no such detector; did you mean torchvision:retinanet_resnet50_fpn\? There are fas"
+    with pytest.raises(UsageError, match=near):
+        main([*arguments, "torchvision:retinanet_resnet50_fpm"])
+    with pytest.raises(DataError, match=r"no network.*put https://.*\.pth into .*cache/hub/checkpoints"):
+        main([*arguments, "torchvision:ssd300_vgg16"])
+    with pytest.raises(UsageError, match="finds persons"):
+        main([*arguments, "torchvision:ssd300_vgg16", "--classes", "face"])
+    assert not (tmp_path / "o").exists()

@@ -6,12 +6,13 @@ import importlib
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/edge.md", "weights/README.md", "results/TRIALS.md")
+DOCUMENTS = ("README.md", "docs/edge.md", "docs/python.md", "weights/README.md", "results/TRIALS.md")
 SCRIPTS = {
     "detect.py": "detect",
     "prep_data.py": "prep_data",
@@ -50,6 +51,50 @@ def test_a_documented_command_is_understood(line):
     if words[script] in SCRIPTS:
         arguments = [word for word in words[script + 1 :] if word != "..."]
         importlib.import_module(SCRIPTS[words[script]]).parse_args(arguments)
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "prep_data.py"])
+def test_the_help_of_a_script_has_every_option_in_a_group(script, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(SCRIPTS[script]).parse_args(["-h"])
+    shown = capsys.readouterr().out
+    alone = shown.split("\noptions:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^  (-\S+)", alone, re.MULTILINE) == ["-h,"]
+    assert "default: [" not in shown and "inf)" not in shown
+
+
+def test_the_project_does_not_claim_to_be_a_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings.keys() == {"tool"} and not (ROOT / "setup.py").exists()
+    assert "`pip install .` does not install it" in " ".join((ROOT / "README.md").read_text().split())
+
+
+def blocks(document: str) -> list[str]:
+    """The Python of a document, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_of_the_documents_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("supervision")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    code = blocks("docs/python.md")
+    assert len(code) >= 7
+    names: dict = {}
+    for block in code:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    told = capsys.readouterr().out
+    assert "docs/absent.jpg: " in told and "docs/astronaut.jpg (512, 512, 3) 2" in told
+    assert sorted(names["found"].class_names) == ["face", "person"]
+    assert len(names["several"]) == 3 and (tmp_path / "found.jpg").is_file()
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "photo.jpg").symlink_to(ROOT / "docs/astronaut.jpg")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("README.md")
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("face 0.")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

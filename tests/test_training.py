@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -158,12 +159,14 @@ def test_validation_counts_no_ignore_region(tmp_path):
 
     def note(found: BoxTable, truths: BoxTable) -> dict[str, dict]:
         seen.update(labels=truths.labels.tolist(), boxes=truths.boxes.tolist())
-        return {"face": {"ap": 0.0, "boxes": 0}, "person": {"ap": 0.5, "boxes": 1}}
+        points = {"precision_at_half": float("nan"), "recall_at_half": 0.0}
+        return {"face": {"ap": 0.0, "boxes": 0}, "person": {"ap": 0.5, "boxes": 1, **points}}
 
     found = engine.validate(
         RetinaFace(cfg_mnet).eval(), WiderFaceDetection([path]), torch.device("cpu"), note
     )
-    assert seen == {"labels": [2], "boxes": [[0, 0, 0.5, 1]]} and found == {"ap_person": 0.5, "ap": 0.5}
+    assert seen == {"labels": [2], "boxes": [[0, 0, 0.5, 1]]}
+    assert found == {"ap_person": 0.5, "ap": 0.5, "recall_person": 0.0}  # nothing scores 0.5: no precision
 
 
 @pytest.mark.parametrize(
@@ -276,7 +279,9 @@ def test_the_end_of_a_run_tells_everything(data, start, tmp_path, monkeypatch, c
     scores = iter([0.25, 0.5, 0.375])
 
     def pretended(*_: object, **__: object) -> dict[str, float]:
-        return dict.fromkeys(("ap_face", "ap"), next(scores))
+        ap = next(scores)
+        points = {"recall_face": 2 * ap} if ap < 0.5 else {}  # there may be nothing to tell
+        return {"ap_face": ap, "ap": ap, **points}
 
     monkeypatch.setattr("train_changeclass.validate", pretended)
     assert main(arguments(data, start, tmp_path, "--val_dataset", data[0])) == 0
@@ -284,11 +289,13 @@ def test_the_end_of_a_run_tells_everything(data, start, tmp_path, monkeypatch, c
     words = [line.split() for line in lines]
     first, table = (next(i for i, of_line in enumerate(words) if w in of_line) for w in ("loss", "start"))
     assert len({len(line) for line in lines[first : first + 3]}) == 1  # a head and two epochs
+    left = [of_line[words[first].index("left")] for of_line in words[first + 1 : first + 3]]
+    assert re.fullmatch(r"\d:\d\d:\d\d", left[0]) and left[1] == "0:00:00"
     assert words[table - 1 : table + 3] == [
-        ["epoch", "ap_face", "ap"],
-        ["start", "0", "0.2500", "0.2500"],
-        ["best", "1", "0.5000", "0.5000"],
-        ["last", "2", "0.3750", "0.3750"],
+        ["epoch", "ap_face", "ap", "recall_face"],
+        ["start", "0", "0.2500", "0.2500", "0.5000"],
+        ["best", "1", "0.5000", "0.5000", "-"],
+        ["last", "2", "0.3750", "0.3750", "0.7500"],
     ]
     assert lines[-1] == f"use it: python3 detect.py PHOTO -m {tmp_path / 'best.pth'}"
     assert (tmp_path / "results.png").stat().st_size > 10_000

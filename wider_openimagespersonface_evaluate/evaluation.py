@@ -1,7 +1,7 @@
 """Score detections of faces and persons: average precision by class, by the rules of Open Images and COCO.
 
     python3 evaluation.py
-    python3 evaluation.py -g ../data/wider_OIpersonface1103/val/wider_val_gt.txt --plot curves.png
+    python3 evaluation.py -g ../datasets/wider_OIpersonface1103/val/wider_val_gt.txt --plot curves.png
     python3 evaluation.py -g validation-annotations-bbox.csv --image_labels validation-imagelabels.csv
     python3 evaluation.py --protocol legacy --iou 0.3
 
@@ -48,6 +48,9 @@ from widerface_evaluate.command import Score
 
 HERE = Path(__file__).resolve().parent
 
+#: Where predictions are unless somebody says so.
+PREDICTIONS = HERE.parent / "runs/detections/openimages"
+
 LENIENT_IOU = 0.3
 PROTOCOLS = command.STANDARD, command.LEGACY
 
@@ -74,11 +77,14 @@ def _score_class(detections: BoxTable, truths: BoxTable, iou: float) -> Score:
     levels = matching.match_open_images(detections, truths, np.array([iou, LENIENT_IOU]))
     curve, lenient = (full_curve(detections.scores, level, len(truths)) for level in levels)
     aps = coco_aps(detections, truths)
+    precision, recall = curve.at(0.5)
     columns = {
         "ap_30": lenient.area,
         "coco_ap_50": aps[0],
         "coco_ap_75": aps[5],
         "coco_ap": float(np.mean(aps)),
+        "precision_at_half": precision,
+        "recall_at_half": recall,
         "boxes": len(truths),
         "detections": len(detections),
     }
@@ -219,11 +225,9 @@ def read_csv(path: Path, image_labels: Path | None = None) -> BoxTable:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(
-        parser, HERE / "results_wider_OIpersonface_150_1803txt", HERE / "ground_truth", PROTOCOLS
-    )
-    csv = parser.add_argument_group("ground truth as CSV")
-    option(csv, "--image_labels", "verified image-level labels", Path, metavar="CSV")
+    data, _ = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
+    labels = "verified image-level labels, for a ground truth as CSV"
+    option(data, "--image_labels", labels, Path, metavar="CSV")
     return parser.parse_args(argv)
 
 

@@ -93,11 +93,10 @@ def over_scores(curve: Curve) -> list[dict[str, float]]:
     """Precision, recall and F1 of the detections that score at least 0.05, 0.1 and so on to 0.95."""
     rows = []
     for score in np.arange(1, 20) / 20:
-        last = np.searchsorted(-curve.scores, -score, "right") - 1
-        precision, recall = (curve.precision[last], curve.recall[last]) if last >= 0 else (np.nan, 0.0)
+        precision, recall = curve.at(score)
         f1 = 2 * precision * recall / (precision + recall) if recall else 0.0
-        rows.append({"score": score, "precision": precision, "recall": recall, "f1": f1})
-    return [{key: float(value) for key, value in row.items()} for row in rows]
+        rows.append({"score": float(score), "precision": precision, "recall": recall, "f1": f1})
+    return rows
 
 
 def miss_rates(one: Score) -> tuple[np.ndarray, np.ndarray, float]:

@@ -71,12 +71,17 @@ class Score:
 
 def add_arguments(
     parser: argparse.ArgumentParser, predictions: Path, truths: Path, protocols: Sequence[str]
-) -> None:
-    """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g."""
+) -> tuple[argparse._ArgumentGroup, argparse._ArgumentGroup]:
+    """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g.
+
+    Returns:
+        The groups of the data and of the output, for what an evaluator has besides.
+    """
     data = parser.add_argument_group("data")
-    pred = f"folder of predictions (default: {predictions.name}/)"
+    pred = f"folder of predictions (default: runs/detections/{predictions.name}/)"
     option(data, "--pred -p", pred, Path, predictions, metavar="DIR")
-    option(data, "--gt -g", f"ground truth (default: {truths.name}/)", Path, truths, metavar="PATH")
+    gt = f"ground truth (default: {truths.name}/ beside evaluation.py)"
+    option(data, "--gt -g", gt, Path, truths, metavar="PATH")
     option(data, "--image_list", "score only the images named there, one a line", Path, metavar="FILE")
     option(data, "--allow_missing", "a missing prediction file means no detection")
     rule = parser.add_argument_group("rule")
@@ -94,6 +99,7 @@ def add_arguments(
     option(output, "--images --images_dir", images, Path, metavar="DIR")
     folder = "where --worst draws (default: <predictions>_worst/)"
     option(output, "--save_folder --name", folder, Path, metavar="DIR")
+    return data, output
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Score face detections on WIDER FACE: average precision of the easy, medium and hard subset.
 
     python3 evaluation.py
-    python3 evaluation.py -p results_mine --plot curves.png --worst 20 --images ../data/widerface/val/images
+    python3 evaluation.py -p ../runs/mine --plot curves.png --worst 20 --images ../WIDER_val/images
     python3 evaluation.py -g wider_face_val_bbx_gt.txt --image_list held_out.txt --json numbers.json
 
 Predictions are the text files of test_widerface_personface.py --dataset widerface; persons in them are left
@@ -37,6 +37,9 @@ from widerface_evaluate import command, matching
 from widerface_evaluate.command import Score
 
 HERE = Path(__file__).resolve().parent
+
+#: Where predictions are unless somebody says so.
+PREDICTIONS = HERE.parent / "runs/detections/widerface"
 
 PROTOCOLS = command.STANDARD, command.MATLAB, command.LEGACY
 
@@ -199,8 +202,8 @@ def _read_text(path: Path) -> BoxTable:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    command.add_arguments(parser, HERE / "results_widerface_150_1803txt", HERE / "ground_truth", PROTOCOLS)
-    option(parser, "--by_event", "print the table by event as well")
+    _, output = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
+    option(output, "--by_event", "print the table by event as well")
     return parser.parse_args(argv)
 
 

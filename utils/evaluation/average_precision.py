@@ -55,6 +55,11 @@ class Curve:
         at = np.searchsorted(self.recall, _COCO_RECALLS)
         return float(np.append(self.envelope, 0)[at].mean())
 
+    def at(self, score: float) -> tuple[float, float]:
+        """Precision and recall of what scores at least ``score``; NaN and 0 where nothing does."""
+        last = np.searchsorted(-self.scores, -score, "right") - 1
+        return (float(self.precision[last]), float(self.recall[last])) if last >= 0 else (float("nan"), 0.0)
+
     def best_f1(self) -> dict[str, float | None]:
         """The operating point of best F1: ``score`` to cut at, ``precision``, ``recall``, ``f1``."""
         ends = (

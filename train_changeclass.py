@@ -64,7 +64,7 @@ from models.checkpoint import (
     read_checkpoint,
     weights_path,
 )
-from models.engine import Recipe, make_optimizer, make_schedule, validate, weight_average
+from models.engine import Recipe, RunningAverage, make_optimizer, make_schedule, validate
 from models.retinaface import RetinaFace
 from models.teachers import load_teachers
 from models.training_run import RunLog, TrainingRun, describe_run, misfits
@@ -354,7 +354,7 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
     cfg = network.cfg
     teachers, distillation = load_teachers(args.teacher, args.distil, cfg, device)
     return Recipe(
-        average=weight_average(network, args.ema) if args.ema else None,
+        average=RunningAverage(network, args.ema) if args.ema else None,
         network=wrap(network, args.compile, device),
         optimizer=make_optimizer(
             network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
@@ -433,7 +433,7 @@ def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndar
     image, target = sample
     side, cpu = image.shape[0], torch.device("cpu")
     _, targets = detection_collate([sample])
-    matches = criterion.match(targets, (side, side), cpu)
+    matches = criterion.match(targets, (side, side))
     priors = criterion.grids((side, side), cpu).corners[matches.prior].numpy() * side
     drawn = draw_boxes(image.numpy(), priors, [""] * len(priors), [(255, 255, 255)] * len(priors))
     labels = target["labels"].tolist()

@@ -128,7 +128,7 @@ class Targets(NamedTuple):
     Attributes:
         boxes_norm: float32 Tensor[M, 4], x1 y1 x2 y2 as shares of the image; those of the first image first.
         labels: int64 Tensor[M].
-        counts: int64 Tensor[N], boxes of each image; it stays on the CPU.
+        counts: int64 Tensor[N], boxes of each image.
         labelled: bool Tensor[N, classes]: whether the image's list is labelled for face, person.
         names: paths of the images.
         regions_norm: float32 Tensor[R, 4], x1 y1 x2 y2 of all ignore regions.
@@ -142,6 +142,10 @@ class Targets(NamedTuple):
     names: list[str]
     regions_norm: Tensor = torch.zeros(0, 4)
     region_of: Tensor = torch.zeros(0, 2, dtype=torch.int64)
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device; a copy out of pinned memory keeps nobody waiting."""
+        return Targets(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self))
 
 
 def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, Targets]:

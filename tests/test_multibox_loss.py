@@ -37,7 +37,7 @@ def known(batch: int) -> torch.Tensor:
 
 
 def loss_of(criterion: MultiBoxLoss, loc, logits, targets, unknown) -> dict[str, torch.Tensor]:
-    matches = criterion.match(targets, SIZE, loc.device)
+    matches = criterion.match(targets, SIZE)
     return criterion(loc, logits, matches, criterion.grids(SIZE, loc.device).priors, unknown)
 
 
@@ -83,7 +83,7 @@ def test_nothing_pushes_an_unlabelled_class_down():
     unknown = known(3)
     unknown[..., 0] = True  # faces
     criterion = MultiBoxLoss(cfg_mnet)
-    matches = criterion.match(targets, SIZE, loc.device)
+    matches = criterion.match(targets, SIZE)
     loss = loss_of(criterion, loc, logits, targets, unknown)["class"]
     (gradient,) = torch.autograd.grad(loss, logits)
     gradient[matches.image, matches.prior] = 0
@@ -135,16 +135,16 @@ def test_ignore_regions_leave_their_class_unknown(monkeypatch):
         priors[[200, 200, 300, 0]],
         torch.tensor([[0, 1], [1, 0], [1, 1], [1, 1]]),
     )
-    labelled = criterion.labelled(targets, SIZE, device)
+    labelled = criterion.labelled(targets, SIZE)
     assert labelled.shape == (2, len(priors), 2)
     assert labelled[0, 200].tolist() == [True, False] and labelled[0, :, 0].all()
     assert 1 < (~labelled[0, :, 1]).sum() < len(priors) / 4
     # Unlabelled faces of the second image stay so; both its regions of persons count.
     assert not labelled[1, :, 0].any() and not labelled[1, [0, 300], 1].any() and labelled[1, -1, 1]
     monkeypatch.setattr(loss_module, "MAX_PAIRS", 1)
-    assert torch.equal(criterion.labelled(targets, SIZE, device), labelled)
+    assert torch.equal(criterion.labelled(targets, SIZE), labelled)
     without = targets._replace(regions_norm=priors[:0], region_of=torch.zeros(0, 2, dtype=torch.int64))
-    assert torch.equal(criterion.labelled(without, SIZE, device), targets.labelled[:, None])
+    assert torch.equal(criterion.labelled(without, SIZE), targets.labelled[:, None])
 
 
 def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
@@ -162,7 +162,7 @@ def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
 def test_boxes_that_fit_cost_nothing(name):
     criterion = MultiBoxLoss(cfg_mnet, loc_loss=name)
     loc, logits, targets = case([6])
-    matches = criterion.match(targets, SIZE, loc.device)
+    matches = criterion.match(targets, SIZE)
     priors = criterion.grids(SIZE, loc.device).priors
     wrong = criterion(loc, logits, matches, priors, known(1))["loc"]
     with torch.no_grad():

@@ -64,25 +64,24 @@ class MultiBoxLoss(nn.Module):
             self._grids = {key: PriorGrids.of(priors, levels, priors_per_cell(self.cfg))}
         return self._grids[key]
 
-    def match(self, targets: Targets, image_size: tuple[int, int], device: torch.device) -> Matches:
-        """Gives the priors of a batch their truths."""
-        boxes_norm, labels = targets.boxes_norm.to(device), targets.labels.to(device)
-        grids = self.grids(image_size, device)
-        return match(boxes_norm, labels, targets.counts, grids, self.match_iou, self.best_prior_iou)
+    def match(self, targets: Targets, image_size: tuple[int, int]) -> Matches:
+        """Gives the priors of a batch their truths, where these are."""
+        grids = self.grids(image_size, targets.labels.device)
+        truths = targets.boxes_norm, targets.labels, targets.counts
+        return match(*truths, grids, self.match_iou, self.best_prior_iou)
 
-    def labelled(self, targets: Targets, image_size: tuple[int, int], device: torch.device) -> Tensor:
+    def labelled(self, targets: Targets, image_size: tuple[int, int]) -> Tensor:
         """bool Tensor[N, 1 or P, classes]: where labels tell whether there is an object of the class.
 
         One row an image where that holds for all of it; with ignore regions a row a prior.
         """
-        labelled = targets.labelled.to(device)[:, None]
-        if not len(targets.regions_norm):
+        labelled, regions = targets.labelled[:, None], targets.regions_norm
+        if not len(regions):
             return labelled
-        corners = self.grids(image_size, device).corners
+        corners = self.grids(image_size, labelled.device).corners
         classes = targets.labelled.shape[1]
-        rows = (targets.region_of[:, 0] * classes + targets.region_of[:, 1]).to(device)
-        regions = targets.regions_norm.to(device)
-        ignored = torch.zeros(labelled.numel(), len(corners), dtype=torch.uint8, device=device)
+        rows = targets.region_of[:, 0] * classes + targets.region_of[:, 1]
+        ignored = labelled.new_zeros(labelled.numel(), len(corners), dtype=torch.uint8)
         at_once = max(MAX_PAIRS // len(corners), 1)
         for row, region in zip(rows.split(at_once), regions.split(at_once), strict=True):
             covered = much_covered(corners, region).byte()
@@ -148,15 +147,17 @@ class MultiBoxLoss(nn.Module):
             known = torch.logaddexp(known, logit.masked_fill(hidden, -torch.inf))
             rest = torch.logaddexp(rest, logit.masked_fill(~hidden, -torch.inf))
         odds = known - rest
-        odds[matches.image, matches.prior] = -torch.inf
+        odds.index_put_((matches.image, matches.prior), odds.new_full((), -torch.inf))
 
-        positives = torch.bincount(matches.image, minlength=matches.batch_size)
+        positives = matches.image.new_zeros(matches.batch_size)
+        positives.index_add_(0, matches.image, torch.ones_like(matches.image))
         wanted = self.negatives_per_positive * positives
-        wanted[positives == 0] = self.negatives_of_empty
+        wanted = wanted.masked_fill(positives == 0, self.negatives_of_empty)
         wanted = torch.minimum(wanted, logits.shape[1] - positives)
         if self.mine_batch:
             hardest = odds.flatten().topk(int(wanted.sum())).indices
             return hardest // odds.shape[1], hardest % odds.shape[1]
         hardest = odds.topk(int(wanted.max()), dim=1).indices
         chosen = torch.arange(hardest.shape[1], device=odds.device) < wanted[:, None]
-        return chosen.nonzero()[:, 0], hardest[chosen]
+        image, place = chosen.nonzero(as_tuple=True)
+        return image, hardest[image, place]

@@ -88,11 +88,11 @@ from utils.cli import (
 from utils.draw import draw_boxes
 from utils.files import locked, write_text
 from utils.images import write_image
-from utils.processes import keep_freed_memory, processes, rank, world_size
+from utils.processes import cores, keep_freed_memory, processes, rank, world_size
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 #: Arguments that may differ between a run and its continuation.
-FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images"}
+FREE_ON_RESUME = {"resume", "num_workers", "cache", "device", "cpu", "compile", "save_folder", "images"}
 FREE_ON_RESUME |= {"val_dataset", "val_every", "patience", "debug_images"}
 
 #: Values of arguments by --preset; an argument that is given counts more.
@@ -180,8 +180,10 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--windows", windows, scale, nargs=2, metavar=("MIN", "MAX"))
     option(group, "--aspect", "with --windows: stretch windows by up to this factor", enlargement, 1.0)
     option(group, "--min_box", "with --windows: ignore boxes with a side below this", at_least_zero, 0.0)
-    readers = "processes that read images; 0: none (default: 4, at most the cores)"
-    option(group, "--num_workers --workers", readers, workers, min(4, os.cpu_count() or 4))
+    reading = "processes that read images; 0: none (default: one a core, at most 16)"
+    option(group, "--num_workers --workers", reading, workers, cores(most=16))
+    cache = "keep decoded images in memory, at most so many GiB; a photo of 1024x768 takes 2.3 MiB"
+    option(group, "--cache", cache, at_least_zero, 0.0, metavar="GIB")
 
 
 def add_start_arguments(group: argparse._ArgumentGroup) -> None:
@@ -295,11 +297,12 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         raise UsageError(f"--sync_bn: works on CUDA alone, this is {device}; leave it out or use --freeze_bn")
     if device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # images have one size
     torch.manual_seed(args.seed)
 
     log = RunLog(folder, active=rank() == 0)
     transform = TrainTransform(args.image_size, args.zoom_out, args.windows, args.aspect, args.min_box)
-    dataset = WiderFaceDetection(args.training_dataset, transform, args.images)
+    dataset = WiderFaceDetection(args.training_dataset, transform, args.images, args.cache)
     validation = WiderFaceDetection(args.val_dataset) if args.val_dataset else None
     sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
     steps = len(sampler)

@@ -91,7 +91,10 @@ class TrainingRun:
             DataError: a part of the state is not there or does not fit.
         """
         try:
-            self.recipe.optimizer.load_state_dict(state.extra["optimizer"])
+            saved, optimizer = state.extra["optimizer"], self.recipe.optimizer
+            for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+                group["fused"] = own["fused"]  # depends on the device, which may be another
+            optimizer.load_state_dict(saved)
             if self.recipe.average:
                 self.recipe.average.load_state_dict(state.extra["average"])
             progress = state.extra["progress"]

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -108,7 +107,10 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 
 
 def _tensors(nested: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor)]
+    if isinstance(nested, Tensor):
+        return [nested]
+    parts = nested.values() if isinstance(nested, dict) else nested
+    return [t for part in parts for t in _tensors(part)] if isinstance(nested, tuple | list | dict) else []
 
 
 class _Calls(TorchFunctionMode):
@@ -155,7 +157,8 @@ class _Calls(TorchFunctionMode):
         if on_device:
             kind = "copy" if func in NEW else func.__name__
             pretended.launches[kind] += 1
-            pretended.waits["copy to the device"] += func in NEW
+            if func in NEW:
+                pretended.waits["copy to the device"] += 1
         return result
 
     def _to(self, tensor: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -184,7 +187,8 @@ class _Calls(TorchFunctionMode):
         return tensor.numpy(**kwargs)
 
     def _tolist(self, tensor: Tensor) -> list:
-        self.pretended.waits["tolist"] += self.pretended.has(tensor)
+        if self.pretended.has(tensor):
+            self.pretended.waits["tolist"] += 1
         return tensor.tolist()
 
 
@@ -203,13 +207,18 @@ class _Operations(TorchDispatchMode):
         if not any(there):
             result = func(*args, **kwargs)
             return pretended.place(result, True) if pretended.within and not tensors else result
+        with self:  # without autograd, operations that are made of others arrive whole
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         if name == "aten::copy_":
             if not all(there):
                 pretended.move(args[1], there[0], (*args, False)[2])
                 return func(*args, **kwargs)
         else:
             self._check(name, tensors, there)
-        pretended.waits[name.partition("::")[2]] += WAITING[name] + self._hidden_waits(name, args, kwargs)
+        if waits := WAITING[name] + self._hidden_waits(name, args, kwargs):
+            pretended.waits[name.partition("::")[2]] += waits
         if not func.is_view and name not in FREE:
             several = name.startswith(("aten::_foreach_", "aten::_fused_"))
             dtypes = {tensor.dtype for tensor in tensors if tensor.dim()}

@@ -140,6 +140,8 @@ class _Calls(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in self.own:
             return self.own[func](*args, **kwargs)
+        if func.__name__ == "__get__":  # another attribute
+            return func(*args)
         pretended, device = self.pretended, kwargs.get("device")
         if func in NEW:
             for tensor in filter(pretended.has, _tensors(args[-1])):

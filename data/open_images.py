@@ -13,6 +13,7 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -51,6 +52,9 @@ COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 _LOWEST, _HIGHEST = -1.0, 2.0
 
 _SLICE_ROWS = 500_000
+
+#: Bytes of a line that no CSV of boxes reaches.
+LONGEST_LINE = 2**20
 
 
 def openimages_arguments(parser: argparse.ArgumentParser) -> None:
@@ -411,7 +415,7 @@ def _header(path: Path) -> list[str]:
     """Names of the columns of a CSV, plain or ``.gz``."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            line = file.readline().removeprefix(codecs.BOM_UTF8)
+            line = file.readline(LONGEST_LINE).removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             raise DataError(f"{path}:1: empty; expected a header line")
         return next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
@@ -426,8 +430,15 @@ def _header(path: Path) -> list[str]:
 
 
 def _check_end(path: Path, header: list[str]) -> None:
-    """Refuses a plain CSV whose last line a download that ended early cut off; gzip notices that itself."""
+    """Refuses a plain CSV whose last line a download that ended early cut off; gzip notices that itself.
+
+    Of a compressed one it looks for an endless line, which would be taken into memory whole.
+    """
     if path.suffix == ".gz":
+        with gzip.open(path) as file, suppress(EOFError, OSError, zlib.error):  # the reader will name them
+            while len(block := file.read(LONGEST_LINE)) == LONGEST_LINE:
+                if b"\n" not in block:
+                    raise DataError(f"{path}: a line of more than {LONGEST_LINE} bytes; expected a CSV")
         return
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 16)))

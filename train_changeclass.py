@@ -37,7 +37,6 @@ import argparse
 import errno
 import json
 import math
-import os
 import sys
 from contextlib import nullcontext
 from functools import partial

@@ -66,7 +66,7 @@ from models.checkpoint import (
 from models.engine import Recipe, RunningAverage, make_optimizer, make_schedule, validate
 from models.retinaface import RetinaFace
 from models.teachers import load_teachers
-from models.training_run import RunLog, TrainingRun, describe_run, misfits
+from models.training_run import RunLog, TrainingRun, check_settings, describe_run, misfits
 from utils.cli import (
     DataError,
     Number,
@@ -413,21 +413,6 @@ def settings_of(arguments: dict) -> dict:
     """What a continuation must not change; a cosine ends with the run, so its length counts too."""
     free = FREE_ON_RESUME if arguments["schedule"] == "cosine" else FREE_ON_RESUME | {"epochs"}
     return {key: value for key, value in arguments.items() if key not in free}
-
-
-def check_settings(now: dict, saved: dict | None, path: Path) -> None:
-    """Raises UsageError with every difference between the settings and those of the run in ``path``."""
-    if saved is None:
-        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --weights")
-    changed = [
-        f"--{key} {now.get(key)} (was {saved.get(key)})"
-        for key in sorted(now.keys() | saved.keys())
-        if now.get(key) != saved.get(key)
-    ]
-    if changed:
-        raise UsageError(
-            f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
-        )
 
 
 def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndarray:

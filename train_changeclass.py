@@ -208,6 +208,8 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=list(LOC_LOSSES))
     mine = "hard negatives of the whole batch, wherever they are, instead of so many of each image"
     option(group, "--mine_batch", mine)
+    balance = "weigh a box by the root of the number of its priors, so that large ones do not outweigh small"
+    option(group, "--balance", balance)
     option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
         "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
@@ -363,7 +365,11 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
         ),
         learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
         criterion=MultiBoxLoss(
-            cfg, match_iou=args.match_iou, mine_batch=args.mine_batch, loc_loss=args.loc_loss
+            cfg,
+            match_iou=args.match_iou,
+            mine_batch=args.mine_batch,
+            balance=args.balance,
+            loc_loss=args.loc_loss,
         ),
         teacher_first=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
         teachers=teachers,

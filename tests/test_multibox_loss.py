@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -156,6 +157,32 @@ def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
     of_batch = MultiBoxLoss(cfg_mnet, negatives_of_empty=1, mine_batch=True)
     one, two = (loss_of(c, loc, logits, targets, known(2))["class"].item() for c in (by_image, of_batch))
     assert one == pytest.approx(-math.log(0.5), abs=1e-5) and two == pytest.approx(2 * one, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LOC_LOSSES)
+def test_balance_weighs_a_box_by_the_root_of_its_priors(name):
+    plain, balanced = (MultiBoxLoss(cfg_mnet, loc_loss=name, balance=b) for b in (False, True))
+    loc, logits, targets = case([6, 1])
+    matches = plain.match(targets, SIZE)
+    priors = plain.grids(SIZE, loc.device).priors
+    numbers = matches.truth.tolist()
+    weights = [numbers.count(truth) ** -0.5 for truth in numbers]
+    assert min(weights) < max(weights)
+    expected = 0.0
+    for i, weight in enumerate(weights):  # each prior alone, as if it were the only one of its truth
+        one = replace(
+            matches,
+            **{
+                k: getattr(matches, k)[i : i + 1] for k in ("image", "prior", "labels", "boxes_norm", "truth")
+            },
+        )
+        expected += weight * plain(loc, logits, one, priors, known(2), 1.0)["loc"].item()
+    found = balanced(loc, logits, matches, priors, known(2), 1.0)["loc"].item()
+    assert found == pytest.approx(expected * len(weights) / sum(weights), rel=1e-4)
+    classes = [c(loc, logits, matches, priors, known(2), 1.0)["class"].item() for c in (plain, balanced)]
+    assert classes[0] != pytest.approx(classes[1], rel=1e-5)
+    empty = case([0])
+    assert loss_of(balanced, *empty, known(1))["loc"].item() == 0
 
 
 @pytest.mark.parametrize("name", LOC_LOSSES)

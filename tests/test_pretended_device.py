@@ -30,7 +30,7 @@ TEACHER = str(DEFAULT_WEIGHTS)
 #: Arguments of a training, and how often a step may wait and launch. torchvision's GIoU waits six times.
 VARIANTS = {
     "published": ((), 5, 680),
-    "frozen": (("--freeze_bn", "--clip_grad", "5", "--mine_batch"), 5, 650),
+    "frozen": (("--freeze_bn", "--clip_grad", "5", "--mine_batch", "--balance"), 5, 680),
     "mixed precision": (
         ("--amp", "--ema", "0.9", "--optimizer", "adamw", "--loc_loss", "giou", "--clip_grad", "9"),
         11,

@@ -74,6 +74,8 @@ class Matches:
         image, prior: int64 Tensor[K], which prior of which image, ascending.
         labels: int64 Tensor[K].
         boxes_norm: Tensor[K, 4], x1 y1 x2 y2 of the truths.
+        truth: int64 Tensor[K], the number of the truth within the batch.
+        truths: how many the batch has.
     """
 
     batch_size: int
@@ -81,6 +83,8 @@ class Matches:
     prior: Tensor
     labels: Tensor
     boxes_norm: Tensor
+    truth: Tensor
+    truths: int
 
 
 def match(
@@ -135,7 +139,9 @@ def match(
 
     key = matched[:nowhere].nonzero()[:, 0]
     owner = owner[key]
-    return Matches(len(counts), key // count, key % count, labels[owner], boxes_norm[owner])
+    return Matches(
+        len(counts), key // count, key % count, labels[owner], boxes_norm[owner], owner, len(labels)
+    )
 
 
 def much_covered(boxes: Tensor, regions: Tensor, share: float = 0.5, iou: float = 0.3) -> Tensor:

@@ -131,7 +131,8 @@ class MultiBoxLoss(nn.Module):
             found, wanted = decode(offsets, priors, self.cfg.variances), boxes
         if not self.balance:
             return loss(found, wanted, reduction="sum")
-        of_priors = loss(found, wanted, reduction="none").reshape(len(found), -1).sum(1)
+        of_priors = loss(found, wanted, reduction="none")
+        of_priors = of_priors.sum(1) if of_priors.ndim > 1 else of_priors
         return (of_priors * self._weights(matches)).sum()
 
     @staticmethod

@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EVALUATORS := widerface_evaluate wider_openimagespersonface_evaluate
 
-.PHONY: help demo test test-reference build lint bench clean
+.PHONY: help demo test test-cuda test-reference build lint bench clean
 
 help:
 	@echo "make demo    find faces and persons in the sample photos, images in demo/"
 	@echo "make test    run the tests"
+	@echo "make test-cuda    run the tests that need a CUDA device; skipped without one"
 	@echo "make test-reference    run the tests that need the folder RETINAFACE_REFERENCE"
 	@echo "make build   compile the Cython extensions"
 	@echo "make lint    check style"
@@ -29,6 +30,9 @@ demo: $(INSTALLED)
 
 test: build
 	$(BIN)/python -m pytest -rs
+
+test-cuda: build
+	$(BIN)/python -m pytest -rs tests/test_cuda.py
 
 test-reference: build
 	$(BIN)/python -m pytest -rs -m reference

@@ -37,7 +37,6 @@ import argparse
 import errno
 import json
 import math
-import os
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -64,10 +63,10 @@ from models.checkpoint import (
     read_checkpoint,
     weights_path,
 )
-from models.engine import Recipe, make_optimizer, make_schedule, validate, weight_average
+from models.engine import Recipe, RunningAverage, make_optimizer, make_schedule, validate
 from models.retinaface import RetinaFace
 from models.teachers import load_teachers
-from models.training_run import RunLog, TrainingRun, describe_run, misfits
+from models.training_run import RunLog, TrainingRun, check_settings, describe_run, misfits
 from utils.cli import (
     DataError,
     Number,
@@ -88,11 +87,11 @@ from utils.cli import (
 from utils.draw import draw_boxes
 from utils.files import locked, write_text
 from utils.images import write_image
-from utils.processes import keep_freed_memory, processes, rank, world_size
+from utils.processes import cores, keep_freed_memory, processes, rank, world_size
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 #: Arguments that may differ between a run and its continuation.
-FREE_ON_RESUME = {"resume", "num_workers", "device", "cpu", "compile", "save_folder", "images"}
+FREE_ON_RESUME = {"resume", "num_workers", "cache", "device", "cpu", "compile", "save_folder", "images"}
 FREE_ON_RESUME |= {"val_dataset", "val_every", "patience", "debug_images"}
 
 #: Values of arguments by --preset; an argument that is given counts more.
@@ -180,8 +179,10 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--windows", windows, scale, nargs=2, metavar=("MIN", "MAX"))
     option(group, "--aspect", "with --windows: stretch windows by up to this factor", enlargement, 1.0)
     option(group, "--min_box", "with --windows: ignore boxes with a side below this", at_least_zero, 0.0)
-    readers = "processes that read images; 0: none (default: 4, at most the cores)"
-    option(group, "--num_workers --workers", readers, workers, min(4, os.cpu_count() or 4))
+    reading = "processes that read images; 0: none (default: one a core, at most 16)"
+    option(group, "--num_workers --workers", reading, workers, cores(most=16))
+    cache = "keep decoded images in memory, at most so many GiB; a photo of 1024x768 takes 2.3 MiB"
+    option(group, "--cache", cache, at_least_zero, 0.0, metavar="GIB")
 
 
 def add_start_arguments(group: argparse._ArgumentGroup) -> None:
@@ -207,6 +208,8 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=list(LOC_LOSSES))
     mine = "hard negatives of the whole batch, wherever they are, instead of so many of each image"
     option(group, "--mine_batch", mine)
+    balance = "weigh a box by the root of the number of its priors, so that large ones do not outweigh small"
+    option(group, "--balance", balance)
     option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
         "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
@@ -295,11 +298,12 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         raise UsageError(f"--sync_bn: works on CUDA alone, this is {device}; leave it out or use --freeze_bn")
     if device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # images have one size
     torch.manual_seed(args.seed)
 
     log = RunLog(folder, active=rank() == 0)
     transform = TrainTransform(args.image_size, args.zoom_out, args.windows, args.aspect, args.min_box)
-    dataset = WiderFaceDetection(args.training_dataset, transform, args.images)
+    dataset = WiderFaceDetection(args.training_dataset, transform, args.images, args.cache)
     validation = WiderFaceDetection(args.val_dataset) if args.val_dataset else None
     sampler = EpochSampler(dataset.list_sizes, args.repeat, args.batch_size, args.seed, rank(), world_size())
     steps = len(sampler)
@@ -354,14 +358,18 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
     cfg = network.cfg
     teachers, distillation = load_teachers(args.teacher, args.distil, cfg, device)
     return Recipe(
-        average=weight_average(network, args.ema) if args.ema else None,
+        average=RunningAverage(network, args.ema) if args.ema else None,
         network=wrap(network, args.compile, device),
         optimizer=make_optimizer(
             network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
         ),
         learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
         criterion=MultiBoxLoss(
-            cfg, match_iou=args.match_iou, mine_batch=args.mine_batch, loc_loss=args.loc_loss
+            cfg,
+            match_iou=args.match_iou,
+            mine_batch=args.mine_batch,
+            balance=args.balance,
+            loc_loss=args.loc_loss,
         ),
         teacher_first=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
         teachers=teachers,
@@ -413,27 +421,12 @@ def settings_of(arguments: dict) -> dict:
     return {key: value for key, value in arguments.items() if key not in free}
 
 
-def check_settings(now: dict, saved: dict | None, path: Path) -> None:
-    """Raises UsageError with every difference between the settings and those of the run in ``path``."""
-    if saved is None:
-        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --weights")
-    changed = [
-        f"--{key} {now.get(key)} (was {saved.get(key)})"
-        for key in sorted(now.keys() | saved.keys())
-        if now.get(key) != saved.get(key)
-    ]
-    if changed:
-        raise UsageError(
-            f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
-        )
-
-
 def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndarray:
     """A training image with its boxes and, faint, the priors that match them."""
     image, target = sample
     side, cpu = image.shape[0], torch.device("cpu")
     _, targets = detection_collate([sample])
-    matches = criterion.match(targets, (side, side), cpu)
+    matches = criterion.match(targets, (side, side))
     priors = criterion.grids((side, side), cpu).corners[matches.prior].numpy() * side
     drawn = draw_boxes(image.numpy(), priors, [""] * len(priors), [(255, 255, 255)] * len(priors))
     labels = target["labels"].tolist()

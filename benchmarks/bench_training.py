@@ -123,7 +123,7 @@ def step_row(boxes: int, repeats: int) -> list:
         torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
 
     def ours() -> None:
-        losses = criterion(loc, logits, criterion.match(targets, (SIZE, SIZE), device), priors, unknown)
+        losses = criterion(loc, logits, criterion.match(targets, (SIZE, SIZE)), priors, unknown)
         sum(losses.values()).backward()
 
     def plain() -> None:

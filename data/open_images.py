@@ -13,6 +13,7 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -51,6 +52,9 @@ COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 _LOWEST, _HIGHEST = -1.0, 2.0
 
 _SLICE_ROWS = 500_000
+
+#: Bytes of a line that no CSV of boxes reaches.
+LONGEST_LINE = 2**20
 
 
 def openimages_arguments(parser: argparse.ArgumentParser) -> None:
@@ -322,6 +326,7 @@ def read_rows(
         raise DataError(f"{path}:1: no column {', '.join(missing)}; found {', '.join(header)[:200]}")
     if repeated := [name for name in needed if header.count(name) > 1]:
         raise DataError(f"{path}:1: the column {repeated[0]} is there more than once")
+    _check_end(path, header)
     rules = _rules(numbers, tuple(flags.values()))
     is_faulty = pl.any_horizontal(rule.fill_null(True) for rule, _ in rules)
     message = pl.coalesce(pl.when(rule.fill_null(True)).then(text) for rule, text in rules)
@@ -393,27 +398,35 @@ def _rules(numbers: tuple[str, ...], flags: tuple[str, ...]) -> list[tuple[pl.Ex
 
 
 def _header(path: Path) -> list[str]:
-    """Names of the columns of a CSV, plain or ``.gz``.
-
-    A plain one whose last line a download that ended early cut off is refused; gzip notices that itself.
-    """
+    """Names of the columns of a CSV, plain or ``.gz``."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with reading(path, "a CSV"), opened(path, "rb") as file:
-            line = file.readline().removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                raise DataError(f"{path}:1: empty; expected a header line")
-            header = next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
-            if path.suffix == ".gz":
-                return header
-            file.seek(max(0, path.stat().st_size - (1 << 16)))
-            fields = file.read().rpartition(b"\n")[2].split(b",")
-            if fields != [b""] and len(fields) < len(header):
-                file.seek(0)
-                found = f"cut off after {len(fields)} of {len(header)} fields; get the file again"
-                raise DataError(f"{path}:{sum(1 for _ in file)}: {found}")
-            return header
+            line = file.readline(LONGEST_LINE).removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            raise DataError(f"{path}:1: empty; expected a header line")
+        return next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
     except (EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut off ({error}); get the file again") from None
     except (UnicodeDecodeError, csv.Error):
         raise DataError(f"{path}:1: not a CSV line: {line[:80]!r}") from None
+
+
+def _check_end(path: Path, header: list[str]) -> None:
+    """Refuses a plain CSV whose last line a download that ended early cut off; gzip notices that itself.
+
+    Of a compressed one it looks for an endless line, which would be taken into memory whole.
+    """
+    if path.suffix == ".gz":
+        with gzip.open(path) as file, suppress(EOFError, OSError, zlib.error):  # the reader will name them
+            while len(block := file.read(LONGEST_LINE)) == LONGEST_LINE:
+                if b"\n" not in block:
+                    raise DataError(f"{path}: a line of more than {LONGEST_LINE} bytes; expected a CSV")
+        return
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        fields = file.read().rpartition(b"\n")[2].split(b",")
+        if fields != [b""] and len(fields) < len(header):
+            file.seek(0)
+            found = f"cut off after {len(fields)} of {len(header)} fields; get the file again"
+            raise DataError(f"{path}:{sum(1 for _ in file)}: {found}")

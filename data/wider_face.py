@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import mmap
 import multiprocessing
 import os
 import signal
@@ -21,9 +22,9 @@ from data.config import CLASS_NAMES
 from data.data_augment import TrainTransform
 from data.predictions import BoxTable
 from utils.box_utils import xywh_to_xyxy
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
 from utils.images import read_image
-from utils.processes import keep_freed_memory
+from utils.processes import keep_freed_memory, local_processes
 
 
 class WiderFaceDetection(Dataset):
@@ -45,8 +46,10 @@ class WiderFaceDetection(Dataset):
         lists: annotation lists.
         transform: augmentation; None for images that are only `read`.
         images_dir: folder of all images; None: that of each list (`data.annotations.image_folder`).
+        cache: GiB of memory for decoded images, see `ImageCache`; the machine's processes share it out.
 
     Raises:
+        UsageError: a cache of more than the machine's memory.
         DataError: no images, an image that does not exist, with the line that names it; see
             `read_annotations`.
     """
@@ -56,6 +59,7 @@ class WiderFaceDetection(Dataset):
         lists: Sequence[str | os.PathLike],
         transform: TrainTransform | None = None,
         images_dir: str | os.PathLike | None = None,
+        cache: float = 0,
     ) -> None:
         self.transform = transform
         self.paths: list[str] = []
@@ -80,6 +84,8 @@ class WiderFaceDetection(Dataset):
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise DataError(f"{missing[0]}{more}; give the folder of the images with --images")
         self.labelled = torch.tensor(labelled)
+        cache = int(cache * 2**30) // local_processes()
+        self.cache = ImageCache(len(self.paths), cache) if cache else None
 
         table = BoxTable.from_images(self.paths, boxes, labels)
         table.boxes = xywh_to_xyxy(table.boxes).clip(0, 1).astype(np.float32)
@@ -96,15 +102,21 @@ class WiderFaceDetection(Dataset):
         return self.table.boxes[rows], self.table.labels[rows]
 
     def read(self, index: int) -> np.ndarray:
-        """The image itself.
+        """The image itself, not to be written to.
 
         Raises:
             DataError: it cannot be read; with the line that names it.
         """
+        image = self.cache.get(index) if self.cache else None
+        if image is not None:
+            return image
         try:
-            return read_image(self.paths[index])
+            image = read_image(self.paths[index])
         except DataError as error:
             raise DataError(f"{self.origins[index]}: {error}") from None
+        if self.cache:
+            self.cache.put(index, image)
+        return image
 
     def __getitem__(self, key: int | tuple[int, int | Sequence[int]]) -> tuple[Tensor, dict]:
         index, seed = key if isinstance(key, tuple) else (key, key)
@@ -122,13 +134,57 @@ class WiderFaceDetection(Dataset):
         return torch.from_numpy(image), target
 
 
+class ImageCache:
+    """Decoded images in one block of memory that a loader's processes share, who are forked after it is made.
+
+    It fills as images are read, and takes no more memory than that; what does not fit is left out.
+
+    Args:
+        images: number of the images.
+        size: bytes of the block.
+
+    Raises:
+        UsageError: more than the machine's memory.
+    """
+
+    def __init__(self, images: int, size: int) -> None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            asked, there = size / 2**30, memory / 2**30
+            raise UsageError(f"--cache: {asked:.0f} GiB for images, the machine has {there:.0f}; take fewer")
+        self._pixels = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        self._places = np.frombuffer(mmap.mmap(-1, 24 * images), np.int64).reshape(images, 3)
+        self._used = multiprocessing.get_context("fork").Value("q", 0)
+
+    def get(self, index: int) -> np.ndarray | None:
+        """uint8[height, width, 3] that cannot be written to; None: not there."""
+        with self._used:
+            first, height, width = self._places[index].tolist()
+        if not height:
+            return None
+        image = self._pixels[first : first + height * width * 3].reshape(height, width, 3)
+        image.flags.writeable = False
+        return image
+
+    def put(self, index: int, image: np.ndarray) -> None:
+        """Keeps an image if there is room."""
+        with self._used:
+            first = self._used.value
+            if self._places[index].any() or first + image.size > len(self._pixels):
+                return
+            self._used.value += image.size
+        self._pixels[first : first + image.size] = image.reshape(-1)
+        with self._used:
+            self._places[index] = first, *image.shape[:2]
+
+
 class Targets(NamedTuple):
     """What is known about the N images of a batch, their M boxes one after another.
 
     Attributes:
         boxes_norm: float32 Tensor[M, 4], x1 y1 x2 y2 as shares of the image; those of the first image first.
         labels: int64 Tensor[M].
-        counts: int64 Tensor[N], boxes of each image; it stays on the CPU.
+        counts: int64 Tensor[N], boxes of each image.
         labelled: bool Tensor[N, classes]: whether the image's list is labelled for face, person.
         names: paths of the images.
         regions_norm: float32 Tensor[R, 4], x1 y1 x2 y2 of all ignore regions.
@@ -142,6 +198,10 @@ class Targets(NamedTuple):
     names: list[str]
     regions_norm: Tensor = torch.zeros(0, 4)
     region_of: Tensor = torch.zeros(0, 2, dtype=torch.int64)
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device; a copy out of pinned memory keeps nobody waiting."""
+        return Targets(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in self))
 
 
 def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, Targets]:
@@ -234,6 +294,7 @@ def make_loader(
         worker_init_fn=start_worker,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        multiprocessing_context="fork" if num_workers and dataset.cache else None,
     )
 
 

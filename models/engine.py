@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,6 +27,12 @@ from models.retinaface import BATCH_NORMS, RetinaFace
 from models.teachers import Teachers
 from utils.cli import DataError
 from utils.processes import gather_from_processes, rank, sum_over_processes, world_size
+
+#: Steps after which losses are fetched from a GPU: who asks for them waits until all steps are done.
+FETCH_EVERY = 10
+
+#: What a step finds besides the parts of its loss.
+OTHERS = ("gradient", "images", "stops")
 
 
 @dataclass
@@ -52,7 +59,7 @@ class Recipe:
     teacher_first: Tensor
     teachers: Teachers | None = None
     distillation: DistillationLoss | None = None
-    average: AveragedModel | None = None
+    average: RunningAverage | None = None
     freeze_bn: bool = False
     amp: bool = False
     clip: float = math.inf
@@ -69,13 +76,16 @@ def train_one_epoch(
 ) -> tuple[dict[str, float], bool]:
     """Trains for an epoch, or for the rest of one.
 
+    Losses are looked at after every step on the CPU, on other devices after `FETCH_EVERY` steps.
+
     Args:
         recipe: network, optimizer, losses.
         batches: this process's images and targets, as `detection_collate` makes them.
         epoch: number of the epoch, for the learning rate.
         steps: steps of a whole epoch.
         totals: sums of the steps that an interrupted epoch had done, with their number ``steps``.
-        stop: asked before every step, which is still done; one process's yes then ends the epoch for all.
+        stop: asked before every step, which is still done; one process's yes then ends the epoch for all,
+            once the losses are looked at.
         after_step: called with the number of the step in the whole run and its losses.
 
     Returns:
@@ -98,33 +108,71 @@ def train_one_epoch(
         disable=None if rank() == 0 else True,
         dynamic_ncols=True,
     )
-    stopped = False
+    timed, at_once, stopped = _timed(batches), 1 if device.type == "cpu" else FETCH_EVERY, False
     with bar:
-        began = time.perf_counter()
-        for images, targets, waited in _timed(batches):
-            step = epoch * steps + totals["steps"]
-            images = images.to(device, non_blocking=True)
-            losses, seen, stopped = training_step(recipe, images, targets, step, stop())
-            after_step(step, losses)
-            now = time.perf_counter()
-            added = {**losses, "steps": 1, "images": seen, "seconds": now - began, "seconds_waiting": waited}
-            totals |= {name: totals.get(name, 0) + value for name, value in added.items()}
-            began = now
-            shown = {
-                "lr": f"{recipe.optimizer.param_groups[0]['lr']:.2g}",
-                "images/s": f"{totals['images'] / totals['seconds']:.1f}",
-                "waiting": f"{totals['seconds_waiting'] / totals['seconds']:.0%}",
-            }
-            bar.set_postfix({n: f"{v:.3g}" for n, v in losses.items()} | shown, refresh=False)
-            bar.update()
-            if stopped:
+        while not stopped:
+            began, outcomes = time.perf_counter(), []
+            for images, targets, waited in islice(timed, at_once):
+                step = epoch * steps + totals["steps"] + len(outcomes)
+                images = images.to(device, non_blocking=True)
+                outcome = training_step(recipe, images, targets, step, stop())
+                outcomes.append((step, targets.names, outcome))
+                totals["seconds_waiting"] += waited
+                bar.update()
+            if not outcomes:
                 break
+            for step, outcome in fetch(outcomes):
+                stopped |= outcome.pop("stops") > 0
+                totals["images"] += int(outcome.pop("images"))
+                after_step(step, outcome)
+                totals |= {name: totals.get(name, 0) + v for name, v in {**outcome, "steps": 1}.items()}
+            totals["seconds"] += time.perf_counter() - began
+            _show(bar, outcome, totals, recipe.optimizer.param_groups[0]["lr"])
     return totals, stopped
+
+
+def _show(bar: tqdm, losses: dict[str, float], totals: dict[str, float], rate: float) -> None:
+    """Shows the losses of the last step, learning rate and speed beside the bar."""
+    shown = {
+        "lr": f"{rate:.2g}",
+        "images/s": f"{totals['images'] / totals['seconds']:.1f}",
+        "waiting": f"{totals['seconds_waiting'] / totals['seconds']:.0%}",
+    }
+    bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()} | shown, refresh=False)
+
+
+def fetch(
+    outcomes: Sequence[tuple[int, list[str], dict[str, Tensor]]],
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """What steps have found, in one copy from the device.
+
+    Args:
+        outcomes: number, names of the images and outcome of each step, see `training_step`.
+
+    Yields:
+        Number and outcome of each step, with the ``loss`` that is the sum of its parts.
+
+    Raises:
+        DataError: a loss is not finite.
+    """
+    found = iter(torch.stack([value for *_, outcome in outcomes for value in outcome.values()]).tolist())
+    for step, names, outcome in outcomes:
+        values = dict(zip(outcome, found, strict=False))
+        losses = {name: value for name, value in values.items() if name not in OTHERS}
+        values = {"loss": sum(losses.values()), **values}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient"]):
+            shown = {"loss": values["loss"], **losses, "gradient": values["gradient"]}
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            raise DataError(
+                f"step {step}: the loss is not finite ({shown}) on {', '.join(names)}; try a lower --lr, "
+                f"or --clip_grad"
+            )
+        yield step, values
 
 
 def training_step(
     recipe: Recipe, images: Tensor, targets: Targets, step: int, stop: bool = False
-) -> tuple[dict[str, float], int, bool]:
+) -> dict[str, Tensor]:
     """One update of the weights from this process's share of a batch.
 
     Positives are counted over all processes before anything is divided by them, so the loss does not depend
@@ -138,17 +186,18 @@ def training_step(
         stop: whether this process wants to stop after the step.
 
     Returns:
-        The loss, its parts and the gradient's norm; images over all processes; whether any wants to stop.
+        Scalars on the device: the parts of the loss, the ``gradient``'s norm, ``images`` over all processes,
+        and how many of these want to stop, ``stops``.
     """
-    device = images.device
+    device, targets = images.device, targets.to(images.device)
     for group in recipe.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.learning_rate(step)
     inputs = network_input(images)
     image_size = inputs.shape[2], inputs.shape[3]
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else nullcontext()
-    matches = recipe.criterion.match(targets, image_size, device)
+    matches = recipe.criterion.match(targets, image_size)
     priors = recipe.criterion.grids(image_size, device).priors
-    labelled = recipe.criterion.labelled(targets, image_size, device)
+    labelled = recipe.criterion.labelled(targets, image_size)
     soft_targets, soft_positives = None, 0
     if recipe.teachers is not None:
         with precision:
@@ -157,7 +206,7 @@ def training_step(
     unknown, soft = choose_targets(labelled, matches, teacher_knows, recipe.teacher_first)
     if soft_targets is not None:
         soft_positives = DistillationLoss.positives(soft_targets, soft)
-    counts = torch.tensor([len(matches.prior), soft_positives, len(images), stop], device=device)
+    counts = scalars([len(matches.prior), soft_positives, len(images), int(stop)], device)
     positives, soft_positives, seen, stops = sum_over_processes(counts)
     positives, soft_positives = positives.clamp(min=1), soft_positives.clamp(min=1)
 
@@ -170,19 +219,11 @@ def training_step(
     # Gradients are averaged over processes, losses are shares of one sum.
     (sum(losses.values()) * world_size()).backward()
     norm = nn.utils.clip_grad_norm_(recipe.network.parameters(), recipe.clip)
-    parts = sum_over_processes(torch.stack([value.detach() for value in losses.values()]))
-    *values, norm = torch.cat([parts, norm[None]]).tolist()
-    losses = {"loss": sum(values), **dict(zip(losses, values, strict=True)), "gradient": norm}
-    if not math.isfinite(losses["loss"]) or not math.isfinite(norm):
-        found = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        raise DataError(
-            f"step {step}: the loss is not finite ({found}) on {', '.join(targets.names)}; try a lower --lr, "
-            f"or --clip_grad"
-        )
     recipe.optimizer.step()
     if recipe.average is not None:
         recipe.average.update_parameters(bare(recipe.network))
-    return losses, int(seen), bool(stops)
+    parts = sum_over_processes(torch.stack([value.detach() for value in losses.values()]))
+    return dict(zip(losses, parts, strict=True)) | {"gradient": norm, "images": seen, "stops": stops}
 
 
 def validate(
@@ -233,8 +274,12 @@ def validate(
 
 def network_input(images: Tensor) -> Tensor:
     """What the network sees, channels last, of uint8 Tensor[N, height, width, 3]."""
-    mean = torch.tensor(PIXEL_MEAN_BGR, device=images.device)
-    return (images - mean).permute(0, 3, 1, 2)
+    return (images - scalars(PIXEL_MEAN_BGR, images.device)).permute(0, 3, 1, 2)
+
+
+def scalars(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """Numbers, and scalars of the device, as a tensor there; unlike a copy this keeps nobody waiting."""
+    return torch.stack([v if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values])
 
 
 def bare(network: nn.Module) -> nn.Module:
@@ -268,7 +313,11 @@ def _timed(batches: Iterable[tuple[Tensor, Targets]]) -> Iterator[tuple[Tensor, 
 def make_optimizer(
     network: RetinaFace, name: str, lr: float, shared_lr_factor: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """``sgd`` or ``adamw``; what stands before the heads learns at ``shared_lr_factor`` of the rate."""
+    """``sgd`` or ``adamw``; what stands before the heads learns at ``shared_lr_factor`` of the rate.
+
+    On CUDA all weights move in a few launches (``fused``).
+    """
+    fused = next(network.parameters()).device.type == "cuda"
     heads, shared = [], []
     for key, parameter in network.named_parameters():
         (heads if key.startswith(("ClassHead.", "BboxHead.")) else shared).append(parameter)
@@ -277,8 +326,8 @@ def make_optimizer(
         {"params": shared, "lr": lr, "initial_lr": lr * shared_lr_factor},
     ]
     if name == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=weight_decay)
-    return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=fused)
+    return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
 
 def make_schedule(
@@ -304,14 +353,26 @@ def make_schedule(
     return share
 
 
-def weight_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Running average of weights; its memory grows with the steps until ``decay`` is reached."""
+class RunningAverage(AveragedModel):
+    """Running average of weights; its memory grows with the steps until ``decay`` is reached.
+
+    Args:
+        network: the network to begin with.
+        decay: share of the average that a step keeps.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        steps = int(count)
-        share = 1 - min(decay, (1 + steps) / (10 + steps))
-        for old, new in zip(averaged, current, strict=True):
-            old.lerp_(new, share)
-
-    return AveragedModel(network, multi_avg_fn=update)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes the weights after a step in, in a few launches; buffers are copied."""
+        steps = int(self.n_averaged)  # stays on the CPU
+        share = 1 - min(self.decay, (1 + steps) / (10 + steps)) if steps else 1.0
+        torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], share)
+        buffers = [*zip(self.module.buffers(), model.buffers(), strict=True)]
+        for dtype in {own.dtype for own, _ in buffers}:  # mixed ones are copied one by one
+            pairs = [pair for pair in buffers if pair[0].dtype == dtype]
+            torch._foreach_copy_(*(list(column) for column in zip(*pairs, strict=True)))
+        self.n_averaged += 1

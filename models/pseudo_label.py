@@ -27,7 +27,7 @@ from data.annotations import (
     list_arguments,
     write_list,
 )
-from data.config import CLASS_LABELS, CLASS_NAMES
+from data.config import CLASS_LABELS
 from data.foreign import parse_categories
 from data.predictions import Detections
 from models.arguments import pick_device
@@ -65,12 +65,20 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where the boxes come from")
     weights = "checkpoint of one or two classes, ONNX file, or torchvision:NAME, a detector trained on COCO"
     option(group, "--trained_model -m --weights", weights, Path, metavar="FILE")
-    option(group, "--detections", "detections in COCO's result format", Path, metavar="JSON")
+    option(
+        group,
+        "--detections",
+        "detections in COCO's result format, or a COCO file with scores",
+        Path,
+        metavar="JSON",
+    )
     categories = "COCO category ids, e.g. 0=person"
     option(group, "--category", categories, default=[], nargs="+", metavar="ID=CLASS")
     option(group, "--coco_images", "COCO file that names the image ids' files", Path, metavar="JSON")
     group, default = parser.add_argument_group("which are added"), Selection()
     option(group, "--confidence_threshold --conf", "least score", score, default.score)
+    unsure = "from this score up to the least one, add an ignore region instead (default: leave it out)"
+    option(group, "--ignore_from", unsure, score)
     option(group, "--min_size", "least width and height in pixels", at_least_zero, default.min_size)
     option(group, "--max_iou", "overlap allowed with a box of the class", overlap, default.max_iou)
     group = parser.add_argument_group("how")
@@ -102,7 +110,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
     args.classes = args.classes or ["person" if torchvision else "face"]
     if torchvision and (args.classes != ["person"] or args.long_side):
         raise UsageError(f"{model}: finds persons, at its own size; leave out --classes and --long_side")
-    selection = Selection(args.confidence_threshold, args.min_size, args.max_iou)
+    selection = Selection(args.confidence_threshold, args.min_size, args.max_iou, args.ignore_from)
     images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled, images_dir)
@@ -119,7 +127,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
         else:
             keep_freed_memory()
             options = {
-                "thresholds": Thresholds(score=max(0.0, selection.score - 1e-6)),
+                "thresholds": Thresholds(score=max(0.0, selection.least - 1e-6)),
                 "classes": args.classes,
                 "input_size": InputSize(args.long_side),
             }
@@ -138,8 +146,10 @@ def pseudo_label(args: argparse.Namespace) -> int:
     if not first:
         return OK
     images = write_with_boxes(args.list, args.output, added, labelled, images_dir)
-    labels = Counter(CLASS_NAMES[box.label] for boxes in added.values() for box in boxes)
-    rows = [(f"boxes of {name} added", labels[name]) for name in args.classes]
+    labels = Counter(box.label for boxes in added.values() for box in boxes)
+    rows = [(f"boxes of {name} added", labels[CLASS_LABELS[name]]) for name in args.classes]
+    if args.ignore_from is not None:
+        rows += [(f"ignore regions of {name} added", labels[-CLASS_LABELS[name]]) for name in args.classes]
     print_rows([*rows, ("in images", len(added))])
     if args.detections and (unused := [key for key in coco if key not in used]):
         warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")
@@ -155,16 +165,23 @@ class Selection:
         score: least score.
         min_size: least width and height in pixels of the image.
         max_iou: overlap with a truth, or a better detection, of the same class up to which one is added.
+        ignore_from: least score of what becomes an ignore region, being below ``score``; None: nothing does.
     """
 
     score: float = 0.7
     min_size: float = 8.0
     max_iou: float = 0.3
+    ignore_from: float | None = None
+
+    @property
+    def least(self) -> float:
+        """Least score of a detection that matters."""
+        return self.score if self.ignore_from is None else min(self.score, self.ignore_from)
 
 
 @dataclass(frozen=True)
 class AddedBox:
-    """A line of the side file: image path, class label, box as in the list, score, name of the model."""
+    """A line of the side file: image path, label (negative: ignored), box as in the list, score, model."""
 
     image: str
     label: int
@@ -193,23 +210,22 @@ def boxes_to_add(
     scale = np.array([width, height, width, height], np.float64)
     boxes = found.boxes.astype(np.float64).clip(0, scale)
     fits = ((boxes[:, 2:] - boxes[:, :2]) >= max(selection.min_size, 1e-3)).all(1)
-    fits &= found.scores >= selection.score
+    fits &= found.scores >= selection.least
     boxes, scores, labels = boxes[fits], found.scores[fits], found.labels[fits]
     truths = annotation.boxes(image_size)
     added = []
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         own = torch.from_numpy(boxes[of_class])
-        free = (box_iou(own, torch.from_numpy(truths[annotation.labels == label])) <= selection.max_iou).all(
-            1
-        )
+        free = (
+            box_iou(own, torch.from_numpy(truths[np.abs(annotation.labels) == label])) <= selection.max_iou
+        ).all(1)
         own, of_class = own[free], of_class[free.numpy()]
         best_first = nms(own, torch.from_numpy(scores[of_class]).double(), selection.max_iou).numpy()
         for i in of_class[best_first]:
-            box = xyxy_to_xywh((boxes[i] / scale).round(9)).round(9)
-            added.append(
-                AddedBox(annotation.path, int(label), tuple(box.tolist()), round(float(scores[i]), 6), source)
-            )
+            box = tuple(xyxy_to_xywh((boxes[i] / scale).round(9)).round(9).tolist())
+            given = int(label) if scores[i] >= selection.score else -int(label)
+            added.append(AddedBox(annotation.path, given, box, round(float(scores[i]), 6), source))
     return added
 
 
@@ -233,7 +249,8 @@ def read_coco_detections(
     """Detections of a COCO result file, by image key (see `_key`), each image's by descending score.
 
     Args:
-        path: a list of ``{"image_id", "category_id", "bbox", "score"}``, bbox x y w h in pixels.
+        path: a list of ``{"image_id", "category_id", "bbox", "score"}``, bbox x y w h in pixels; or a COCO
+            file with such annotations, whose own ``images`` then name the files.
         categories: class name by category id; others are passed over.
         images: COCO file whose ``images`` give the file name of each image id; None: an image id is the
             image's path in the list, or that without folders and ending.
@@ -241,9 +258,11 @@ def read_coco_detections(
     Raises:
         DataError: not such a file; with the entry.
     """
-    names = _file_names(images) if images else None
     rows: dict[str, list[list[float]]] = {}
     entries = read_json(path, "detections in COCO's result format")
+    if isinstance(entries, dict) and "annotations" in entries:
+        images, entries = images or path, entries["annotations"]
+    names = _file_names(images) if images else None
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of detections, found a {type(entries).__name__}")
     for index, entry in enumerate(entries):

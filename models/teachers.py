@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -55,6 +56,12 @@ class Teachers(nn.Module):
         self.requires_grad_(False)
         self._prior_boxes = [PriorBox(teacher.cfg) for teacher in networks]
         self._own_priors = PriorBox(cfg)
+        self._other_priors = lru_cache(maxsize=8)(self._compare_priors)
+        known = [
+            [any(self._row(teacher, ratio, name) for teacher in networks) for name in cfg.class_names]
+            for ratio in cfg.heights_over_widths
+        ]
+        self.register_buffer("known", torch.tensor(known), persistent=False)
 
     def train(self, mode: bool = True) -> Teachers:
         """Teachers are never trained."""
@@ -68,36 +75,44 @@ class Teachers(nn.Module):
         ratios, classes = len(self.cfg.heights_over_widths), len(self.cfg.class_names)
         scores = images.new_zeros(batch, cells, ratios, classes)
         loc = images.new_zeros(batch, cells, ratios, classes, 4)
-        known = torch.zeros(ratios, classes, dtype=torch.bool)
         for r, ratio in enumerate(self.cfg.heights_over_widths):
             for c, name in enumerate(self.cfg.class_names):
                 for teacher, (their_scores, their_loc) in zip(self.networks, outputs, strict=True):
-                    cfg = teacher.cfg
-                    if ratio in cfg.heights_over_widths and name in cfg.class_names:
-                        row, label = cfg.heights_over_widths.index(ratio), cfg.class_names.index(name) + 1
-                        scores[:, :, r, c], loc[:, :, r, c] = (
-                            their_scores[:, :, row, label],
-                            their_loc[:, :, row],
-                        )
-                        known[r, c] = True
+                    if place := self._row(teacher, ratio, name):
+                        row, label = place
+                        scores[:, :, r, c] = their_scores[:, :, row, label]
+                        loc[:, :, r, c] = their_loc[:, :, row]
                         break
         # Two teachers may both be sure of a prior; a class takes what those before it leave.
         for c in range(1, classes):
             scores[..., c] = scores[..., c].minimum(1 - scores[..., :c].sum(-1))
-        return SoftTargets(scores.flatten(1, 2), loc.flatten(1, 2), known.repeat(cells, 1).to(images.device))
+        return SoftTargets(scores.flatten(1, 2), loc.flatten(1, 2), self.known.repeat(cells, 1))
+
+    @staticmethod
+    def _row(teacher: RetinaFace, ratio: float, name: str) -> tuple[int, int] | None:
+        """Where a teacher's outputs hold a ratio and a class: row of its ratios and label; None: nowhere."""
+        ratios, names = teacher.cfg.heights_over_widths, teacher.cfg.class_names
+        return (ratios.index(ratio), names.index(name) + 1) if ratio in ratios and name in names else None
 
     def _on_own_priors(self, i: int, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and offsets from the student's priors: Tensors[N, cells * sizes, its ratios, ...]."""
         teacher = self.networks[i]
         loc, logits = (output.float() for output in teacher(images))
-        size = images.shape[2], images.shape[3]
-        ratios = teacher.cfg.heights_over_widths
-        own = self._own_priors(size, images.device).view(-1, len(self.cfg.heights_over_widths), 4)
-        own = own[:, [self.cfg.heights_over_widths.index(ratio) for ratio in ratios]].reshape(-1, 4)
-        theirs = self._prior_boxes[i](size, images.device)
-        if not torch.equal(own, theirs):  # one of the two networks clips its priors
+        if priors := self._other_priors(i, (images.shape[2], images.shape[3]), images.device):
+            own, theirs = priors
             loc = encode(decode(loc, theirs, teacher.cfg.variances), own, self.cfg.variances)
-        return tuple(t.unflatten(1, (-1, len(ratios))) for t in (logits.softmax(2), loc))
+        ratios = len(teacher.cfg.heights_over_widths)
+        return tuple(t.unflatten(1, (-1, ratios)) for t in (logits.softmax(2), loc))
+
+    def _compare_priors(
+        self, i: int, size: tuple[int, int], device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """The student's priors with a teacher's ratios, and the teacher's own where one of the two clips."""
+        ratios = self.cfg.heights_over_widths
+        own = self._own_priors(size).view(-1, len(ratios), 4)
+        own = own[:, [ratios.index(ratio) for ratio in self.networks[i].cfg.heights_over_widths]]
+        own, theirs = own.reshape(-1, 4), self._prior_boxes[i](size)
+        return None if torch.equal(own, theirs) else (own.to(device), theirs.to(device))
 
 
 def load_teachers(

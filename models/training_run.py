@@ -26,7 +26,7 @@ from models.checkpoint import Checkpoint, save_checkpoint
 from models.engine import Recipe, bare, train_one_epoch
 from models.retinaface import RetinaFace
 from utils.box_utils import areas
-from utils.cli import OK, DataError, StopSignal
+from utils.cli import OK, DataError, StopSignal, UsageError
 from utils.draw import hex_colour
 from utils.files import read_text, write_text
 from utils.images import write_figure
@@ -91,7 +91,10 @@ class TrainingRun:
             DataError: a part of the state is not there or does not fit.
         """
         try:
-            self.recipe.optimizer.load_state_dict(state.extra["optimizer"])
+            saved, optimizer = state.extra["optimizer"], self.recipe.optimizer
+            for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+                group["fused"] = own["fused"]  # depends on the device, which may be another
+            optimizer.load_state_dict(saved)
             if self.recipe.average:
                 self.recipe.average.load_state_dict(state.extra["average"])
             progress = state.extra["progress"]
@@ -366,6 +369,21 @@ def misfits(dataset: WiderFaceDetection, cfg: ModelConfig, image_size: int) -> l
             f"{image_size} pixels, and match no prior there; a larger --image_size shows more of them"
         )
     return found
+
+
+def check_settings(now: dict, saved: dict | None, path: Path) -> None:
+    """Raises UsageError with every difference between the settings and those of the run in ``path``."""
+    if saved is None:
+        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --weights")
+    changed = [
+        f"--{key} {now.get(key)} (was {saved.get(key)})"
+        for key in sorted(now.keys() | saved.keys())
+        if now.get(key) != saved.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
+        )
 
 
 def describe_run(argv: list[str], arguments: dict) -> dict:

@@ -101,7 +101,10 @@ def test_teachers_stay_in_evaluation_mode(networks):
 
 def matches_at(*pairs: tuple[int, int], batch: int = 2) -> Matches:
     image, prior = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
-    return Matches(batch, image, prior, torch.ones(len(pairs), dtype=torch.int64), torch.zeros(len(pairs), 4))
+    labels = torch.ones(len(pairs), dtype=torch.int64)
+    return Matches(
+        batch, image, prior, labels, torch.zeros(len(pairs), 4), torch.arange(len(pairs)), len(pairs)
+    )
 
 
 def test_labels_then_teachers_then_nobody_set_the_target():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def known(batch: int) -> torch.Tensor:
 
 
 def loss_of(criterion: MultiBoxLoss, loc, logits, targets, unknown) -> dict[str, torch.Tensor]:
-    matches = criterion.match(targets, SIZE, loc.device)
+    matches = criterion.match(targets, SIZE)
     return criterion(loc, logits, matches, criterion.grids(SIZE, loc.device).priors, unknown)
 
 
@@ -83,7 +84,7 @@ def test_nothing_pushes_an_unlabelled_class_down():
     unknown = known(3)
     unknown[..., 0] = True  # faces
     criterion = MultiBoxLoss(cfg_mnet)
-    matches = criterion.match(targets, SIZE, loc.device)
+    matches = criterion.match(targets, SIZE)
     loss = loss_of(criterion, loc, logits, targets, unknown)["class"]
     (gradient,) = torch.autograd.grad(loss, logits)
     gradient[matches.image, matches.prior] = 0
@@ -135,16 +136,16 @@ def test_ignore_regions_leave_their_class_unknown(monkeypatch):
         priors[[200, 200, 300, 0]],
         torch.tensor([[0, 1], [1, 0], [1, 1], [1, 1]]),
     )
-    labelled = criterion.labelled(targets, SIZE, device)
+    labelled = criterion.labelled(targets, SIZE)
     assert labelled.shape == (2, len(priors), 2)
     assert labelled[0, 200].tolist() == [True, False] and labelled[0, :, 0].all()
     assert 1 < (~labelled[0, :, 1]).sum() < len(priors) / 4
     # Unlabelled faces of the second image stay so; both its regions of persons count.
     assert not labelled[1, :, 0].any() and not labelled[1, [0, 300], 1].any() and labelled[1, -1, 1]
     monkeypatch.setattr(loss_module, "MAX_PAIRS", 1)
-    assert torch.equal(criterion.labelled(targets, SIZE, device), labelled)
+    assert torch.equal(criterion.labelled(targets, SIZE), labelled)
     without = targets._replace(regions_norm=priors[:0], region_of=torch.zeros(0, 2, dtype=torch.int64))
-    assert torch.equal(criterion.labelled(without, SIZE, device), targets.labelled[:, None])
+    assert torch.equal(criterion.labelled(without, SIZE), targets.labelled[:, None])
 
 
 def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
@@ -159,10 +160,36 @@ def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
 
 
 @pytest.mark.parametrize("name", LOC_LOSSES)
+def test_balance_weighs_a_box_by_the_root_of_its_priors(name):
+    plain, balanced = (MultiBoxLoss(cfg_mnet, loc_loss=name, balance=b) for b in (False, True))
+    loc, logits, targets = case([6, 1])
+    matches = plain.match(targets, SIZE)
+    priors = plain.grids(SIZE, loc.device).priors
+    numbers = matches.truth.tolist()
+    weights = [numbers.count(truth) ** -0.5 for truth in numbers]
+    assert min(weights) < max(weights)
+    expected = 0.0
+    for i, weight in enumerate(weights):  # each prior alone, as if it were the only one of its truth
+        one = replace(
+            matches,
+            **{
+                k: getattr(matches, k)[i : i + 1] for k in ("image", "prior", "labels", "boxes_norm", "truth")
+            },
+        )
+        expected += weight * plain(loc, logits, one, priors, known(2), 1.0)["loc"].item()
+    found = balanced(loc, logits, matches, priors, known(2), 1.0)["loc"].item()
+    assert found == pytest.approx(expected * len(weights) / sum(weights), rel=1e-4)
+    classes = [c(loc, logits, matches, priors, known(2), 1.0)["class"].item() for c in (plain, balanced)]
+    assert classes[0] != pytest.approx(classes[1], rel=1e-5)
+    empty = case([0])
+    assert loss_of(balanced, *empty, known(1))["loc"].item() == 0
+
+
+@pytest.mark.parametrize("name", LOC_LOSSES)
 def test_boxes_that_fit_cost_nothing(name):
     criterion = MultiBoxLoss(cfg_mnet, loc_loss=name)
     loc, logits, targets = case([6])
-    matches = criterion.match(targets, SIZE, loc.device)
+    matches = criterion.match(targets, SIZE)
     priors = criterion.grids(SIZE, loc.device).priors
     wrong = criterion(loc, logits, matches, priors, known(1))["loc"]
     with torch.no_grad():

@@ -281,11 +281,18 @@ def test_faults_of_the_file(tmp_path):
         converted(path)
     assert set(converted(path, **marked(depiction="keep"))) == {"a.jpg"}
     whole = gzip.compress("\n".join([HEADER, *[GOOD] * 50]).encode())
+    broken = tmp_path / "boxes.csv.gz"
     for content in (whole[:-20], whole[:60] + b"\0\0\0" + whole[63:], b"no gzip"):
-        broken = tmp_path / "boxes.csv.gz"
         broken.write_bytes(content)
         with pytest.raises(DataError, match=r"boxes\.csv\.gz"):
             converted(broken)
+    endless = b"a" * (5 * open_images.LONGEST_LINE // 2)
+    broken.write_bytes(gzip.compress(HEADER.encode() + b"\n" + endless))
+    with pytest.raises(DataError, match=r"boxes\.csv\.gz: a line of more than 1048576 bytes"):
+        converted(broken)
+    broken.write_bytes(gzip.compress(endless))
+    with pytest.raises(DataError, match=r"boxes\.csv\.gz:1: not a CSV line: b.a{80}"):
+        converted(broken)
 
 
 def test_a_full_disk_leaves_the_old_list(tmp_path, monkeypatch):

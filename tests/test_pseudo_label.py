@@ -64,6 +64,17 @@ def test_which_boxes_are_added():
     assert added((-50, 0, -10, 40, 0.8, 1)) == []
 
 
+def test_unsure_boxes_become_ignore_regions():
+    sure, unsure = (100, 50, 140, 90, 0.7, 1), (150, 50, 190, 90, 0.3, 1)
+    assert added(sure, unsure, ignore_from=0.3) == [
+        (1, 0.5, 0.5, 0.2, 0.4, 0.7),
+        (-1, 0.75, 0.5, 0.2, 0.4, 0.3),
+    ]
+    assert added((*unsure[:4], 0.29, 1), ignore_from=0.3) == []
+    # The unsure one is the same face as the sure one, or as the truth.
+    assert added(sure, (*sure[:4], 0.4, 1), (20, 10, 40, 30, 0.4, 1), ignore_from=0.3) == added(sure)
+
+
 def read_side_file(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -88,14 +99,14 @@ def coco(path: Path, *rows: tuple[object, int, list[float], float]) -> Path:
 
 
 def test_coco_detections_are_added_once(tmp_path, listed, capsys):
-    detections = coco(
-        tmp_path / "found.json",
+    faces = [
         ("001.png", 5, [10, 10, 20, 20], 0.95),
         ("002", 5, [10, 10, 20, 30], 0.8),
         (3, 5, [10, 10, 20, 40], 0.9),
         (3, 6, [10, 10, 20, 40], 0.9),
         ("elsewhere", 5, [10, 10, 20, 40], 0.9),
-    )
+    ]
+    detections = coco(tmp_path / "found.json", *faces)
     output = tmp_path / "both" / "list.txt"
     arguments = [
         "pseudo_label",
@@ -118,6 +129,20 @@ def test_coco_detections_are_added_once(tmp_path, listed, capsys):
         ("002.png", 0.8, "found.json"),
         ("003.png", 0.9, "found.json"),
     ]
+    # A COCO file that holds images and scores; what is unsure is ignored, once.
+    ids = {1: "001.png", 2: "002.png"}
+    annotations = [
+        {"image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], "score": 0.95},
+        {"image_id": 2, "category_id": 5, "bbox": [10, 10, 20, 30], "score": 0.3},
+    ]
+    images = [{"id": key, "file_name": name} for key, name in ids.items()]
+    detections.write_text(json.dumps({"images": images, "annotations": annotations}))
+    for _ in range(2):
+        assert main([*from_coco, "--ignore_from", "0.2"]) == 0
+        assert [a.labels.tolist() for a in read_annotations(output)] == [[2, 1], [2, -1], [2]]
+    assert "ignore regions of face added" in capsys.readouterr().out
+    detections = coco(tmp_path / "found.json", *faces)
+    assert main(from_coco) == 0
     # Again on its own output: all there already.
     again = tmp_path / "again" / "list.txt"
     images = ["--images", str(listed.parent / "images")]

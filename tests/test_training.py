@@ -87,7 +87,7 @@ def assert_same(one: object, other: object) -> None:
 
 EVERYTHING = (
     *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--amp"),
-    *("--windows", "0.5", "2", "--aspect", "1.2", "--min_box", "4", "--mine_batch"),
+    *("--windows", "0.5", "2", "--aspect", "1.2", "--min_box", "4", "--mine_batch", "--balance"),
     *("--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
 )
 

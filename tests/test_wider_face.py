@@ -15,7 +15,7 @@ from data.annotations import ImageAnnotation, write_annotations
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from tests.training_data import make_list
-from utils.cli import DataError
+from utils.cli import DataError, UsageError
 
 
 def test_images_without_boxes_and_classes_without_labels(tmp_path):
@@ -125,6 +125,29 @@ def test_large_batches_need_few_file_descriptors(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert [len(images) for images, _ in batches] == [256, 256]
     assert all(len(targets.labels) == targets.counts.sum() for _, targets in batches)
+
+
+def test_decoded_images_are_kept_once_for_all_processes(tmp_path):
+    path = make_list(tmp_path, 8)
+    transform = TrainTransform(16)
+    expected = [dataset[i, 5] for dataset in [WiderFaceDetection([path], transform)] for i in range(8)]
+    dataset = WiderFaceDetection([path], transform, cache=6.5 * 80 * 80 * 3 / 2**30)
+    loader = make_loader(dataset, EpochSampler(dataset.list_sizes, [1], 4), 2)
+    assert dataset.cache.get(0) is None
+    assert len(list(loader)) == 2  # filled by the workers, seen here
+    kept = [dataset.cache.get(i) for i in range(8)]
+    assert sum(image is not None for image in kept) == 6 and not any(
+        i is not None and i.flags.writeable for i in kept
+    )
+    for image in (tmp_path / "images").iterdir():
+        if kept[int(image.stem)] is not None:
+            image.write_bytes(b"")
+    for i in range(8):
+        found = dataset[i, 5]
+        assert torch.equal(found[0], expected[i][0])
+        assert torch.equal(found[1]["boxes_norm"], expected[i][1]["boxes_norm"])
+    with pytest.raises(UsageError, match=r"--cache: \d+ GiB for images, the machine has \d+; take fewer"):
+        WiderFaceDetection([path], transform, cache=2**20)
 
 
 def test_workers_outlive_sigterm_but_not_the_main_process(tmp_path, repository):

@@ -48,6 +48,17 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def cores(most: int) -> int:
+    """Cores for this process, 1 to ``most``; the processes that ``torchrun`` started share them."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(count // local_processes(), 1), most)
+
+
+def local_processes() -> int:
+    """How many processes ``torchrun`` started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def rank() -> int:
     """Number of this process; 0 is the one that writes."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,8 @@ class Matches:
         image, prior: int64 Tensor[K], which prior of which image, ascending.
         labels: int64 Tensor[K].
         boxes_norm: Tensor[K, 4], x1 y1 x2 y2 of the truths.
+        truth: int64 Tensor[K], the number of the truth within the batch.
+        truths: how many the batch has.
     """
 
     batch_size: int
@@ -80,6 +83,8 @@ class Matches:
     prior: Tensor
     labels: Tensor
     boxes_norm: Tensor
+    truth: Tensor
+    truths: int
 
 
 def match(
@@ -104,11 +109,11 @@ def match(
         boxes_norm: Tensor[M, 4] of all images one after another, x1 y1 x2 y2, normalised, with positive width
             and height.
         labels: int64 Tensor[M].
-        counts: int64 Tensor[N] on the CPU, boxes of each image.
+        counts: int64 Tensor[N], boxes of each image.
         grids: the priors, on the device of boxes and labels.
     """
     device, count = grids.priors.device, len(grids.priors)
-    image = torch.repeat_interleave(counts).to(device)
+    image = torch.repeat_interleave(counts.to(device), output_size=len(boxes_norm))
     everyone = torch.arange(len(boxes_norm), device=device)
 
     floor = _best_iou(boxes_norm, grids).clamp(max=match_iou) * (1 - 1e-3)  # a margin for rounding
@@ -119,21 +124,24 @@ def match(
     nowhere = len(counts) * count
     best_iou = iou.new_zeros(len(boxes_norm)).scatter_reduce_(0, truth, iou, "amax")
     best = iou == best_iou[truth]
-    best_key = torch.full_like(image, nowhere).scatter_reduce_(0, truth[best], key[best], "amin")
+    best_key = torch.full_like(image, nowhere)
+    best_key.scatter_reduce_(0, truth, key.where(best, nowhere), "amin")
 
     # The best truth of every prior, the first of equal ones, unless the prior is the best of a truth.
     near = iou >= match_iou
-    key, truth, iou = key[near], truth[near], iou[near]
-    key_iou = iou.new_zeros(nowhere).scatter_reduce_(0, key, iou, "amax")
-    best = iou == key_iou[key]
-    owner = image.new_full((nowhere + 1,), len(boxes_norm)).scatter_reduce_(0, key[best], truth[best], "amin")
+    key_iou = iou.new_zeros(nowhere).scatter_reduce_(0, key, iou * near, "amax")
+    best = near & (iou == key_iou[key])
+    owner = image.new_full((nowhere + 1,), len(boxes_norm))
+    owner.scatter_reduce_(0, key, truth.where(best, len(boxes_norm)), "amin")
     matched = owner < len(boxes_norm)
-    matched[best_key[best_iou >= best_prior_iou]] = True
+    matched.index_fill_(0, best_key.where(best_iou >= best_prior_iou, nowhere), True)
     owner.scatter_reduce_(0, best_key, everyone, "amax", include_self=False)
 
     key = matched[:nowhere].nonzero()[:, 0]
     owner = owner[key]
-    return Matches(len(counts), key // count, key % count, labels[owner], boxes_norm[owner])
+    return Matches(
+        len(counts), key // count, key % count, labels[owner], boxes_norm[owner], owner, len(labels)
+    )
 
 
 def much_covered(boxes: Tensor, regions: Tensor, share: float = 0.5, iou: float = 0.3) -> Tensor:
@@ -183,7 +191,7 @@ def choose_targets(
         return unknown, None
     unknown = unknown | (teacher_knows & teacher_first)
     soft = unknown & teacher_knows
-    soft[matches.image, matches.prior] = False
+    soft.index_put_((matches.image, matches.prior), soft.new_zeros(()))
     return unknown, soft
 
 
@@ -221,26 +229,38 @@ def _pairs_from(truths: Tensor, floor: Tensor, grids: PriorGrids) -> tuple[Tenso
         high = torch.searchsorted(centres, (centre[:, axis] + reach).contiguous(), right=True)
         start.append(low)
         length.append((high - low).clamp(min=0))
-    pairs = length[0] * length[1] * (needed <= most.prod(-1))
-
-    grid, truth = pairs.nonzero(as_tuple=True)
-    pairs, columns = pairs[grid, truth], length[0][grid, truth]
-    first_column, first_row = start[0][grid, truth], start[1][grid, truth]
-    found = [(truth[:0], truth[:0], floor[:0])]
-    bundles = ((pairs.cumsum(0) - pairs) // MAX_PAIRS).unique_consecutive(return_counts=True)[1].tolist()
-    for bundle in torch.arange(len(pairs), device=truths.device).split(bundles):
-        counts = pairs[bundle]
-        window = bundle.repeat_interleave(counts)
-        offset = torch.arange(len(window), device=truths.device)
-        offset -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+    pairs = (length[0] * length[1] * (needed <= most.prod(-1))).flatten()
+    before = pairs.cumsum(0) - pairs
+    columns, first_column, first_row = length[0].flatten(), start[0].flatten(), start[1].flatten()
+    found = [(columns[:0], columns[:0], floor[:0])]
+    for windows, first, last in _bundles(pairs.cpu()):
+        window = torch.arange(windows.start, windows.stop, device=truths.device)
+        window = window.repeat_interleave(pairs[windows], output_size=last - first)
+        grid, truth = window // len(truths), window % len(truths)
+        offset = torch.arange(first, last, device=truths.device) - before[window]
         row = offset // columns[window]
         column = first_column[window] + offset - row * columns[window]
         row += first_row[window]
-        prior = grids.first[grid[window]] + (row * grids.columns[grid[window]] + column) * grids.step
-        iou = _iou(truths[truth[window]], grids.corners[prior])
-        kept = (iou >= floor[truth[window]]) & (iou > 0)
-        found.append((truth[window][kept], prior[kept], iou[kept]))
+        prior = grids.first[grid] + (row * grids.columns[grid] + column) * grids.step
+        iou = _iou(truths[truth], grids.corners[prior])
+        kept = ((iou >= floor[truth]) & (iou > 0)).nonzero()[:, 0]
+        found.append((truth[kept], prior[kept], iou[kept]))
     return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _bundles(pairs: Tensor) -> Iterator[tuple[slice, int, int]]:
+    """Windows with about `MAX_PAIRS` pairs together, and the numbers of their first pair and of the next.
+
+    Args:
+        pairs: int64 Tensor[W] on the CPU, pairs of each window.
+    """
+    after = pairs.cumsum(0)
+    bundle = (after - pairs) // MAX_PAIRS
+    start, first = 0, 0
+    for windows in bundle.unique_consecutive(return_counts=True)[1].tolist():
+        last = int(after[start + windows - 1])
+        yield slice(start, start + windows), first, last
+        start, first = start + windows, last
 
 
 def _iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ class MultiBoxLoss(nn.Module):
         negatives_of_empty: hard negatives of an image without positives.
         mine_batch: the hard negatives are those of the whole batch, so that an image with many positives does
             not take easy ones while another with few leaves hard ones out.
+        balance: a matched prior weighs less the more priors its truth has, by the root of their number, so
+            that a large box with sixty does not outweigh a small one with eight; the mean weight is 1 (in
+            each process).
         loc_loss: one of `LOC_LOSSES`.
         loc_weight: weight of the localisation loss.
     """
@@ -44,6 +47,7 @@ class MultiBoxLoss(nn.Module):
         negatives_per_positive: int = 7,
         negatives_of_empty: int = 7,
         mine_batch: bool = False,
+        balance: bool = False,
         loc_loss: str = "smooth_l1",
         loc_weight: float = 2.0,
     ) -> None:
@@ -51,7 +55,8 @@ class MultiBoxLoss(nn.Module):
         self.cfg = cfg
         self.match_iou, self.best_prior_iou = match_iou, best_prior_iou
         self.negatives_per_positive, self.negatives_of_empty = negatives_per_positive, negatives_of_empty
-        self.mine_batch, self.loc_loss, self.loc_weight = mine_batch, loc_loss, loc_weight
+        self.mine_batch, self.balance = mine_batch, balance
+        self.loc_loss, self.loc_weight = loc_loss, loc_weight
         self._prior_box = PriorBox(cfg)
         self._grids: dict[tuple[tuple[int, int], torch.device], PriorGrids] = {}
 
@@ -64,25 +69,24 @@ class MultiBoxLoss(nn.Module):
             self._grids = {key: PriorGrids.of(priors, levels, priors_per_cell(self.cfg))}
         return self._grids[key]
 
-    def match(self, targets: Targets, image_size: tuple[int, int], device: torch.device) -> Matches:
-        """Gives the priors of a batch their truths."""
-        boxes_norm, labels = targets.boxes_norm.to(device), targets.labels.to(device)
-        grids = self.grids(image_size, device)
-        return match(boxes_norm, labels, targets.counts, grids, self.match_iou, self.best_prior_iou)
+    def match(self, targets: Targets, image_size: tuple[int, int]) -> Matches:
+        """Gives the priors of a batch their truths, where these are."""
+        grids = self.grids(image_size, targets.labels.device)
+        truths = targets.boxes_norm, targets.labels, targets.counts
+        return match(*truths, grids, self.match_iou, self.best_prior_iou)
 
-    def labelled(self, targets: Targets, image_size: tuple[int, int], device: torch.device) -> Tensor:
+    def labelled(self, targets: Targets, image_size: tuple[int, int]) -> Tensor:
         """bool Tensor[N, 1 or P, classes]: where labels tell whether there is an object of the class.
 
         One row an image where that holds for all of it; with ignore regions a row a prior.
         """
-        labelled = targets.labelled.to(device)[:, None]
-        if not len(targets.regions_norm):
+        labelled, regions = targets.labelled[:, None], targets.regions_norm
+        if not len(regions):
             return labelled
-        corners = self.grids(image_size, device).corners
+        corners = self.grids(image_size, labelled.device).corners
         classes = targets.labelled.shape[1]
-        rows = (targets.region_of[:, 0] * classes + targets.region_of[:, 1]).to(device)
-        regions = targets.regions_norm.to(device)
-        ignored = torch.zeros(labelled.numel(), len(corners), dtype=torch.uint8, device=device)
+        rows = targets.region_of[:, 0] * classes + targets.region_of[:, 1]
+        ignored = labelled.new_zeros(labelled.numel(), len(corners), dtype=torch.uint8)
         at_once = max(MAX_PAIRS // len(corners), 1)
         for row, region in zip(rows.split(at_once), regions.split(at_once), strict=True):
             covered = much_covered(corners, region).byte()
@@ -120,10 +124,24 @@ class MultiBoxLoss(nn.Module):
 
     def _loc_sum(self, loc: Tensor, matches: Matches, priors: Tensor) -> Tensor:
         offsets, priors = loc[matches.image, matches.prior].float(), priors[matches.prior]
-        loss = LOC_LOSSES[self.loc_loss]
+        loss, boxes = LOC_LOSSES[self.loc_loss], matches.boxes_norm
         if self.loc_loss == "smooth_l1":
-            return loss(offsets, encode(matches.boxes_norm, priors, self.cfg.variances), reduction="sum")
-        return loss(decode(offsets, priors, self.cfg.variances), matches.boxes_norm, reduction="sum")
+            found, wanted = offsets, encode(boxes, priors, self.cfg.variances)
+        else:
+            found, wanted = decode(offsets, priors, self.cfg.variances), boxes
+        if not self.balance:
+            return loss(found, wanted, reduction="sum")
+        of_priors = loss(found, wanted, reduction="none")
+        of_priors = of_priors.sum(1) if of_priors.ndim > 1 else of_priors
+        return (of_priors * self._weights(matches)).sum()
+
+    @staticmethod
+    def _weights(matches: Matches) -> Tensor:
+        """Tensor[K], see ``balance``."""
+        alike = torch.ones_like(matches.truth, dtype=torch.float32)
+        counts = alike.new_zeros(matches.truths).index_add_(0, matches.truth, alike)
+        weights = counts[matches.truth].rsqrt()
+        return weights * (len(weights) / weights.sum())
 
     def _class_sum(self, logits: Tensor, matches: Matches, unknown: Tensor) -> Tensor:
         image, prior = self._hard_negatives(logits, matches, unknown)
@@ -131,10 +149,13 @@ class MultiBoxLoss(nn.Module):
         unknown = unknown.expand(-1, logits.shape[1], -1)[image, prior]
         merged = torch.cat([negative[:, :1], negative[:, 1:].masked_fill(~unknown, -torch.inf)], 1)
         positive = logits[matches.image, matches.prior].float()
-        return (
-            F.cross_entropy(positive, matches.labels, reduction="sum")
-            + (negative.logsumexp(1) - merged.logsumexp(1)).sum()
-        )
+        if self.balance:
+            found = (
+                F.cross_entropy(positive, matches.labels, reduction="none") * self._weights(matches)
+            ).sum()
+        else:
+            found = F.cross_entropy(positive, matches.labels, reduction="sum")
+        return found + (negative.logsumexp(1) - merged.logsumexp(1)).sum()
 
     @torch.no_grad()
     def _hard_negatives(self, logits: Tensor, matches: Matches, unknown: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,15 +169,17 @@ class MultiBoxLoss(nn.Module):
             known = torch.logaddexp(known, logit.masked_fill(hidden, -torch.inf))
             rest = torch.logaddexp(rest, logit.masked_fill(~hidden, -torch.inf))
         odds = known - rest
-        odds[matches.image, matches.prior] = -torch.inf
+        odds.index_put_((matches.image, matches.prior), odds.new_full((), -torch.inf))
 
-        positives = torch.bincount(matches.image, minlength=matches.batch_size)
+        positives = matches.image.new_zeros(matches.batch_size)
+        positives.index_add_(0, matches.image, torch.ones_like(matches.image))
         wanted = self.negatives_per_positive * positives
-        wanted[positives == 0] = self.negatives_of_empty
+        wanted = wanted.masked_fill(positives == 0, self.negatives_of_empty)
         wanted = torch.minimum(wanted, logits.shape[1] - positives)
         if self.mine_batch:
             hardest = odds.flatten().topk(int(wanted.sum())).indices
             return hardest // odds.shape[1], hardest % odds.shape[1]
         hardest = odds.topk(int(wanted.max()), dim=1).indices
         chosen = torch.arange(hardest.shape[1], device=odds.device) < wanted[:, None]
-        return chosen.nonzero()[:, 0], hardest[chosen]
+        image, place = chosen.nonzero(as_tuple=True)
+        return image, hardest[image, place]

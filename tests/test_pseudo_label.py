@@ -209,6 +209,8 @@ def test_checkpoint_alone_and_shared_out_add_the_same(tmp_path, listed, two_proc
         "0.3",
         "--min_size",
         "20",
+        "--long_side",
+        "200",
     ]
     options += ["--trained_model", str(tmp_path / "faces.pth")]
     command = ["pseudo_label", str(listed), *options, "--output"]

@@ -107,7 +107,12 @@ def recorded(repository, tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "wanted"),
-    [("reproduce_small", "FACES"), ("reproduce_full", "ARCHIVES"), ("score", "MODEL")],
+    [
+        ("reproduce_small", "FACES"),
+        ("reproduce_kinds", "FIRST"),
+        ("reproduce_full", "ARCHIVES"),
+        ("score", "MODEL"),
+    ],
 )
 def test_what_is_missing_is_named(repository, script, wanted):
     run = reproduce(repository, script, **{wanted: ""})
@@ -142,6 +147,18 @@ def test_small_are_the_runs_of_the_weights(recorded):
         for key, value in stored[name]["arguments"].items():
             own = arguments[key] if arguments[key] != math.inf else None
             assert key in OWN or own == value, (name, key)
+
+
+def test_the_commands_for_more_kinds_are_understood(recorded, tmp_path):
+    (tmp_path / "scenes.json").touch()
+    names = ["FIRST", "SCENES", "CLOTHING", "FLICKR", "ANIMALS", "BOXES"]
+    commands = recorded("reproduce_kinds", **dict.fromkeys(names, tmp_path))
+    for script, *arguments in commands:
+        if script in MODULES:
+            importlib.import_module(MODULES[script]).parse_args(arguments)
+    runs = [command for command in commands if command[0] == "train_changeclass.py"]
+    lists = [command[2] for command in commands if command[0] == "prep_data.py"]
+    assert len(lists) == 12 and len(runs) >= 5
 
 
 @full

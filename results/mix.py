@@ -2,7 +2,8 @@
 
 The average of networks that were trained from one start is often better than each of them (model soups,
 Wortsman et al. 2022). Towards the parent faces come back and persons pay; the heads stay as trained, since
-the parent has no persons.
+the parent has no persons. Scores of the smallest faces can be too high beside those of large ones, which
+--lower_faces mends.
 
 Examples:
   python3 results/mix.py runs/a/best.pth runs/b/best.pth --output mean.pth
@@ -18,9 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.config import CLASS_LABELS
 from models.checkpoint import init_from_face, load_network, save_checkpoint
 from models.retinaface import RetinaFace
-from utils.cli import OK, DataError, UsageError, option, parser_of, run, share
+from utils.cli import OK, DataError, UsageError, at_least_zero, option, parser_of, run, share
 
 BEFORE_HEADS = ("body", "fpn", "ssh")
 
@@ -32,6 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(parser, "--share", "of the parent (default: 0)", share, 0.0, metavar="S")
     layers = "what goes towards the parent: starts of names, as body.stage2 (default: all before the heads)"
     option(parser, "--layers", layers, default=list(BEFORE_HEADS), nargs="+", metavar="NAME")
+    lower = "take this from the logit of faces on the priors of the smallest size (default: 0)"
+    option(parser, "--lower_faces", lower, at_least_zero, 0.0, metavar="LOGIT")
     option(parser, "--output --out", "checkpoint to write", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
     if bool(args.parent) != bool(args.share):
@@ -47,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     network = average([load_network(path) for path in args.trained])
     if args.parent:
         network = mix(network, args.parent, args.share, args.layers)
+    lower_faces(network, args.lower_faces)
     save_checkpoint(args.output, network)
     return OK
 
@@ -90,6 +95,12 @@ def mix(
         if values.is_floating_point() and name.startswith(tuple(layers)):
             values.lerp_(start[name], share)
     return trained
+
+
+def lower_faces(network: RetinaFace, amount: float) -> None:
+    """Takes ``amount`` from the logit of faces on the priors of the smallest size."""
+    bias = network.ClassHead[0].conv1x1.bias.data.view(-1, network.cfg.num_classes)
+    bias[: len(network.cfg.heights_over_widths), CLASS_LABELS["face"]] -= amount
 
 
 if __name__ == "__main__":

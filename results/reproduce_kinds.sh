@@ -24,10 +24,10 @@
 #   OUT, PROCESSES, TRAIN_OPTIONS, PYTHON    as in reproduce_small.sh (OUT: runs/kinds)
 #
 # Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 25 photos of 416x416 a second, with the
-# teacher; all runs together take about TIME hours.
+# teacher; all runs together take about two hours.
 #
 # The network of weights/ was trained by these runs in earlier versions of the scripts, each run in one process and
-# some beside each other; its lists followed a few more rules (bodies below a face without a person's box, groups of
+# some beside each other, with the seeds in another order; its lists followed a few more rules (bodies below a face without a person's box, groups of
 # persons in one box and faces below 8 pixels are ignored). This recipe as a whole has not been run.
 set -euo pipefail
 # shellcheck source=results/steps.sh
@@ -105,8 +105,22 @@ learn_all run20 "${shares[@]}" --weights "$OUT/mean19.pth" --lr 6e-4 --warmup 50
 learn_all run21 "${shares[@]}" --weights "$OUT/mean19.pth" --lr 6e-4 --warmup 50 --epochs 13 --ema 0.999 \
     "${faces_kept[@]}" --distil 1 0.5 --seed 22
 mix mean21 "$(last run20)" "$(last run21)"
-shares=(--repeat 0.3 0.4 0.3 0.07 0.15 0.07)
-mix network "$OUT/mean21.pth"
+
+# Towards persons, in smaller and smaller steps: each time one run with the parent's faces and one without.
+# closer NUMBER START SEED EPOCHS RATE DISTIL SCENES: runs NUMBER and NUMBER + 1, and their average.
+closer() {
+    local options=(--repeat 0.3 "$7" 0.3 0.07 0.15 0.07 --weights "$OUT/$2.pth" --lr "$5" --warmup 20
+        --schedule cosine --epochs "$4" --ema 0.99)
+    # shellcheck disable=SC2086 # two weights
+    learn_all "run$1" "${options[@]}" --seed "$3" "${faces_kept[@]}" --distil $6
+    learn_all "run$(($1 + 1))" "${options[@]}" --seed "$(($3 + 1))"
+    mix "mean$(($1 + 1))" "$(last "run$1")" "$(last "run$(($1 + 1))")"
+}
+
+closer 22 mean21 31 3 5e-4 "1 0.5" 0.4
+closer 24 mean23 41 3 6e-4 "0.5 0.25" 0.5
+closer 26 mean25 51 2 6e-4 "0.5 0.25" 0.5
+mix network "$OUT/mean27.pth" --lower_faces 1
 export FACES PERSONS GROUND_TRUTH PYTHON
 step score bash results/score.sh "$OUT/network.pth" "$OUT/score"
 echo "$OUT/network.pth is the network; the numbers above go to results/accuracy.csv"

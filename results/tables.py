@@ -36,6 +36,7 @@ METRICS = {
     "hard": "hard",
     "ap_face": "faces, AP",
     "ap_person": "persons, AP",
+    "person_scenes": "persons, scenes",
     "person_coco": "persons, COCO",
     "person_open_images": "persons, Open Images",
     "person_street": "persons, football and streets",
@@ -163,12 +164,15 @@ def filled(text: str, name: str, rows: Iterable[dict[str, str]]) -> tuple[str, l
 
 
 def measured(paths: Iterable[Path]) -> dict[str, float]:
-    """Numbers of an accuracy row from the ``--json`` files of both evaluators."""
+    """Numbers of an accuracy row from the ``--json`` files of both evaluators, as score.sh names them."""
     found: dict[str, float] = {}
     for path in paths:
         values = json.loads(path.read_text(encoding="utf-8"))
         found |= {name: subset["ap"] for name, subset in values.get("subsets", {}).items()}
-        found |= {f"ap_{name}": one["ap"] for name, one in values.get("classes", {}).items()}
+        classes = {name: one["ap"] for name, one in values.get("classes", {}).items()}
+        found |= {
+            f"{name}_scenes" if path.stem == "SCENES" else f"ap_{name}": ap for name, ap in classes.items()
+        }
     return {name: found[name] for name in METRICS if found.get(name) is not None}
 
 

@@ -120,7 +120,7 @@ closer() {
 closer 22 mean21 31 3 5e-4 "1 0.5" 0.4
 closer 24 mean23 41 3 6e-4 "0.5 0.25" 0.5
 closer 26 mean25 51 2 6e-4 "0.5 0.25" 0.5
-mix network "$OUT/mean27.pth" --lower_faces 0.85
+mix network "$OUT/mean27.pth" --lower_faces 0.85 --lower_persons 1
 export FACES PERSONS GROUND_TRUTH PYTHON
 step score bash results/score.sh "$OUT/network.pth" "$OUT/score"
 echo "$OUT/network.pth is the network; the numbers above go to results/accuracy.csv"

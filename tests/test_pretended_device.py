@@ -173,9 +173,9 @@ def test_detection(precision):
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (height, 128, 3), np.uint8) for height in (64, 64, 96)]
     network = load_network(DEFAULT_WEIGHTS)
-    expected = Detector(network, precision=precision)(images)
+    expected = Detector(network, precision=precision, scales=[2, 1])(images)
     with pretended_device() as device:
-        found = Detector(network, device=CUDA, precision=precision)(images)
+        found = Detector(network, device=CUDA, precision=precision, scales=[2, 1])(images)
         assert device.launches["convolution"]
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one.labels, other.labels)

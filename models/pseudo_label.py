@@ -101,10 +101,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
           --category 0=person --output wf_persons/val/gt.txt
       torchrun --nproc_per_node 4 prep_data.py pseudo_label ...    # the images shared out
     """
-    if (args.trained_model is None) == (args.detections is None):
-        raise UsageError("expected one of --trained_model and --detections")
-    if args.detections and not args.category:
-        raise UsageError("give the detections' category ids, e.g. --category 0=person")
+    check_options(args)
     model = str(args.trained_model or "")
     torchvision = model.removeprefix(TORCHVISION) if model.startswith(TORCHVISION) else None
     args.classes = args.classes or ["person" if torchvision else "face"]
@@ -157,6 +154,19 @@ def pseudo_label(args: argparse.Namespace) -> int:
     return OK
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UsageError for options that do not go together."""
+    if (args.trained_model is None) == (args.detections is None):
+        raise UsageError("expected one of --trained_model and --detections")
+    if args.detections and not args.category:
+        raise UsageError("give the detections' category ids, e.g. --category 0=person")
+    if args.ignore_from is not None and args.ignore_from >= args.confidence_threshold:
+        raise UsageError(
+            f"--ignore_from {args.ignore_from}: expected less than --confidence_threshold, "
+            f"which is {args.confidence_threshold}"
+        )
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which detections are added.
@@ -176,7 +186,7 @@ class Selection:
     @property
     def least(self) -> float:
         """Least score of a detection that matters."""
-        return self.score if self.ignore_from is None else min(self.score, self.ignore_from)
+        return self.score if self.ignore_from is None else self.ignore_from
 
 
 @dataclass(frozen=True)

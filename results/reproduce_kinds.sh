@@ -27,8 +27,9 @@
 # teacher; all runs together take about two hours.
 #
 # The network of weights/ was trained by these runs in earlier versions of the scripts, each run in one process and
-# some beside each other, with the seeds in another order; its lists followed a few more rules (bodies below a face without a person's box, groups of
-# persons in one box and faces below 8 pixels are ignored). This recipe as a whole has not been run.
+# some beside each other, with the seeds in another order; its lists followed a few more rules (bodies below a face
+# without a person's box, groups of persons in one box and faces below 8 pixels are ignored). This recipe as a whole
+# has not been run.
 set -euo pipefail
 # shellcheck source=results/steps.sh
 source "$(dirname "$0")/steps.sh"
@@ -41,21 +42,7 @@ need BOXES scenes.json "what larger detectors found"
 need FACE_TEACHER "" "the one-class parent"
 need GROUND_TRUTH "" "WIDER FACE's ground truth"
 OUT=${OUT:-runs/kinds}
-if (($(gpus))); then
-    PROCESSES=${PROCESSES:-1} workers=8
-else
-    PROCESSES=${PROCESSES:-2} workers=1
-fi
-
-# last NAME: the last network of a run.
-last() {
-    echo "$OUT/$1/mobilenet0.25_2cls6anchors_Final.pth"
-}
-
-# mix NAME NETWORKS: their average, as $OUT/NAME.pth.
-mix() {
-    step "$1" "$PYTHON" results/mix.py "${@:2}" --out "$OUT/$1.pth"
-}
+share_out
 
 # found NAME LIST CLASS BOX IGNORE OUTPUT: adds boxes of a class from $BOXES/NAME.json.
 found() {

@@ -37,11 +37,7 @@ need GROUND_TRUTH "" "WIDER FACE's ground truth"
 need FACE_TEACHER "" "the one-class parent"
 need PERSON_TEACHER "" "the published two-class network"
 OUT=${OUT:-runs/small}
-if (($(gpus))); then
-    PROCESSES=${PROCESSES:-1} workers=8
-else
-    PROCESSES=${PROCESSES:-2} workers=1
-fi
+share_out
 
 # Without boxes: what a face is, the parent alone says.
 names_only() {
@@ -71,16 +67,6 @@ learn() {
         "$PERSONS/train/small_persons.txt" --image_size 512 --zoom_out 1.5 --batch_size 10 --freeze_bn --amp \
         --teacher "$FACE_TEACHER" "$PERSON_TEACHER" --optimizer adamw --clip_grad 50 --schedule cosine \
         --val_dataset "$FACES/val/wider_val_gt.txt" "$PERSONS/val/wider_val_gt.txt" "$@"
-}
-
-# last NAME: the last network of a run.
-last() {
-    echo "$OUT/$1/mobilenet0.25_2cls6anchors_Final.pth"
-}
-
-# mix NAME ARGUMENTS...: a network made of others, as $OUT/NAME.pth.
-mix() {
-    step "$1" "$PYTHON" results/mix.py "${@:2}" --out "$OUT/$1.pth"
 }
 
 # The tail of a run: faces weighted more, small steps.

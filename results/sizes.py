@@ -26,7 +26,7 @@ from data.annotations import ImageAnnotation, image_folder, read_annotations
 from data.predictions import BoxTable
 from models.arguments import DEFAULT_WEIGHTS
 from models.detector import Detector
-from utils.cli import count, option, parser_of, run
+from utils.cli import Number, count, option, parser_of, run
 from utils.image_names import image_key
 from utils.images import read_image
 from utils.processes import keep_freed_memory
@@ -41,7 +41,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(parser, "--gt", "ground truth of WIDER FACE, for --faces", Path, metavar="FOLDER")
     option(parser, "--every", "take every nth photo", count, 1)
     sides = "longer sides; 0: as it is"
-    option(parser, "--long_side", sides, int, [320, 0, 1024, 1600, 2400], nargs="+", metavar="PIXELS")
+    option(
+        parser,
+        "--long_side",
+        sides,
+        Number(int, 0, 16384),
+        [320, 0, 1024, 1600, 2400],
+        nargs="+",
+        metavar="PIXELS",
+    )
     args = parser.parse_args(argv)
     if (args.persons is None) == (args.faces is None) or (args.faces is None) != (args.gt is None):
         parser.error("expected --persons LIST, or --faces LIST and --gt FOLDER")

@@ -52,3 +52,22 @@ train() {
 gpus() {
     nvidia-smi -L 2> /dev/null | grep -c '^GPU' || true
 }
+
+# share_out: sets PROCESSES unless it is given, and workers, the readers of each: for two cores, or for a GPU.
+share_out() {
+    if (($(gpus))); then
+        PROCESSES=${PROCESSES:-1} workers=8
+    else
+        PROCESSES=${PROCESSES:-2} workers=1
+    fi
+}
+
+# last NAME: the last network of a run.
+last() {
+    echo "$OUT/$1/mobilenet0.25_2cls6anchors_Final.pth"
+}
+
+# mix NAME ARGUMENTS...: a network made of others, as $OUT/NAME.pth.
+mix() {
+    step "$1" "$PYTHON" results/mix.py "${@:2}" --out "$OUT/$1.pth"
+}

@@ -36,6 +36,19 @@ def json_of(main: Callable[[list[str]], int], *arguments: object) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.fixture(scope="module")
+def network() -> RetinaFace:
+    """Random weights that fire often, for both classes, with boxes of all sizes."""
+    torch.manual_seed(3)
+    network = RetinaFace(cfg_mnet)
+    with torch.no_grad():
+        for head in network.ClassHead:
+            head.conv1x1.weight.mul_(8)
+        for head in network.BboxHead:
+            head.conv1x1.weight.mul_(4)
+    return network.eval()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What asks for the reference folder gets the mark ``reference``, so that ``-m reference`` finds it."""
     for item in items:

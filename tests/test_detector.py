@@ -28,19 +28,6 @@ PHOTOS = ["astronaut.png", "grace_hopper.jpg", "curve_test.jpg"]
 
 
 @pytest.fixture(scope="module")
-def network() -> RetinaFace:
-    """Random weights that fire often, and for both classes."""
-    torch.manual_seed(3)
-    network = RetinaFace(cfg_mnet)
-    with torch.no_grad():
-        for head in network.ClassHead:
-            head.conv1x1.weight.mul_(8)
-        for head in network.BboxHead:
-            head.conv1x1.weight.mul_(4)
-    return network.eval()
-
-
-@pytest.fixture(scope="module")
 def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (75, 110, 3), np.uint8)
 

@@ -190,6 +190,9 @@ def test_usage(tmp_path, listed):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=cat"])
     with pytest.raises(SystemExit, match="2"):
         main([*arguments, "--detections", str(coco(tmp_path / "f.json")), "--confidence_threshold", "70"])
+    detections = ["--detections", str(coco(tmp_path / "f.json")), "--category", "5=face"]
+    with pytest.raises(UsageError, match="ignore_from 0.7: expected less than --confidence_threshold"):
+        main([*arguments, *detections, "--ignore_from", "0.7"])
     same_folder = [*arguments[:3], str(listed.with_name("other.txt"))]
     with pytest.raises(DataError, match="write it to another folder"):
         main([*same_folder, "--detections", str(coco(tmp_path / "f.json")), "--category", "5=face"])

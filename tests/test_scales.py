@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.config import PYRAMID, cfg_mnet
+from data.config import PYRAMID
 from models.checkpoint import DEFAULT_WEIGHTS, load_network
 from models.detector import Detector, InputSize, Thresholds, View
-from models.retinaface import RetinaFace
 from models.scales import check_scales, trust
 from tests.plain.detector import plain_detect_at_scales
 from utils.cli import UsageError
@@ -18,19 +17,6 @@ from utils.image_names import sample_photos
 from utils.images import read_image
 
 LIMITS = Thresholds(score=0.05, top_k=500, nms_iou=0.3, keep_top_k=80)
-
-
-@pytest.fixture(scope="module")
-def network() -> RetinaFace:
-    """Random weights that fire often, for both classes, with boxes of all sizes."""
-    torch.manual_seed(3)
-    network = RetinaFace(cfg_mnet)
-    with torch.no_grad():
-        for head in network.ClassHead:
-            head.conv1x1.weight.mul_(8)
-        for head in network.BboxHead:
-            head.conv1x1.weight.mul_(4)
-    return network.eval()
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

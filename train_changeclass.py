@@ -298,7 +298,6 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         raise UsageError(f"--sync_bn: works on CUDA alone, this is {device}; leave it out or use --freeze_bn")
     if device.type == "cpu":
         keep_freed_memory()
-    torch.backends.cudnn.benchmark = device.type == "cuda"  # images have one size
     torch.manual_seed(args.seed)
 
     log = RunLog(folder, active=rank() == 0)

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou_loss
 
 from data.config import cfg_mnet
 from data.wider_face import Targets
 from layers.modules import multibox_loss as loss_module
-from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
+from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss, giou_loss
 from tests.plain.training import multibox_loss
 from tests.test_matching import random_boxes
 from tests.training_data import one_thread  # noqa: F401
@@ -64,6 +65,20 @@ def test_agrees_with_the_plain_version(counts, negatives_of_empty):
     )
     for own, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("count", [0, 300])
+def test_giou_agrees_with_torchvision(count, reduction):
+    found, wanted = (random_boxes(count, seed) for seed in (1, 2))
+    found[: count // 4] = wanted[: count // 4] * 0.9  # most of the others share nothing
+    values, gradients = [], []
+    for loss in (giou_loss, generalized_box_iou_loss):
+        boxes = found.clone().requires_grad_()
+        values.append(loss(boxes, wanted, reduction=reduction))
+        gradients += torch.autograd.grad(values[-1].sum(), boxes)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_image_without_boxes_gives_negatives():

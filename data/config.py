@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import asdict, dataclass, fields, replace
-from math import inf, sqrt
+from math import inf, log2, sqrt
 
 #: Names of the foreground classes by label; label 0 is the background.
 CLASS_NAMES: dict[int, str] = {1: "face", 2: "person"}
@@ -154,7 +154,8 @@ class Pyramid:
     and the more a coarser scale is to be believed. Chosen on validation photos and enlargements of them.
 
     Attributes:
-        least_long_side: least longer side in pixels of a photo at its coarsest scale.
+        coarsest_long_side: about the longer side in pixels of a photo at its coarsest scale, so that what
+            fills a photo is seen alike, whatever the photo's size.
         enlarged_long_side: greatest longer side of a photo that is enlarged, at its finest scale; enlarging
             finds the small faces and persons of small photos, and larger photos have pixels enough.
         least_side: boxes whose longer side at their scale is less are left to the finer scales.
@@ -163,20 +164,23 @@ class Pyramid:
         greatest_side: the longer side at which nothing of a score is left, that of the training photos.
     """
 
-    least_long_side: int = 350
+    coarsest_long_side: int = 416
     enlarged_long_side: int = 1024
     least_side: int = 64
     whole_sides: tuple[int, ...] = (128, 0)
     greatest_side: int = 640
 
     def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:
-        """Powers of two in descending order, 1 among them, for a photo whose longer side has these pixels."""
+        """Scales in descending order, 1 among them, for a photo whose longer side has these pixels.
+
+        Above 1 they double; below they go down to `coarsest_long_side` in equal steps of about a half.
+        """
         scales = [1.0]
         while enlarge and long_side * scales[0] * 2 <= self.enlarged_long_side and scales[0] < GREATEST_SCALE:
             scales.insert(0, scales[0] * 2)
-        while long_side * scales[-1] / 2 >= self.least_long_side:
-            scales.append(scales[-1] / 2)
-        return tuple(scales)
+        coarsest = self.coarsest_long_side / long_side
+        steps = round(-log2(coarsest)) if coarsest < 1 else 0
+        return (*scales, *(coarsest ** (step / steps) for step in range(1, steps + 1)))
 
 
 #: Measured with mobile0.25, for which 640 is the side of a training photo.

@@ -53,7 +53,7 @@ def scale(text: str) -> str | float:
 def add_scales_argument(group: argparse._ActionsContainer, default: str) -> None:
     """``--scales``, by default ``auto`` or ``1``."""
     help = """sizes at which an image is looked at, in shares of its own, e.g. 2 1 0.5; auto enlarges small
-        ones and halves large ones; 1 looks once, which is faster and the published protocol"""
+        ones and shrinks large ones; 1 looks once, which is faster and the published protocol"""
     help += f" (default: {default})"
     option(group, "--scales", help, scale, [scale(default)], nargs="+", metavar="SCALE")
 

@@ -32,15 +32,16 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         (257, [2, 1]),
         (512, [2, 1]),
         (513, [1]),
-        (699, [1]),
-        (700, [1, 0.5]),
-        (1399, [1, 0.5]),
-        (1400, [1, 0.5, 0.25]),
-        (4096, [1, 0.5, 0.25, 0.125]),
+        (588, [1]),
+        (589, [1, 416 / 589]),
+        (832, [1, 0.5]),
+        (1176, [1, 416 / 1176]),
+        (1664, [1, 0.5, 0.25]),
+        (3744, [1, 9 ** (-1 / 3), 9 ** (-2 / 3), 1 / 9]),
     ],
 )
-def test_doubles_to_1024_pixels_and_halves_to_350(long_side, expected):
-    assert list(PYRAMID.scales(long_side)) == expected
+def test_doubles_to_1024_pixels_and_comes_down_to_416(long_side, expected):
+    assert list(PYRAMID.scales(long_side)) == pytest.approx(expected)
 
 
 def passes(detector: Detector, images: list[np.ndarray]) -> list[tuple[int, ...]]:
@@ -57,18 +58,18 @@ def passes(detector: Detector, images: list[np.ndarray]) -> list[tuple[int, ...]
 
 
 def test_images_and_copies_of_one_size_go_through_together(network):
-    large, small = np.zeros((40, 700, 3), np.uint8), np.zeros((20, 350, 3), np.uint8)
-    assert passes(Detector(network), [np.zeros((699, 8, 3), np.uint8)]) == [(1, 699, 8)]
-    assert passes(Detector(network), [small, large, large]) == [(3, 40, 700), (3, 20, 350)]
+    large, small = np.zeros((40, 832, 3), np.uint8), np.zeros((20, 416, 3), np.uint8)
+    assert passes(Detector(network), [np.zeros((588, 8, 3), np.uint8)]) == [(1, 588, 8)]
+    assert passes(Detector(network), [small, large, large]) == [(3, 40, 832), (3, 20, 416)]
     assert passes(Detector(network, scales=[0.5, 2, 1]), [small]) == [
-        (1, 40, 700),
-        (1, 20, 350),
-        (1, 10, 175),
+        (1, 40, 832),
+        (1, 20, 416),
+        (1, 10, 208),
     ]
-    assert passes(Detector(network, scales=0.5), [small]) == [(1, 10, 175)]
-    assert passes(Detector(network, input_size=InputSize(350)), [large]) == [(1, 20, 350)]
-    assert passes(Detector(network, input_size=InputSize(700)), [small]) == [(1, 40, 700), (1, 20, 350)]
-    assert passes(Detector(network, input_size=InputSize(fixed=(64, 800))), [large]) == [(1, 64, 800)]
+    assert passes(Detector(network, scales=0.5), [small]) == [(1, 10, 208)]
+    assert passes(Detector(network, input_size=InputSize(416)), [large]) == [(1, 20, 416)]
+    assert passes(Detector(network, input_size=InputSize(832)), [small]) == [(1, 40, 832), (1, 20, 416)]
+    assert passes(Detector(network, input_size=InputSize(fixed=(64, 900))), [large]) == [(1, 64, 900)]
 
 
 def test_what_a_box_of_a_scale_counts():
@@ -109,11 +110,11 @@ def test_equal_to_each_scale_by_itself(scales):
 
 
 def test_auto_halves_a_large_image(network):
-    photo = noise(96, 720)
+    photo = noise(96, 832)
     auto, listed = (Detector(network, scales=s, thresholds=LIMITS)(photo) for s in ("auto", [1, 0.5]))
     assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
-    once = Detector(network, scales=1, thresholds=LIMITS)(noise(96, 600))
-    auto = Detector(network, thresholds=LIMITS)(noise(96, 600))
+    once = Detector(network, scales=1, thresholds=LIMITS)(noise(96, 580))
+    auto = Detector(network, thresholds=LIMITS)(noise(96, 580))
     assert np.array_equal(auto.boxes, once.clipped().boxes)
     assert (once.boxes < 0).any() and not (auto.boxes < 0).any()
 

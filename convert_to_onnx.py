@@ -61,22 +61,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(size, "--image_size --imgsz", "fixed height and width in pixels", Number(int, 1, 2**14), **sides)
     option(size, "--dynamic", "any height and width")
     batch_sizes = {"choices": ("1", "dynamic")}
-    option(group, "--batch_size --batch", "images at once", default="1", **batch_sizes)
+    option(group, "--batch_size --batch", "images that go in together", default="1", **batch_sizes)
     group = parser.add_argument_group("output of the file")
     option(group, "--outputs", "what comes out, see above", default="logits", choices=list(OUTPUTS))
     default = Thresholds()
-    option(group, "--confidence_threshold --conf", "detections: least score", score, default.score)
-    option(group, "--nms_threshold --iou", "detections: most overlap", overlap, default.nms_iou)
-    option(group, "--keep_top_k", "detections: most of a class", count, default.keep_top_k)
+    option(group, "--confidence_threshold --conf", "detections: keep scores above this", score, default.score)
+    nms = "detections: NMS drops overlaps above this"
+    option(group, "--nms_threshold --iou", nms, overlap, default.nms_iou)
+    option(group, "--keep_top_k", "detections: most of a class after NMS", count, default.keep_top_k)
     group = parser.add_argument_group("arithmetic")
     option(group, "--precision", "precision of the network in the file", default="fp32", choices=list(LIMITS))
-    option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="DIR")
+    option(group, "--calibrate", "folder of images that int8 takes its ranges from", Path, metavar="FOLDER")
     group = parser.add_argument_group("file")
     output = "file to write (default: the checkpoint's name, size and kind)"
     option(group, "--output --out", output, Path, metavar="FILE")
     args = parser.parse_args(argv)
     if (args.precision == "int8") != bool(args.calibrate):
-        parser.error("--precision int8 and --calibrate DIR: expected both or neither")
+        parser.error("--precision int8 and --calibrate FOLDER: expected both or neither")
     if args.output and not is_onnx(args.output):
         parser.error(f"--output: expected a name that ends with .onnx, got {args.output}")
     return args

@@ -85,18 +85,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group(
         "selection", "What scores above --confidence_threshold is counted, drawn and saved."
     )
-    option(group, "--min_size", "leave out boxes with a shorter side than this", pixels, 1)
+    option(group, "--min_size", "leave out boxes with a side shorter than this", pixels, 1)
     option(group, "--pairs", "give each face its person: one colour a pair, pair_id in --save_json")
     option(group, "--track", "number objects over the frames of a video: track_id in --save_json")
     group = parser.add_argument_group("input")
     option(group, "--long_side --imgsz", "resize to this longer side (default: keep)", pixels)
     add_scales_argument(group, "auto")
     option(group, "--batch_size --batch", "images or frames that go through the network together", count, 1)
-    option(
-        group, "--realtime", "play videos at their own pace and leave out frames that there is no time for"
-    )
+    option(group, "--realtime", "play videos at their own pace and skip frames that there is no time for")
     group = parser.add_argument_group("output")
-    option(group, "--save_folder --name", "where everything is written", Path, "runs/detect", metavar="DIR")
+    option(
+        group, "--save_folder --name", "where everything is written", Path, "runs/detect", metavar="FOLDER"
+    )
     group.add_argument(
         "-s",
         "--save_image",
@@ -121,14 +121,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(
         group,
         "--save_json",
-        "one COCO-style file; a bare name lies in --save_folder",
+        "one COCO-style file; a bare name goes into --save_folder",
         metavar="FILE",
     )
     option(group, "--save_txt", "YOLO text, labels/<name>.txt: class cx cy w h, in shares of the image")
-    option(group, "--save_conf", "a score at the end of each line of --save_txt")
+    option(group, "--save_conf", "the score at the end of each line of --save_txt")
     option(group, "--save_crops", "cut-outs as crops/<class>/<name>_<number>.jpg")
     option(group, "--verbose", "print a line for each image and frame")
-    option(group, "--show", "show in a window; a key goes on, q ends")
+    option(group, "--show", "show in a window; any key goes on, q ends")
     args = parser.parse_args(argv)
     if args.realtime and args.batch_size > 1:
         parser.error(f"--realtime: takes one frame at a time, --batch_size is {args.batch_size}")

@@ -1,4 +1,4 @@
-"""Prepares data: Open Images and WIDER FACE to clean two-class lists, step by step.
+"""Prepares data: from Open Images and WIDER FACE to clean two-class lists, step by step.
 
 Every step reads and writes annotation lists, prints what it changed and can be run again. The usual order:
 
@@ -15,7 +15,7 @@ Every step reads and writes annotation lists, prints what it changed and can be 
 
 `python3 prep_data.py STEP -h` explains a step. A list is text, `# image` then `label x y w h` a box (1 face,
 2 person, shares of the image's size). It remembers its images in `dataset.json` beside it; else they are in
-`images` beside it, or in --images. Sets of other tools come by `import` and go by `export`.
+`images` beside it, or in --images. `import` reads sets of other tools, `export` writes them.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from utils.cli import Formatter, parser_of, run
 
 #: Module and one line of help by step. The module has `<step>_arguments(parser)` and `<step>(args) -> int`.
 STEPS: dict[str, tuple[str, str]] = {
-    "download": ("data.download", "Open Images by plain HTTPS; --weights: the published weights"),
+    "download": ("data.download", "downloads Open Images or, with --weights, the published weights"),
     "unpack": ("data.download", "says where WIDER FACE is, and unpacks its archives"),
-    "openimages": ("data.open_images", "Open Images box CSVs (V4 to V7, MIAP) to an annotation list"),
-    "widerface": ("data.convert", "the official WIDER FACE text annotation to a list of faces"),
+    "openimages": ("data.open_images", "turns Open Images box CSVs (V4 to V7, MIAP) into an annotation list"),
+    "widerface": ("data.convert", "turns the official WIDER FACE text annotation into a list of faces"),
     "pseudo_label": ("models.pseudo_label", "adds boxes of a class that another model finds"),
-    "clean": ("data.clean", "cuts boxes to the image, joins repeated ones, reports what looks wrong"),
-    "anchors": ("data.anchors", "box statistics, and how well the priors cover the boxes"),
-    "link": ("data.lists", "makes the symbolic link images beside a list"),
+    "clean": ("data.clean", "cuts boxes to the image, merges repeated ones, reports what looks wrong"),
+    "anchors": ("data.anchors", "shows box statistics, and how well the priors cover the boxes"),
+    "link": ("data.lists", "makes the symbolic link to the images beside a list"),
     "split": ("data.lists", "splits a list into training and validation by image"),
     "merge": ("data.lists", "merges lists that are labelled for the same classes"),
     "check": ("data.lists", "decodes every image of a list and looks at every box"),
     "stats": ("data.lists", "counts images and boxes of a list"),
-    "draw": ("data.lists", "a contact sheet of images of a list with their boxes"),
-    "export": ("data.convert", "lists to a YOLO folder with its parts, a list to COCO JSON"),
-    "import": ("data.convert", "sets of other tools (YOLO, COCO, Pascal VOC, CrowdHuman) to lists"),
+    "draw": ("data.lists", "makes a contact sheet of images of a list with their boxes"),
+    "export": ("data.convert", "writes lists as a YOLO folder with its parts, or a list as COCO JSON"),
+    "import": ("data.convert", "turns sets of other tools (YOLO, COCO, Pascal VOC, CrowdHuman) into lists"),
 }
 
 

@@ -94,7 +94,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(group, "--dataset", help, choices=list(FOLDERS))
     help = """the images (default: those of --dataset_list where it knows them, else
         datasets/wider_OIpersonface1103/val/images, with --dataset widerface datasets/widerface/val/images)"""
-    option(group, "--dataset_folder --images", help, Path, metavar="DIR")
+    option(group, "--dataset_folder --images", help, Path, metavar="FOLDER")
     help = "images to take, one a line, or an annotation list (default: all below the folder)"
     option(group, "--dataset_list", help, Path, metavar="FILE")
     group = parser.add_argument_group("input")
@@ -104,21 +104,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=True,
         help="take images at their own size; else resize by --target_size and --max_size (default: yes)",
     )
-    option(group, "--target_size", "shorter side", pixels, 1600)
-    option(group, "--max_size", "limit of the longer side", pixels, 2150)
+    option(group, "--target_size", "with --no-origin_size: shorter side", pixels, 1600)
+    option(group, "--max_size", "with --no-origin_size: limit of the longer side", pixels, 2150)
     option(group, "--long_side --imgsz", "resize to this longer side instead", pixels)
     add_scales_argument(group, "1")
     option(group, "--batch_size --batch", "images that go through the network together", count, 1)
     option(group, "--num_workers --workers", "threads that read images ahead", Number(int, 1, 256), 2)
     group = parser.add_argument_group("output")
     help = "where the text files go (default: where the data set's evaluator looks for them)"
-    option(group, "--save_folder --name", help, Path, metavar="DIR")
+    option(group, "--save_folder --name", help, Path, metavar="FOLDER")
     option(group, "--resume", "skip images whose text file of this dump is whole")
     help = """score the files against this ground truth with the evaluator of --dataset, on the images of
         --dataset_list if given; with --resume those that are there are not detected again"""
     option(group, "--evaluate", help, Path, metavar="GROUND_TRUTH")
     option(group, "--save_image -s", "annotated images too, in <save_folder>_images")
-    option(group, "--vis_thres", "least score that is drawn", score, 0.5)
+    option(group, "--vis_thres", "draw only what scores at least this", score, 0.5)
     args = parser.parse_args(argv)
     if args.long_side and not args.origin_size:
         parser.error("--long_side and --no-origin_size: expected one of them")

@@ -1,4 +1,4 @@
-"""Train the two-class RetinaFace on any mix of face and person data.
+"""Trains the two-class RetinaFace on any mix of face and person data.
 
 Without further arguments this is the published training: SGD, 250 epochs, batches of 24 at 640x640. A run
 writes to --save_folder: last.pth (everything that --resume needs), best.pth, numbered files to use or to
@@ -164,58 +164,59 @@ def add_data_arguments(group: argparse._ArgumentGroup) -> None:
         group,
         "--training_dataset",
         "annotation lists; a dataset.json beside or above one says which classes it is labelled for",
-        default=["./datasets/wider_OIpersonface1103/train/wider_train_gt.txt"],
+        default=["datasets/wider_OIpersonface1103/train/wider_train_gt.txt"],
         nargs="+",
         metavar="LIST",
     )
     images = "folder of the training images (default: that of each list)"
-    option(group, "--images --images_dir", images, metavar="DIR")
+    option(group, "--images --images_dir", images, metavar="FOLDER")
     repeat = "how often each list is seen in an epoch, e.g. 2 0.5 (default: once)"
     option(group, "--repeat", repeat, repeats, nargs="+")
     option(group, "--image_size --imgsz", "side of training images (default: the network's)", pixels)
-    option(group, "--zoom_out", "show images up to F times smaller, half of the time", enlargement, 1.0)
+    option(group, "--zoom_out", "show half of the images up to F times smaller; 1: none", enlargement, 1.0)
     windows = """cut windows that are resized by a factor between these two, instead of crops by the image's
         size; what they cut is ignored, not background"""
     option(group, "--windows", windows, scale, nargs=2, metavar=("MIN", "MAX"))
     option(group, "--aspect", "with --windows: stretch windows by up to this factor", enlargement, 1.0)
-    option(group, "--min_box", "with --windows: ignore boxes with a side below this", at_least_zero, 0.0)
+    small = "with --windows: ignore boxes with a side of fewer pixels"
+    option(group, "--min_box", small, at_least_zero, 0.0)
     reading = "processes that read images; 0: none (default: one a core, at most 16)"
     option(group, "--num_workers --workers", reading, workers, cores(most=16))
-    cache = "keep decoded images in memory, at most so many GiB; a photo of 1024x768 takes 2.3 MiB"
+    cache = "keep decoded images in memory, at most so many GiB (a photo of 1024x768 takes 2.3 MiB); 0: none"
     option(group, "--cache", cache, at_least_zero, 0.0, metavar="GIB")
 
 
 def add_start_arguments(group: argparse._ArgumentGroup) -> None:
-    preset = """finetune: from the weights that are shipped, which also teach what they know, with values
-        for few photos; an option that is given counts more"""
+    preset = """finetune: start from the shipped weights, which also teach what they know, with values for few
+        photos; options that are given count more"""
     option(group, "--preset", preset, choices=list(PRESETS))
     option(group, "--network", "network to train", default="mobile0.25", choices=list(NETWORKS))
     option(group, "--resume", "go on with the run in --save_folder, exactly where it stopped")
-    start = "start with the weights of a two-class checkpoint"
+    start = "start from the weights of a two-class checkpoint"
     option(group, "--weights --resume_net", start, metavar="FILE")
-    done = "epochs done already; the schedule goes on from there"
+    done = "epochs that --weights has had; the schedule goes on from there"
     option(group, "--resume_epoch", done, natural, 0, metavar="E")
-    parent = "start as the face detector that a one-class checkpoint is"
+    parent = "start from a one-class checkpoint, a face detector"
     option(group, "--init_from_face", parent, metavar="FILE")
-    backbone = "ImageNet weights of the backbone, without another start (resnet50: torchvision's)"
+    backbone = "ImageNet weights of the backbone, where no other start is given (resnet50: torchvision's)"
     option(group, "--pretrain", backbone, default="weights/mobilenetV1X0.25_pretrain.tar", metavar="FILE")
     group.add_argument(
-        "--no-pretrain", dest="pretrain", action="store_const", const=None, help="start from nothing"
+        "--no-pretrain", dest="pretrain", action="store_const", const=None, help="start from random weights"
     )
 
 
 def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=list(LOC_LOSSES))
-    mine = "hard negatives of the whole batch, wherever they are, instead of so many of each image"
+    mine = "take hard negatives from the whole batch, wherever they are, not so many from each image"
     option(group, "--mine_batch", mine)
-    balance = "weigh a box by the root of the number of its priors, so that large ones do not outweigh small"
+    balance = "weigh a box by the root of the number of its priors, so that large ones do not dominate"
     option(group, "--balance", balance)
     option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
         "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
     )
     option(group, "--teacher", teachers, nargs="*", metavar="FILE")
-    weights = "weight of the teachers, one for all or one a class (face person)"
+    weights = "weight of the teachers in the loss, one for all or one a class (face person)"
     option(group, "--distil", weights, at_least_zero, [1.0], nargs="+", metavar="W")
     trusted = (
         "classes for which teachers go before labels: boxes are learned, but where a labelled image has none "
@@ -226,21 +227,21 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_step_arguments(group: argparse._ArgumentGroup) -> None:
-    option(group, "--epochs", "length of the run (default: the network's)", count)
+    option(group, "--epochs", "length of the run in epochs (default: the network's)", count)
     option(group, "--batch_size --batch", "images a step, of all processes together", count, 24)
     option(group, "--optimizer", "how the weights are updated", default="sgd", choices=["sgd", "adamw"])
     option(group, "--lr --learning-rate", "learning rate", positive, 1e-3, metavar="R")
     before_heads = "rate of all layers before the heads, as a share of --lr"
     option(group, "--shared_lr_factor", before_heads, at_least_zero, 1.0, metavar="F")
-    option(group, "--momentum", "of SGD", share, 0.9, metavar="M")
-    option(group, "--weight_decay", "pull of the weights to zero", at_least_zero, 5e-4, metavar="D")
-    schedule = "step: times --gamma at the network's epochs; cosine: to zero at the end"
+    option(group, "--momentum", "momentum of SGD", share, 0.9, metavar="M")
+    option(group, "--weight_decay", "pull of the weights towards zero", at_least_zero, 5e-4, metavar="D")
+    schedule = "step: the rate times --gamma at the network's epochs; cosine: down to zero at the end"
     option(group, "--schedule", schedule, default="step", choices=["step", "cosine"])
-    option(group, "--gamma", "factor of a step of the schedule", at_least_zero, 0.1, metavar="G")
-    option(group, "--warmup", "steps in which the rate rises to --lr", natural, 0, metavar="STEPS")
-    largest = "largest norm of the gradient (default: any)"
+    option(group, "--gamma", "with --schedule step: factor of a step", at_least_zero, 0.1, metavar="G")
+    option(group, "--warmup", "steps in which the rate rises to --lr; 0: none", natural, 0, metavar="STEPS")
+    largest = "largest norm of the gradient (default: no limit)"
     option(group, "--clip_grad", largest, positive, math.inf, metavar="NORM")
-    average = "keep a running average of the weights, e.g. 0.999, and save and validate that (0: none)"
+    average = "keep a running average of the weights, e.g. 0.999, and save and validate that; 0: none"
     option(group, "--ema", average, decay, 0.0)
     frozen = "keep the statistics of batch norm, for small data or batches"
     switch = argparse.BooleanOptionalAction
@@ -255,11 +256,11 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_output_arguments(group: argparse._ArgumentGroup) -> None:
-    option(group, "--save_folder --name", "where the run writes", default="runs/train", metavar="DIR")
+    option(group, "--save_folder --name", "where the run writes", default="runs/train", metavar="FOLDER")
     lists = "annotation lists to validate on, for the classes that they label"
     option(group, "--val_dataset", lists, default=[], nargs="+", metavar="LIST")
     option(group, "--val_every", "epochs between validations", count, 1, metavar="E")
-    patience = "end after so many epochs without a better validation (0: never)"
+    patience = "end after so many epochs without a better validation; 0: never"
     option(group, "--patience", patience, natural, 0, metavar="E")
     option(group, "--debug_images", "write N training images with boxes and matched priors", natural, 0)
 

@@ -41,17 +41,19 @@ _LARGEST_GRID = (256.0, 362.0, 512.0)
 
 
 def anchors_arguments(parser: argparse.ArgumentParser) -> None:
-    list_arguments(parser)
-    option(parser, "--output --out", "plot to write", Path, required=True, metavar="FILE")
-    option(parser, "--network", "whose priors to judge", default="mobile0.25", choices=list(NETWORKS))
-    option(parser, "--image_size --imgsz", "training side (default: the network's)", pixels)
-    assumed = "take this size for every image, where the images are not at hand"
-    option(parser, "--assume_size", assumed, pixels, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    group = list_arguments(parser)
+    assumed = "take this size in pixels for every image, where the images are not at hand"
+    option(group, "--assume_size", assumed, pixels, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    group = parser.add_argument_group("network")
+    option(group, "--network", "whose priors to judge", default="mobile0.25", choices=list(NETWORKS))
+    option(group, "--image_size --imgsz", "side of training images (default: the network's)", pixels)
+    group = parser.add_argument_group("output")
+    option(group, "--output --out", "plot to write", Path, required=True, metavar="FILE")
 
 
 def anchors(args: argparse.Namespace) -> int:
-    """Box statistics, k-means of box shapes, and how well the priors cover the boxes. Sizes are pixels of
-    the square training image. A configuration that covers more is proposed, if there is one.
+    """Shows box statistics, k-means of box shapes, and how well the priors cover the boxes. Sizes are in
+    pixels of the square training image. A configuration that covers more is proposed, if there is one.
 
     Example:
       python3 prep_data.py anchors datasets/oi/val/wider_val_gt.txt --output anchors.png

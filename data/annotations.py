@@ -87,11 +87,13 @@ class ImageAnnotation:
         return xywh_to_xyxy(self.boxes_xywh_norm) * [width, height, width, height]
 
 
-def list_arguments(parser: argparse.ArgumentParser) -> None:
-    """The argument ``list`` and the option ``--images`` of a step that reads a list and its images."""
+def list_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds ``list``, of a step that reads a list and its images, and the group "input" with ``--images``."""
     option(parser, "list", "annotation list", Path)
     images = "folder of the images (default: that in dataset.json, else images beside the list)"
-    option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
+    group = parser.add_argument_group("input")
+    option(group, "--images --images_dir", images, Path, metavar="FOLDER")
+    return group
 
 
 def iter_annotations(path: str | os.PathLike) -> Iterator[ImageAnnotation]:

@@ -71,9 +71,11 @@ class Finding:
 def clean_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
     output = "list to write; FILE.findings.jsonl and FILE.findings.jpg go beside it"
-    option(parser, "--output --out", output, Path, required=True, metavar="FILE")
-    option(parser, "--min_side", "drop boxes with a side of at most this share", share, 0.0)
-    option(parser, "--merge_iou", "drop repeats that overlap by more", overlap, MERGE_IOU)
+    group = parser.add_argument_group("boxes")
+    option(group, "--min_side", "drop boxes with a side of at most this share of the image's", share, 0.0)
+    option(group, "--merge_iou", "merge boxes of a class that overlap by more", overlap, MERGE_IOU)
+    group = parser.add_argument_group("output")
+    option(group, "--output --out", output, Path, required=True, metavar="FILE")
 
 
 def clean(args: argparse.Namespace) -> int:

@@ -33,18 +33,20 @@ from utils.images import read_sizes
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    lists = "annotation lists; yolo: one a part, folder or file named after train, val or test"
+    lists = "annotation lists; for yolo one a part, its folder or file named after train, val or test"
     option(parser, "lists", lists, Path, nargs="+")
+    group = parser.add_argument_group("input")
     images = "folder of the images (default: that of each list)"
-    option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
-    option(parser, "--format", "what to write", choices=["coco", "yolo"], required=True)
+    option(group, "--images --images_dir", images, Path, metavar="FOLDER")
+    group = parser.add_argument_group("output")
+    option(group, "--format", "what to write", choices=["coco", "yolo"], required=True)
     output = "JSON file for coco, folder for yolo"
-    option(parser, "--output --out", output, Path, required=True, metavar="PATH")
+    option(group, "--output --out", output, Path, required=True, metavar="PATH")
 
 
 def export(args: argparse.Namespace) -> int:
-    """Lists as a YOLO folder with their parts, a list as COCO JSON. The classes are those that the lists are
-    labelled for; a YOLO folder links to the images.
+    """Writes lists as the parts of a YOLO folder, or one list as COCO JSON. The classes are those that the
+    lists are labelled for; a YOLO folder links to the images.
 
     Example:
       python3 prep_data.py export datasets/oi/val/wider_val_gt.txt --format coco --output val.json
@@ -87,22 +89,24 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
     source = """data.yaml, folder of an export, COCO JSON, folder of YOLO labels or of Pascal VOC XML,
         CrowdHuman's .odgt"""
     option(parser, "source", source, Path)
-    option(parser, "--format", "what the source is (default: recognised)", choices=list(_READERS))
+    group = parser.add_argument_group("input")
+    option(group, "--format", "what the source is (default: recognised)", choices=list(_READERS))
     images = "folder of the images (default: where the source has them)"
-    option(parser, "--images --images_dir", images, Path, metavar="FOLDER")
+    option(group, "--images --images_dir", images, Path, metavar="FOLDER")
     boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
-    option(parser, "--boxes", boxes, choices=list(CROWDHUMAN_BOXES))
+    option(group, "--boxes", boxes, choices=list(CROWDHUMAN_BOXES))
     categories = """classes whose names do not say what they are, by name, or by number where they have none:
         head=face 0=person helmet=none"""
-    option(parser, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")
+    option(group, "--category", categories, default=[], nargs="+", metavar="NAME=CLASS")
+    group = parser.add_argument_group("output")
     output = "folder for the lists, or one list, FILE.txt (default: datasets/<name of the source>)"
-    option(parser, "--output --out", output, Path, metavar="PATH")
+    option(group, "--output --out", output, Path, metavar="PATH")
 
 
 def import_(args: argparse.Namespace) -> int:
-    """An export of Roboflow, ultralytics, CVAT or another tool to lists: YOLO, COCO or Pascal VOC, all its
-    parts at once, or CrowdHuman. Classes are matched by name; what a name does not say has to be said. The
-    lists know where their images are.
+    """Turns an export of Roboflow, ultralytics, CVAT or another tool into lists: YOLO, COCO or Pascal VOC,
+    all its parts at once, or CrowdHuman. Classes are matched by name; where a name is unclear, --category
+    is asked for. The lists know where their images are.
 
     Example:
       python3 prep_data.py import people.v3i.yolov8/ --output datasets/people
@@ -250,8 +254,9 @@ def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) ->
         empty = sum(not image.classes for image in part.images)
         counts = "".join(f"{boxes[name]:8}" for name in CLASS_LABELS)
         print(f"{part.name or 'all':5}{len(part.images):8}{empty:7}{counts}")
-    taken = sorted(name for name, own in classes.items() if own != NONE)
-    print("taken: " + ", ".join(f"{name} as {classes[name]}" for name in taken))
+    renamed = sorted(name for name, own in classes.items() if own not in (NONE, name))
+    if renamed:
+        print("taken: " + ", ".join(f"{name} as {classes[name]}" for name in renamed))
     if left_out := +left_out:
         told = ", ".join(f"{number} of {name}" for name, number in left_out.most_common())
         print(f"left out: {told} (taken with e.g. --category {left_out.most_common(1)[0][0]}=person)")
@@ -267,15 +272,18 @@ def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) ->
 
 def widerface_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "text", "official text annotation, wider_face_{train,val}_bbx_gt.txt", Path)
-    option(parser, "--images --images_dir", "images, by event", Path, required=True, metavar="FOLDER")
+    group = parser.add_argument_group("input")
+    images = "folder of the images, one subfolder an event"
+    option(group, "--images --images_dir", images, Path, required=True, metavar="FOLDER")
+    option(group, "--skip_missing", "leave out images without a usable file")
+    group = parser.add_argument_group("output")
     text = "list to write; dataset.json goes beside it"
-    option(parser, "--output --out", text, Path, required=True, metavar="FILE")
-    option(parser, "--skip_missing", "leave out images without a usable file")
+    option(group, "--output --out", text, Path, required=True, metavar="FILE")
 
 
 def widerface(args: argparse.Namespace) -> int:
-    """The official WIDER FACE text annotation to an annotation list of faces. Images without faces are
-    kept; faces without area or marked invalid are left out and counted.
+    """Turns the official WIDER FACE text annotation into an annotation list of faces. Images without faces
+    are kept; faces without area or marked invalid are left out and counted.
 
     Example:
       python3 prep_data.py widerface wider_face_val_bbx_gt.txt --images WIDER_val/images \\

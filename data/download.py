@@ -90,24 +90,28 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 def download_arguments(parser: argparse.ArgumentParser) -> None:
-    option(parser, "--split", "part of Open Images", choices=SPLITS)
-    option(parser, "--weights", "the published weights instead, checked by their SHA-256")
-    folder = "a folder with the name of the split is made in it (default with --weights: weights)"
-    option(parser, "--save_folder --name", folder, Path, metavar="FOLDER")
+    group = parser.add_argument_group("what")
+    option(group, "--split", "part of Open Images", choices=SPLITS)
+    option(group, "--weights", "the published weights instead, checked by their SHA-256")
     classes = list(CLASS_LABELS)
-    option(parser, "--classes", "images with a box of these", default=classes, nargs="+", choices=classes)
-    option(parser, "--list", "the images of this annotation list instead", Path, metavar="FILE")
-    option(parser, "--limit", "at most the first N images", count)
-    option(parser, "--image_labels", "also the image-level labels")
-    option(parser, "--miap", "also the MIAP boxes, which have all persons")
-    option(parser, "--base_url", "a mirror with the layout of the official servers", str, metavar="URL")
-    option(parser, "--num_workers --workers", "downloads at once", Number(int, 1, 256), 16)
+    option(group, "--classes", "images with a box of these", default=classes, nargs="+", choices=classes)
+    option(group, "--list", "the images of this annotation list instead", Path, metavar="FILE")
+    option(group, "--limit", "at most the first N images (default: all)", count)
+    option(group, "--image_labels", "also the image-level labels")
+    option(group, "--miap", "also the MIAP boxes, which have all persons")
+    group = parser.add_argument_group("how")
+    mirror = "a mirror with the layout of the official servers (default: these)"
+    option(group, "--base_url", mirror, str, metavar="URL")
+    option(group, "--num_workers --workers", "downloads at once", Number(int, 1, 256), 16)
+    group = parser.add_argument_group("output")
+    folder = "a folder with the name of the split is made in it (default with --weights: weights)"
+    option(group, "--save_folder --name", folder, Path, metavar="FOLDER")
 
 
 def download(args: argparse.Namespace) -> int:
-    """Open Images: box CSV and images by plain HTTPS. What is there already stays; a run that was cut off
-    goes on where it was. `sha256sum -c SHA256SUMS` in the folder of the split looks for files that changed.
-    With --weights instead the published weights, which training and pseudo-labels start from.
+    """Downloads Open Images, box CSV and images, by plain HTTPS. What is there already stays; a run that was
+    cut off goes on where it was. `sha256sum -c SHA256SUMS` in the folder of the split finds files that
+    changed. With --weights it downloads the published weights, which training and pseudo-labels start from.
 
     Example:
       python3 prep_data.py download --split validation --save_folder datasets/open_images --limit 1000
@@ -355,8 +359,9 @@ def _check_content(path: Path, chunk: bytes, start: int) -> None:
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
-    option(parser, "zip", "archives; none: where to get them", Path, nargs="*")
-    option(parser, "--save_folder --name", "folder to unpack to", Path, metavar="FOLDER")
+    option(parser, "zip", "archives; with none it prints where to get them", Path, nargs="*")
+    group = parser.add_argument_group("output")
+    option(group, "--save_folder --name", "folder to unpack to", Path, metavar="FOLDER")
 
 
 def unpack(args: argparse.Namespace) -> int:

@@ -55,11 +55,11 @@ def iter_sizes(path: Path, images_dir: Path) -> Iterator[tuple[ImageAnnotation, 
 
 def link_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "source", "folder of the images", Path)
-    option(parser, "folder", "folder of the list, where the link images is made", Path)
+    option(parser, "folder", "folder of the list, where the link is made", Path)
 
 
 def link(args: argparse.Namespace) -> int:
-    """Makes the symbolic link images beside a list.
+    """Makes a symbolic link named images beside a list, to the folder of its images.
 
     Example:
       python3 prep_data.py link WIDER_train/images datasets/widerface/train
@@ -93,11 +93,13 @@ def link_images(source: Path, folder: Path) -> Path:
 
 def split_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
+    group = parser.add_argument_group("parts")
+    option(group, "--val_share", "share of the images for validation", share, 0.1)
+    option(group, "--seed", "another seed gives another split", natural, 0)
+    option(group, "--by_name", "do not read the images; equal ones may end up in both parts")
+    group = parser.add_argument_group("output")
     output = "folder for the lists train/wider_train_gt.txt and val/wider_val_gt.txt"
-    option(parser, "--save_folder --name", output, Path, required=True, metavar="FOLDER")
-    option(parser, "--val_share", "share of the images for validation", share, 0.1)
-    option(parser, "--seed", "another seed, another split", natural, 0)
-    option(parser, "--by_name", "do not read the images; equal ones may end in both parts")
+    option(group, "--save_folder --name", output, Path, required=True, metavar="FOLDER")
 
 
 def split(args: argparse.Namespace) -> int:
@@ -158,15 +160,18 @@ def split_annotations(
 
 def merge_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "lists", "annotation lists", Path, nargs="+")
-    option(parser, "--output --out", "list to write", Path, required=True, metavar="FILE")
-    option(parser, "--prefix", "folder put before the image paths, one a list", nargs="+", metavar="NAME")
+    group = parser.add_argument_group("images")
+    option(group, "--prefix", "folder put before the image paths, one a list", nargs="+", metavar="NAME")
     repeats = "an image in two lists: stop, or keep the first"
-    option(parser, "--on_repeat", repeats, default="error", choices=["error", "first"])
+    option(group, "--on_repeat", repeats, default="error", choices=["error", "first"])
+    group = parser.add_argument_group("output")
+    output = "list to write; dataset.json goes beside it"
+    option(group, "--output --out", output, Path, required=True, metavar="FILE")
 
 
 def merge(args: argparse.Namespace) -> int:
     """Merges lists that are labelled for the same classes. Where their images are in several folders, paths
-    start in the folder above them all; with --prefix they are expected in one folder a prefix.
+    start in the folder above them all; with --prefix they are expected in a folder for each prefix.
 
     Example:
       python3 prep_data.py merge a/train/gt.txt b/train/gt.txt --prefix a b --output ab/train/gt.txt
@@ -327,13 +332,14 @@ def stats(args: argparse.Namespace) -> int:
 
 def draw_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
-    option(parser, "--output --out", "image to write", Path, required=True, metavar="FILE")
-    option(parser, "--number", "images to show", count, 24)
-    option(parser, "--seed", "another seed, other images", natural, 0)
+    group = parser.add_argument_group("output")
+    option(group, "--output --out", "image to write", Path, required=True, metavar="FILE")
+    option(group, "--number", "images to show", count, 24)
+    option(group, "--seed", "another seed gives other images", natural, 0)
 
 
 def draw(args: argparse.Namespace) -> int:
-    """A contact sheet of images drawn by chance from a list, with their boxes.
+    """Makes a contact sheet of images picked at random from a list, with their boxes.
 
     Example:
       python3 prep_data.py draw datasets/oi/val/wider_val_gt.txt --output val.jpg --number 24

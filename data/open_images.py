@@ -59,35 +59,39 @@ LONGEST_LINE = 2**20
 
 def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "csv", "box CSV, plain or .gz", Path, nargs="+")
-    text = "list to write; dataset.json goes beside it"
-    option(parser, "--output --out", text, Path, required=True, metavar="FILE")
-    classes = list(LABEL_IDS)
-    option(parser, "--classes", "classes to take", default=classes, nargs="+", choices=classes)
-    text = "label ids by display name (default: class-descriptions.csv beside the first CSV, if it is there)"
-    option(parser, "--class_descriptions", text, Path, metavar="CSV")
+    group = parser.add_argument_group("input")
+    text = "folder of the images; those that are not there are left out"
+    option(group, "--images --images_dir", text, Path, metavar="FOLDER")
     text = "take the persons from these MIAP files, which box all of them, and only the images in them"
-    option(parser, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
+    option(group, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
+    text = "human-verified image labels; a class that is verified, present or absent, counts as labelled"
+    option(group, "--image_labels", text, Path, nargs="+", default=[], metavar="CSV")
+    text = "label ids by display name (default: class-descriptions.csv beside the first CSV, if it is there)"
+    option(group, "--class_descriptions", text, Path, metavar="CSV")
+    group = parser.add_argument_group("boxes")
+    classes = list(LABEL_IDS)
+    option(group, "--classes", "classes to take", default=classes, nargs="+", choices=classes)
     for name, what in (
         ("group_of", "one box around more than five that touch"),
         ("depiction", "drawings, statues and the like"),
     ):
         text = f"boxes marked so ({what}): keep, make ignore regions, drop them, or drop their images"
         kinds = ["keep", "ignore", "drop", "drop_image"]
-        option(parser, f"--{name}", text, default=MARKED[name], choices=kinds)
+        option(group, f"--{name}", text, default=MARKED[name], choices=kinds)
     text = (
         "images with boxes of one class alone, where the other may be there unlabelled: keep, drop, or "
         "split them into the folders both, face and person beside --output, each with its dataset.json"
     )
-    option(parser, "--one_class", text, default="keep", choices=["keep", "drop", "split"])
-    text = "human-verified image labels; a class that is verified, present or absent, counts as labelled"
-    option(parser, "--image_labels", text, Path, nargs="+", default=[], metavar="CSV")
-    option(parser, "--images", "their folder; images that are not there are left out", Path, metavar="FOLDER")
+    option(group, "--one_class", text, default="keep", choices=["keep", "drop", "split"])
+    group = parser.add_argument_group("output")
+    text = "list to write; dataset.json goes beside it"
+    option(group, "--output --out", text, Path, required=True, metavar="FILE")
 
 
 def openimages(args: argparse.Namespace) -> int:
-    """Open Images box CSVs (V4 to V7, MIAP) to an annotation list. All boxes of the chosen classes are
-    taken, whichever class an image was picked for: Human face is face; Person, Man, Woman, Boy and Girl are
-    person.
+    """Turns Open Images box CSVs (V4 to V7, MIAP) into an annotation list. All boxes of the chosen classes
+    are taken, whichever class an image was picked for: Human face is face; Person, Man, Woman, Boy and Girl
+    are person.
 
     Example:
       python3 prep_data.py openimages train-annotations-bbox.csv --output datasets/oi/train/wider_train_gt.txt

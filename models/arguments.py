@@ -38,9 +38,9 @@ def add_detection_arguments(parser: argparse.ArgumentParser) -> None:
     """What becomes a detection; the defaults are those of `Thresholds`."""
     group, default = parser.add_argument_group("detection"), Thresholds()
     option(group, "--confidence_threshold --conf", "keep scores above this", score, default.score)
-    option(group, "--top_k", "candidates a class before NMS", count, default.top_k)
+    option(group, "--top_k", "most candidates of a class before NMS", count, default.top_k)
     option(group, "--nms_threshold --iou", "NMS drops overlaps above this", overlap, default.nms_iou)
-    option(group, "--keep_top_k", "detections a class after NMS", count, default.keep_top_k)
+    option(group, "--keep_top_k", "most detections of a class after NMS", count, default.keep_top_k)
     classes = list(CLASS_NAMES.values())
     option(group, "--classes", "classes to look for (default: all)", nargs="+", choices=classes)
 
@@ -52,8 +52,8 @@ def scale(text: str) -> str | float:
 
 def add_scales_argument(group: argparse._ActionsContainer, default: str) -> None:
     """``--scales``, by default ``auto`` or ``1``."""
-    help = """sizes at which an image is looked at, in shares of its own, e.g. 2 1 0.5; auto enlarges small
-        ones and shrinks large ones; 1 looks once, which is faster and the published protocol"""
+    help = """sizes at which an image is looked at, as factors of its own, e.g. 2 1 0.5; auto enlarges small
+        images and shrinks large ones; 1 looks once, which is faster and the published protocol"""
     help += f" (default: {default})"
     option(group, "--scales", help, scale, [scale(default)], nargs="+", metavar="SCALE")
 

@@ -58,10 +58,6 @@ Found = Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]
 
 def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
-    output = "list to write; FILE.pseudo.jsonl beside it says where each added box comes from"
-    option(parser, "--output --out", output, Path, required=True, metavar="FILE")
-    classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
-    option(parser, "--classes", "classes to add (default: face; of torchvision: person)", **classes)
     group = parser.add_argument_group("where the boxes come from")
     weights = "checkpoint of one or two classes, ONNX file, or torchvision:NAME, a detector trained on COCO"
     option(group, "--trained_model -m --weights", weights, Path, metavar="FILE")
@@ -76,15 +72,20 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--category", categories, default=[], nargs="+", metavar="ID=CLASS")
     option(group, "--coco_images", "COCO file that names the image ids' files", Path, metavar="JSON")
     group, default = parser.add_argument_group("which are added"), Selection()
-    option(group, "--confidence_threshold --conf", "least score", score, default.score)
-    unsure = "from this score up to the least one, add an ignore region instead (default: leave it out)"
+    classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
+    option(group, "--classes", "classes to add (default: face; of torchvision: person)", **classes)
+    option(group, "--confidence_threshold --conf", "least score of a box", score, default.score)
+    unsure = "add what scores less than that, but at least this, as ignore regions (default: leave it out)"
     option(group, "--ignore_from", unsure, score)
     option(group, "--min_size", "least width and height in pixels", at_least_zero, default.min_size)
     option(group, "--max_iou", "overlap allowed with a box of the class", overlap, default.max_iou)
     group = parser.add_argument_group("how")
     option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is", str, "auto")
-    option(group, "--long_side --imgsz", "resize to this longer side", pixels)
-    option(group, "--batch_size --batch", "images a forward pass", count, 1)
+    option(group, "--long_side --imgsz", "resize to this longer side (default: keep)", pixels)
+    option(group, "--batch_size --batch", "images that go through the network together", count, 1)
+    group = parser.add_argument_group("output")
+    output = "list to write; FILE.pseudo.jsonl beside it says where each added box comes from"
+    option(group, "--output --out", output, Path, required=True, metavar="FILE")
 
 
 def pseudo_label(args: argparse.Namespace) -> int:

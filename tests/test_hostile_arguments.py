@@ -61,7 +61,17 @@ PARSERS = [
 ]
 
 
-@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: f"{parser.prog}-{id(parser) % 997}")
+NAMES = [f"{parser.prog}-{id(parser) % 997}" for parser in PARSERS]
+each_parser = pytest.mark.parametrize("parser", PARSERS, ids=NAMES)
+
+
+@each_parser
+def test_every_option_stands_in_a_named_group(parser):
+    outside = [action.option_strings[0] for action in parser._optionals._group_actions]
+    assert outside == ["-h"]
+
+
+@each_parser
 def test_what_is_no_number_of_the_kind_is_refused_in_one_line(parser, capsys):
     for action in parser._actions:
         kind = action.type

@@ -79,26 +79,24 @@ def add_arguments(
     """
     data = parser.add_argument_group("data")
     pred = f"folder of predictions (default: runs/detections/{predictions.name}/)"
-    option(data, "--pred -p", pred, Path, predictions, metavar="DIR")
+    option(data, "--pred -p", pred, Path, predictions, metavar="FOLDER")
     gt = f"ground truth (default: {truths.name}/ beside evaluation.py)"
     option(data, "--gt -g", gt, Path, truths, metavar="PATH")
     option(data, "--image_list", "score only the images named there, one a line", Path, metavar="FILE")
     option(data, "--allow_missing", "a missing prediction file means no detection")
     rule = parser.add_argument_group("rule")
     option(rule, "--protocol", "how detections are matched", default=STANDARD, choices=protocols)
-    option(rule, "--iou", "overlap of a hit", overlap, 0.5)
+    option(rule, "--iou", "overlap from which a detection is a hit", overlap, 0.5)
     least = Number(float, -(2**31), metavar="SCORE")
     option(rule, "--confidence_threshold --conf --min_score", "leave out detections that score less", least)
     output = parser.add_argument_group("output")
     option(output, "--output --json --out", "write the numbers there, as JSON", Path, metavar="FILE")
     option(output, "--plot", "draw curves (png, svg, pdf)", Path, metavar="FILE")
     option(output, "--worst", "draw the N images that cost most AP", natural, 0)
-    images = (
-        "folder of the images, for --worst and scores by size (--worst: default that of an annotation list)"
-    )
-    option(output, "--images --images_dir", images, Path, metavar="DIR")
+    images = "folder of the images, for --worst (default: that of the annotation list) and scores by size"
+    option(output, "--images --images_dir", images, Path, metavar="FOLDER")
     folder = "where --worst draws (default: <predictions>_worst/)"
-    option(output, "--save_folder --name", folder, Path, metavar="DIR")
+    option(output, "--save_folder --name", folder, Path, metavar="FOLDER")
     return data, output
 
 

@@ -2,7 +2,7 @@
 
     python3 evaluation.py
     python3 evaluation.py -p ../runs/mine --plot curves.png --worst 20 --images ../WIDER_val/images
-    python3 evaluation.py -g wider_face_val_bbx_gt.txt --image_list held_out.txt --json numbers.json
+    python3 evaluation.py -g wider_face_val_bbx_gt.txt --image_list held_out.txt --output numbers.json
 
 Predictions are the text files of test_widerface_personface.py --dataset widerface; persons in them are left
 out. The ground truth is the folder of the benchmark's .mat files, or its text annotation, which has one

@@ -1,8 +1,9 @@
 """Trains the two-class RetinaFace on any mix of face and person data.
 
 Without further arguments this is the published training: SGD, 250 epochs, batches of 24 at 640x640. A run
-writes to --save_folder: last.pth (everything that --resume needs), best.pth, numbered files to use or to
-start from, results.csv and results.png, TensorBoard curves and run.json with its arguments and versions.
+writes to --save_folder: last.pth (everything that --resume needs), best.pth, ..._Final.pth, without --preset
+also the published numbered files (..._epoch_10.pth), results.csv and results.png, TensorBoard curves and
+run.json with its arguments and versions.
 
 Examples:
   # a better network for your own photos, from the one that is shipped
@@ -338,6 +339,7 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
         partial(validate, dataset=validation, device=device, evaluate=evaluate) if validation else None,
         args.val_every,
         args.patience,
+        numbered=not args.preset,
         epoch=args.resume_epoch,
     )
     if state:

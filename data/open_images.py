@@ -56,6 +56,9 @@ _SLICE_ROWS = 500_000
 #: Bytes of a line that no CSV of boxes reaches.
 LONGEST_LINE = 2**20
 
+#: A compressed CSV of boxes unpacks to 4 to 10 times its size. More than this is refused beyond so many bytes.
+MOST_TIMES, SMALL = 50, 2**26
+
 
 def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "csv", "box CSV, plain or .gz", Path, nargs="+")
@@ -419,11 +422,17 @@ def _header(path: Path) -> list[str]:
 def _check_end(path: Path, header: list[str]) -> None:
     """Refuses a plain CSV whose last line a download that ended early cut off; gzip notices that itself.
 
-    Of a compressed one it looks for an endless line, which would be taken into memory whole.
+    Of a compressed one it looks for what would fill the memory: an endless line, far too many rows.
     """
     if path.suffix == ".gz":
+        most = max(SMALL, MOST_TIMES * path.stat().st_size)
         with gzip.open(path) as file, suppress(EOFError, OSError, zlib.error):  # the reader will name them
             while len(block := file.read(LONGEST_LINE)) == LONGEST_LINE:
+                if file.tell() > most:
+                    raise DataError(
+                        f"{path}: unpacks to more than {MOST_TIMES} times its size, expected is 4 to 10 times; if "
+                        f"it is right, unpack it with gunzip and give the .csv"
+                    )
                 if b"\n" not in block:
                     raise DataError(f"{path}: a line of more than {LONGEST_LINE} bytes; expected a CSV")
         return

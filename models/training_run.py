@@ -55,6 +55,7 @@ class TrainingRun:
         validate: average precisions of a network with their mean ``ap``; None: no validation.
         val_every: epochs between validations; the start and the last epoch are always validated.
         patience: epochs without a better validation after which the run ends; 0: never.
+        numbered: whether the weights of every tenth epoch are kept, as published.
         epoch: epochs done.
         totals: sums of the steps that the next epoch has done already, see `train_one_epoch`.
         best, best_epoch: the highest ``ap`` so far, and the epoch after which it was found.
@@ -68,6 +69,7 @@ class TrainingRun:
     validate: Callable[[RetinaFace], dict[str, float]] | None = None
     val_every: int = 1
     patience: int = 0
+    numbered: bool = True
     epoch: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     best: float = -1.0
@@ -137,7 +139,7 @@ class TrainingRun:
             self.epoch, self.totals = epoch + 1, {}
             seconds = (time.monotonic() - began) / (self.epoch - first) * (self.epochs - self.epoch)
             self.log.epoch(row, timedelta(seconds=round(seconds)))
-            if self._is_numbered():
+            if self.numbered and self._is_numbered():
                 self._save(f"{name}_epoch_{self.epoch}")
             self._save_last()
         self._save(f"{name}_Final")

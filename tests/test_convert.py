@@ -82,7 +82,7 @@ def test_an_export_of_persons_stays_persons_in_all_parts(tmp_path, export, capsy
     assert boxes_of(output / "val" / "wider_val_gt.txt")["valid1.jpg"] == [[2, 0.4, 0.3, 0.2, 0.4]]
     printed = capsys.readouterr().out
     assert "part images empty face person train 3 0 0 3 val 2 0 0 2 test 1 1 0 0" in " ".join(printed.split())
-    assert "taken: person as person" in printed
+    assert "taken:" not in printed  # as they are named
     assert f"look: python3 prep_data.py draw {output}/train/wider_train_gt.txt" in printed
     assert main(["check", str(output / "train" / "wider_train_gt.txt")]) == 0
 
@@ -497,7 +497,7 @@ def test_crowdhuman(tmp_path, crowd, options, person, ignored, capsys):
         "284193,b5.jpg": [],
     }
     assert labelled_classes(output) == ("person",) and image_folder(output) == tmp_path / "Images"
-    assert "taken: ignore person as ignore person, person as person" in capsys.readouterr().out
+    assert "taken:" not in capsys.readouterr().out
 
 
 def line_of(*boxes: object, name: object = "284193,b5") -> str:

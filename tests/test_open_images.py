@@ -295,6 +295,17 @@ def test_faults_of_the_file(tmp_path):
         converted(broken)
 
 
+def test_a_compressed_csv_of_far_too_many_rows_is_refused(tmp_path):
+    path = tmp_path / "boxes.csv.gz"
+    few = 1000 * f"{GOOD}\n".encode()
+    path.write_bytes(gzip.compress(HEADER.encode() + b"\n" + few))
+    assert len(few) > open_images.MOST_TIMES * path.stat().st_size and converted(path)  # small: no harm in it
+    many = few * (open_images.SMALL // len(few) + 2)
+    path.write_bytes(gzip.compress(HEADER.encode() + b"\n" + many, 1))
+    with pytest.raises(DataError, match=r"boxes\.csv\.gz: unpacks to more than 50 times its size, .* gunzip"):
+        converted(path)
+
+
 def test_a_full_disk_leaves_the_old_list(tmp_path, monkeypatch):
     path = write(tmp_path / "boxes.csv", GOOD)
     before = converted(path)

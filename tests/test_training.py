@@ -237,6 +237,13 @@ def test_the_published_schedule_goes_on_where_it_is(data, start, tmp_path):
     }
 
 
+def test_finetuning_keeps_no_numbered_files(data, start, tmp_path):
+    preset = ("--preset", "finetune", "--teacher", "--image_size", "64")
+    assert main(arguments(data, start, tmp_path, *preset, "--resume_epoch", "9", "--epochs", "10")) == 0
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"last.pth", "mobilenet0.25_2cls6anchors_Final.pth"}
+
+
 def test_what_a_run_writes(data, start, tmp_path, capsys):
     more = ("--val_dataset", *data, "--debug_images", "2", "--num_workers", "1", "--ema", "0.9")
     argv = arguments(data, start, tmp_path, *more)

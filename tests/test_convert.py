@@ -164,7 +164,8 @@ def test_what_is_asked_for_can_be_given(export, tmp_path, capsys):
     arguments = ["import", str(export), "--output", str(tmp_path / "out"), "--category"]
     assert main([*arguments, "Head=face"]) == 0
     assert [box[0] for box in boxes_of(train)["train0.jpg"]] == [1, 2]
-    assert "left out: 1 of helmet" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "taken: Head as face, pedestrian as person\n" in printed and "left out: 1 of helmet" in printed
     assert main([*arguments, "Head=none"]) == 0
     assert labelled_classes(train) == ("person",)
 

@@ -427,13 +427,13 @@ def _check_end(path: Path, header: list[str]) -> None:
     if path.suffix == ".gz":
         most = max(SMALL, MOST_TIMES * path.stat().st_size)
         with gzip.open(path) as file, suppress(EOFError, OSError, zlib.error):  # the reader will name them
-            while len(block := file.read(LONGEST_LINE)) == LONGEST_LINE:
+            while block := file.read(LONGEST_LINE):
                 if file.tell() > most:
                     raise DataError(
                         f"{path}: unpacks to more than {MOST_TIMES} times its size, expected are 4 to 10; "
                         f"if that is right, unpack it with gunzip and give the .csv"
                     )
-                if b"\n" not in block:
+                if len(block) == LONGEST_LINE and b"\n" not in block:
                     raise DataError(f"{path}: a line of more than {LONGEST_LINE} bytes; expected a CSV")
         return
     with path.open("rb") as file:

@@ -56,7 +56,7 @@ _SLICE_ROWS = 500_000
 #: Bytes of a line that no CSV of boxes reaches.
 LONGEST_LINE = 2**20
 
-#: A compressed CSV unpacks to 4 to 10 times its size; more than this is refused beyond so many bytes.
+#: A compressed CSV unpacks to about 4 times its size; more than this is refused beyond so many bytes.
 MOST_TIMES, SMALL = 50, 2**26
 
 
@@ -430,7 +430,7 @@ def _check_end(path: Path, header: list[str]) -> None:
             while block := file.read(LONGEST_LINE):
                 if file.tell() > most:
                     raise DataError(
-                        f"{path}: unpacks to more than {MOST_TIMES} times its size, expected are 4 to 10; "
+                        f"{path}: unpacks to more than {MOST_TIMES} times its size, expected are about 4; "
                         f"if that is right, unpack it with gunzip and give the .csv"
                     )
                 if len(block) == LONGEST_LINE and b"\n" not in block:

@@ -71,6 +71,14 @@ def test_every_option_stands_in_a_named_group(parser):
     assert outside == ["-h"]
 
 
+def test_help_shows_a_default_of_zero_and_paths_in_one_piece(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = parser_made_by(train_changeclass.parse_args).format_help()
+    assert text.count("wider_OIpersonface1103/train/wider_train_gt.txt)") == 1
+    words = " ".join(text.split())
+    assert "order and augmentation (default: 0)" in words and "bfloat16 in the network --compile" in words
+
+
 @each_parser
 def test_what_is_no_number_of_the_kind_is_refused_in_one_line(parser, capsys):
     for action in parser._actions:

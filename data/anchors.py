@@ -281,12 +281,10 @@ def propose(shapes: BoxShapes, cfg: ModelConfig) -> tuple[ModelConfig, float, fl
 
 def plot(shapes: BoxShapes, cfg: ModelConfig, centres: np.ndarray, rows: list[Recall], output: Path) -> None:
     """Draws shapes, with priors and k-means clusters over them, and the recall by object size."""
-    import matplotlib
+    from matplotlib.figure import Figure  # takes a while to import
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (scatter, recall) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    scatter, recall = figure.subplots(1, 2)
     shown = shapes.sample(6000)
     for label, name in CLASS_NAMES.items():
         colour = hex_colour(CLASS_COLOURS[label])

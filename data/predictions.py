@@ -26,7 +26,7 @@ import numpy as np
 
 from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
-from utils.cli import DataError, UsageError
+from utils.cli import DataError, import_package
 from utils.draw import draw_boxes
 from utils.files import write_text
 from utils.image_names import image_key
@@ -142,14 +142,7 @@ class Detections:
         Raises:
             UsageError: it is not installed.
         """
-        try:
-            import supervision
-        except ImportError as error:
-            raise UsageError(
-                f"to_supervision needs the package supervision, which cannot be imported ({error}); "
-                f"pip install supervision"
-            ) from None
-        return supervision.Detections(
+        return import_package("supervision", "to_supervision").Detections(
             xyxy=self.boxes,
             confidence=self.scores,
             class_id=self.labels,

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from data.predictions import Detections
 from utils.box_utils import intersections
-from utils.cli import UsageError
+from utils.cli import import_package
 
 #: Least score of a detection that goes on with a track, as in ByteTrack (Zhang et al. 2022).
 LEAST_SCORE = 0.1
@@ -62,15 +62,8 @@ class Tracker:
     """
 
     def __init__(self, score: float) -> None:
-        try:
-            from supervision import Detections as Boxes
-            from trackers import ByteTrackTracker
-        except ImportError as error:
-            raise UsageError(
-                f"--track needs the package trackers, which cannot be imported ({error}); "
-                f"pip install trackers"
-            ) from None
-        self._boxes, self._new = Boxes, ByteTrackTracker
+        self._new = import_package("trackers", "--track").ByteTrackTracker
+        self._boxes = import_package("supervision", "--track").Detections
         self._score = score
         self._by_class: dict[int, object] = {}
         self._numbers: dict[tuple[int, int], int] = {}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from data.config import NETWORKS, ModelConfig, one_class
 from layers.functions.prior_box import priors_per_cell
 from models.retinaface import RetinaFace
-from utils.cli import DataError, UsageError
+from utils.cli import DataError, UsageError, import_package
 from utils.files import atomic_path, reading
 
 #: Loaded where no other file is named.
@@ -120,17 +120,14 @@ def _read_torch(path: Path) -> dict:
 
 
 def _read_safetensors(path: Path) -> dict:
+    safetensors = import_package("safetensors", path.name)
     try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise DataError(f"{path}: needs the package safetensors (pip install safetensors)") from None
-    try:
-        with safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             content: dict = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
         if "config" in metadata:
             content["config"] = json.loads(metadata["config"])
-    except (SafetensorError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged or not a safetensors file ({error})") from None
     return content
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from data.config import PIXEL_MEAN_BGR, ModelConfig
 from models.detector import Thresholds
-from models.onnx_network import ONNX_FORMAT, OUTPUTS, import_package
+from models.onnx_network import ONNX_FORMAT, OUTPUTS
 from models.retinaface import RetinaFace, fold_batch_norm
 from utils.box_utils import decode
+from utils.cli import import_package
 
 INPUT = "images"
 
@@ -110,14 +111,14 @@ def export(
     if outputs == "detections":
         model = append_nms(model, thresholds)
     describe(model, network.cfg, outputs, precision, thresholds)
-    import_package("onnx").checker.check_model(model, full_check=True)
+    import_package("onnx", "ONNX").checker.check_model(model, full_check=True)
     return model
 
 
 def _trace(exported: ExportedNetwork, image_size: tuple[int, int] | None, batch_size: int | None):
     """The graph of a network, without what the exporter tells of its origin: a quarter of an int8 file."""
-    import_package("onnx")
-    import_package("onnxscript")
+    import_package("onnx", "ONNX")
+    import_package("onnxscript", "ONNX")
     example = torch.zeros(batch_size or _EXAMPLE[0], 3, *(image_size or _EXAMPLE[1:]))
     free = {0: "batch"} if batch_size is None else {}
     if image_size is None:
@@ -170,10 +171,10 @@ def quantise(model, calibration: Iterable[np.ndarray]):
         calibration: float32[1, 3, height, width] inputs; the least and greatest values of every map over
             all of them become its range.
     """
-    import_package("onnxruntime")
+    import_package("onnxruntime", "ONNX")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    onnx = import_package("onnx")
+    onnx = import_package("onnx", "ONNX")
 
     inputs = ({INPUT: images} for images in calibration)
     reader = SimpleNamespace(get_next=lambda: next(inputs, None))
@@ -216,7 +217,7 @@ def append_nms(model, thresholds: Thresholds):
     int64[K], by image, class and descending score. As in `Detector`, a box from x1 to x2 is x2 - x1 + 1
     pixels wide; other than there, no number of candidates limits what enters NMS.
     """
-    onnx = import_package("onnx")
+    onnx = import_package("onnx", "ONNX")
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     tail = onnx.parser.parse_model(
         f"""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.config import NETWORKS, ModelConfig, one_class
 from layers.functions.prior_box import feature_sizes, priors_per_cell
-from utils.cli import DataError, UsageError
+from utils.cli import DataError, UsageError, import_package
 
 #: Value of the metadata key ``format`` in the project's own files.
 ONNX_FORMAT = "retinaface_2cls_onnx/1"
@@ -39,20 +39,6 @@ def is_onnx(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() == ".onnx"
 
 
-def import_package(name: str):
-    """The optional package ``name``.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX files need the package {name}, which cannot be imported ({error}); pip install {name}"
-        ) from None
-
-
 def open_session(file: str | os.PathLike | bytes):
     """An onnxruntime session on the CPU, with as many threads as torch has.
 
@@ -63,7 +49,7 @@ def open_session(file: str | os.PathLike | bytes):
         UsageError: onnxruntime is not installed.
         DataError: no such file, damaged, or not ONNX.
     """
-    runtime = import_package("onnxruntime")
+    runtime = import_package("onnxruntime", "ONNX")
     if not isinstance(file, bytes):
         file = os.fspath(file)
         if not Path(file).is_file():
@@ -95,7 +81,7 @@ def openvino_model(path: Path, precision: str) -> Callable[[np.ndarray, Sequence
         UsageError: OpenVINO is not installed.
         DataError: it cannot run the file so.
     """
-    openvino = import_package("openvino")
+    openvino = import_package("openvino", "ONNX")
     settings = {
         # Of its own accord it would compute in bfloat16 where it can, which moves boxes by pixels.
         "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
@@ -239,7 +225,7 @@ def _read_graph(path: Path, outputs: Sequence) -> tuple[ModelConfig, tuple[str, 
     Raises:
         ValueError: not a RetinaFace.
     """
-    onnx = import_package("onnx")
+    onnx = import_package("onnx", "ONNX")
     graph = onnx.load(os.fspath(path), load_external_data=False).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     convolutions = Counter(shapes.get(node.input[1]) for node in graph.node if node.op_type == "Conv")

@@ -313,10 +313,7 @@ class RunLog:
         """Writes results.png: losses and, where it was validated, AP, precision and recall by class."""
         if not self.active or not self._rows:
             return
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure  # takes a while to import
 
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         panels = {
@@ -325,7 +322,8 @@ class RunLog:
             "precision and recall at score 0.5": [n for n in names if kind(n) in ("precision", "recall")],
         }
         colours = {name: hex_colour(CLASS_COLOURS[label]) for label, name in CLASS_NAMES.items()}
-        figure, axes = plt.subplots(1, len(panels), figsize=(16, 4.5), layout="constrained")
+        figure = Figure(figsize=(16, 4.5), layout="constrained")
+        axes = figure.subplots(1, len(panels))
         for axis, (title, columns) in zip(axes, panels.items(), strict=True):
             for name in columns:
                 rows = [row for row in self._rows if _has(row, name)]

@@ -12,6 +12,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -138,6 +140,20 @@ def option(
     if "metavar" not in more and "choices" not in more and hasattr(type, "metavar"):
         more["metavar"] = type.metavar
     group.add_argument(*flags.split(), help=help, type=type, default=default, **more)
+
+
+def import_package(name: str, user: str) -> ModuleType:
+    """The optional package ``name``, which ``user`` needs.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"{user} needs the package {name}, which cannot be imported ({error}); pip install {name}"
+        ) from None
 
 
 def print_rows(rows: Iterable[tuple[object, object]]) -> None:

@@ -140,21 +140,16 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def write_figure(path: str | os.PathLike, figure: Figure, dots_per_inch: int) -> None:
-    """Writes a figure of matplotlib, atomically, in the format of the file name's ending, and closes it.
+    """Writes a figure of matplotlib, atomically, in the format of the file name's ending.
 
     Raises:
         UsageError: the ending is none of a figure.
         OSError: the file cannot be written.
     """
-    from matplotlib import pyplot as plt
-
-    try:
-        if Path(path).suffix.lower() not in FIGURE_SUFFIXES:
-            raise UsageError(f"{path}: expected a name that ends with {', '.join(FIGURE_SUFFIXES)}")
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=dots_per_inch)
-    finally:
-        plt.close(figure)
+    if Path(path).suffix.lower() not in FIGURE_SUFFIXES:
+        raise UsageError(f"{path}: expected a name that ends with {', '.join(FIGURE_SUFFIXES)}")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dots_per_inch)
 
 
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image on its side

@@ -182,14 +182,10 @@ def draw_page(
         path: png, svg or pdf.
         title: of the page.
     """
-    import matplotlib
+    from matplotlib.figure import Figure  # takes a while to import
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, ((curves, scores, overlaps), (sizes, misses, classes)) = plt.subplots(
-        2, 3, figsize=(17, 10), layout="constrained"
-    )
+    figure = Figure(figsize=(17, 10), layout="constrained")
+    (curves, scores, overlaps), (sizes, misses, classes) = figure.subplots(2, 3)
     figure.suptitle(title)
     plot_curves(curves, {name: one.curve for name, one in found.items()})
     curves.set_title("precision over recall")

@@ -288,12 +288,10 @@ def _show(value: object) -> str:
 
 def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
     """Draws precision over recall of each named curve."""
-    import matplotlib
+    from matplotlib.figure import Figure  # takes a while to import
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
     plot_curves(axes, curves)
     axes.set_title(title)
     write_figure(path, figure, 150)

@@ -291,11 +291,9 @@ class Videos:
                 findings = selection(detections, tracks)
                 yield index, frame, hide_what_is_left(detector, frame, findings, selection.hidden)
 
-        if not (tracker and selection.hidden):
-            yield from frames()
-            return
+        most = self.max_gap if tracker and selection.hidden else 0
         followed = ((item, item[2].hidden, item[2].hidden_tracks) for item in frames())
-        for (index, frame, findings), hidden in fill_gaps(followed, self.max_gap):
+        for (index, frame, findings), hidden in fill_gaps(followed, most):
             yield index, frame, replace(findings, hidden=hidden)
 
 

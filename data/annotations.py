@@ -135,7 +135,8 @@ def _parse_block(path: str | os.PathLike, number: int, block: bytes) -> Iterator
             rows, first = table[first : first + count], first + count
         else:
             rows = _parse_carefully(path, number + header + 1, lines[header + 1 : end])
-        name = _parse_header(path, number + header, lines[header])
+        name = lines[header][1:].decode("utf-8", "surrogateescape").strip()
+        check_image_name(name, f"{path}:{number + header}")
         yield ImageAnnotation(name, rows[:, 0], rows[:, 1:], number + header)
 
 
@@ -149,11 +150,6 @@ def _parse_rows(block: bytes) -> np.ndarray | None:
         return None
     valid = (np.abs(rows) <= COORDINATE_LIMIT).all() and np.isin(rows[:, 0], _LABELS).all()
     return np.ascontiguousarray(rows) if valid else None
-
-
-def _parse_header(path: str | os.PathLike, number: int, line: bytes) -> str:
-    name = line[1:].decode("utf-8", "surrogateescape").strip()
-    return check_image_name(name, f"{path}:{number}")
 
 
 def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) -> np.ndarray:

@@ -9,6 +9,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from utils.box_utils import xywh_to_xyxy
 from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
 from utils.draw import contact_sheet, tile
 from utils.files import file_digest
-from utils.images import read_image, read_size, write_image
+from utils.images import read_image, read_sizes, write_image
 from utils.threads import map_ahead
 
 _RED, _GREY = (60, 60, 255), (150, 150, 150)
@@ -43,14 +44,12 @@ def iter_sizes(path: Path, images_dir: Path) -> Iterator[tuple[ImageAnnotation, 
     Raises:
         DataError: an image that cannot be read, with file and line; see also `iter_annotations`.
     """
-
-    def with_size(annotation: ImageAnnotation) -> tuple[ImageAnnotation, tuple[int, int]]:
-        try:
-            return annotation, read_size(images_dir / annotation.path)
-        except DataError as error:
-            raise DataError(f"{path}:{annotation.line}: {error}") from None
-
-    return map_ahead(with_size, iter_annotations(path), workers=4, ahead=64)
+    annotations, named = tee(iter_annotations(path))
+    sizes = read_sizes(images_dir, (annotation.path for annotation in named))
+    for annotation, size in zip(annotations, sizes, strict=True):
+        if isinstance(size, DataError):
+            raise DataError(f"{path}:{annotation.line}: {size}")
+        yield annotation, size
 
 
 def link_arguments(parser: argparse.ArgumentParser) -> None:

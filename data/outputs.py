@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.config import CLASS_LABELS, CLASS_NAMES
-from data.predictions import Detections, draw_detections
+from data.predictions import Detections
 from data.tracks import pair_faces
 from utils.box_utils import xywh_to_cxcywh, xyxy_to_xywh
 from utils.cli import DataError, report
@@ -225,15 +225,15 @@ def counted_classes(counts: Counter[int], classes: Iterable[str]) -> str:
 
 def draw_findings(image: np.ndarray, findings: Findings, least: float = 0.0) -> np.ndarray:
     """A copy of ``image`` with what scores ``least`` or more: one colour a pair, tracks by their numbers."""
-    found, names, colours = findings.detections, None, None
-    seen = np.flatnonzero(found.scores >= least)
+    names = colours = None
+    seen = findings.detections.scores >= least
+    found = findings.detections[seen]
     if findings.pairs is not None:
         colours = [distinct_colour(pair - 1) if pair else _ALONE for pair in findings.pairs[seen].tolist()]
     if findings.tracks is not None:
-        rows = zip(found.labels[seen].tolist(), findings.tracks[seen].tolist(), strict=True)
-        names = [CLASS_NAMES[label] + (f" #{track}" if track else "") for label, track in rows]
-    columns = found.boxes[seen], found.scores[seen], found.labels[seen]
-    return draw_detections(image, *columns, names=names, colours=colours)
+        rows = zip(found.class_names, findings.tracks[seen].tolist(), strict=True)
+        names = [name + (f" #{track}" if track else "") for name, track in rows]
+    return found.draw(image, names, colours)
 
 
 def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:

@@ -127,9 +127,28 @@ class Detections:
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
         return replace(self, boxes=boxes)[inside]
 
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of ``image``, uint8[height, width, 3] BGR, with class and score at every box."""
-        return draw_detections(image, self.boxes, self.scores, self.labels)
+    def draw(
+        self,
+        image: np.ndarray,
+        names: Sequence[str] | None = None,
+        colours: Sequence[tuple[int, int, int]] | None = None,
+    ) -> np.ndarray:
+        """A copy of ``image`` with name and score at every box, the best on top; no caption covers a face.
+
+        Args:
+            image: uint8[height, width, 3], BGR.
+            names, colours: N names and BGR colours; those of the classes by default.
+        """
+        names = names or self.class_names
+        colours = colours or [CLASS_COLOURS[label] for label in self.labels.tolist()]
+        order = np.argsort(self.scores, kind="stable")
+        return draw_boxes(
+            image,
+            self.boxes[order],
+            [f"{names[i]} {self.scores[i]:.2f}" for i in order],
+            [colours[i] for i in order],
+            self.labels[order] == CLASS_LABELS["face"],
+        )
 
     def to_dict(self) -> dict[str, list]:
         """Plain numbers and texts, e.g. for JSON: ``boxes``, ``scores``, ``labels`` and ``class_names``."""
@@ -397,33 +416,3 @@ def _read_bytes(path: Path) -> bytes | None:
         return None
     except IsADirectoryError:
         raise DataError(f"{path}: a folder; expected a prediction file") from None
-
-
-def draw_detections(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    *,
-    names: Sequence[str] | None = None,
-    colours: Sequence[tuple[int, int, int]] | None = None,
-) -> np.ndarray:
-    """A copy of ``image`` with name and score at every box, the best on top; no caption covers a face.
-
-    Args:
-        image: uint8[height, width, 3], BGR.
-        boxes: [N, 4], xyxy in pixels.
-        scores, labels: [N].
-        names, colours: N names and BGR colours; those of the classes by default.
-    """
-    labels = np.asarray(labels)
-    names = names or [CLASS_NAMES[label] for label in labels.tolist()]
-    colours = colours or [CLASS_COLOURS[label] for label in labels.tolist()]
-    order = np.argsort(scores, kind="stable")
-    return draw_boxes(
-        image,
-        np.asarray(boxes)[order],
-        [f"{names[i]} {scores[i]:.2f}" for i in order],
-        [colours[i] for i in order],
-        labels[order] == CLASS_LABELS["face"],
-    )

@@ -118,10 +118,7 @@ def fill_gaps(
                     share = (frame - before) / (now - before)
                     waiting[frame - now - 1][1].append(start + share * (box - start))
         while len(waiting) > most:
-            yield _joined(*waiting.popleft())
-    while waiting:
-        yield _joined(*waiting.popleft())
-
-
-def _joined(item: Item, boxes: list[np.ndarray]) -> tuple[Item, np.ndarray]:
-    return item, np.reshape(boxes, (-1, 4))
+            item, boxes = waiting.popleft()
+            yield item, np.reshape(boxes, (-1, 4))
+    for item, boxes in waiting:
+        yield item, np.reshape(boxes, (-1, 4))

@@ -203,10 +203,10 @@ def _read_labels(file: Path, names: list[str] | None, boxes_first: bool) -> Iter
                 box = cxcywh_to_xywh(np.array([values[:4]]))[0].tolist()
             else:
                 box = bounds(np.reshape(values, (-1, 2))) if len(values) > 5 else []
-            # Far outside are pixels; a comparison with what is not a number is false.
-            if yolo_class % 1 or not 0 <= yolo_class < 2**31 or not (min(box) >= -1 and max(box) <= 2):
-                raise ValueError
-            if not (np.isfinite(values).all() and min(box[2:]) >= 0):
+            is_class = yolo_class % 1 == 0 and 0 <= yolo_class < 2**31
+            # Far outside are pixels; what is not finite would hide in the bounds of a polygon.
+            is_box = np.isfinite(values).all() and min(box) >= -1 and max(box) <= 2 and min(box[2:]) >= 0
+            if not (is_class and is_box):
                 raise ValueError
         except ValueError:
             raise DataError(

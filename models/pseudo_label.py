@@ -124,16 +124,12 @@ def pseudo_label(args: argparse.Namespace) -> int:
             found = detections_of(coco, own, images_dir, used)
         else:
             keep_freed_memory()
-            options = {
-                "thresholds": Thresholds(score=max(0.0, selection.least - 1e-6)),
-                "classes": args.classes,
-                "input_size": InputSize(args.long_side),
-            }
-            detector = (
-                TorchvisionPersons(torchvision, device)
-                if torchvision
-                else Detector.from_checkpoint(model, device=device, **options)
-            )
+            if torchvision:
+                detector = TorchvisionPersons(torchvision, device)
+            else:
+                thresholds, size = Thresholds(max(0.0, selection.least - 1e-6)), InputSize(args.long_side)
+                options = {"thresholds": thresholds, "classes": args.classes, "input_size": size}
+                detector = Detector.from_checkpoint(model, device=device, **options)
             found = detect_in(detector, own, images_dir, args.batch_size)
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
         added: dict[str, list[AddedBox]] = {}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data.config import CLASS_COLOURS
-from data.predictions import draw_detections
+from data.predictions import Detections
 from utils.cli import DataError
 from utils.draw import contact_sheet, distinct_colour, draw_boxes, hex_colour, hide_boxes, tile
 from utils.images import read_image, read_size, write_image
@@ -147,7 +147,7 @@ def test_unwritable_formats_and_sizes(tmp_path):
 
 
 def test_nothing_to_draw():
-    drawn = draw_detections(PICTURE, np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    drawn = Detections.empty().draw(PICTURE)
     assert np.array_equal(drawn, PICTURE)
     assert drawn is not PICTURE
 
@@ -161,7 +161,7 @@ def test_boxes_beyond_the_image_can_be_drawn(size):
 
 def test_a_box_has_the_colour_of_its_class():
     image = np.zeros((300, 300, 3), np.uint8)
-    drawn = draw_detections(image, np.array([[50.0, 60, 200, 250]]), np.array([0.9]), np.array([2]))
+    drawn = Detections(np.array([[50.0, 60, 200, 250]]), np.array([0.9]), np.array([2])).draw(image)
     assert tuple(drawn[150, 50]) == CLASS_COLOURS[2]
     assert not drawn[150, 120].any()
 

@@ -13,7 +13,7 @@ from data.predictions import BoxTable
 from utils.box_utils import areas
 from utils.cli import DataError, warn
 from utils.draw import hex_colour
-from utils.evaluation.average_precision import Curve, full_curve, score_order
+from utils.evaluation.average_precision import Curve, f1_of, full_curve, score_order
 from utils.image_names import image_of
 from utils.images import read_sizes, write_figure
 from wider_openimagespersonface_evaluate.matching import COCO_THRESHOLDS, groups, in_regions, match_coco
@@ -216,8 +216,7 @@ def draw_page(
 
 
 def _plot_over_scores(axes: Axes, name: str, curve: Curve, colour: str) -> None:
-    total = curve.precision + curve.recall
-    f1 = 2 * curve.precision * curve.recall / np.where(total > 0, total, 1)
+    f1 = f1_of(curve.precision, curve.recall)
     styles = (("precision", curve.precision, ":"), ("recall", curve.recall, "--"), ("F1", f1, "-"))
     for what, values, style in styles:
         axes.plot(curve.scores, values, style, color=colour, label=f"{name}: {what}")

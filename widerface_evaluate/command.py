@@ -331,8 +331,11 @@ def draw_worst_images(folder: Path, images: Path, most: int, found: dict[str, Sc
     if unit == "pixels":
         found = {"face": list(found.values())[-1]}
     names = next(iter(found.values())).detections.images
-    costs = sum(image_costs_of(one) for one in found.values())
-    drawn = 0
+    costs, drawn = np.zeros(len(names)), 0
+    for one in found.values():
+        bins = wider_bins(normalised(one.detections.scores))
+        counts = np.diff(one.truths.offsets)
+        costs += image_costs(bins, one.outcome, one.detections.image_index, counts)
     order = np.argsort(-costs, kind="stable")[:most]
     for rank, image in enumerate(order[costs[order] > 0], 1):
         try:
@@ -345,12 +348,6 @@ def draw_worst_images(folder: Path, images: Path, most: int, found: dict[str, Sc
         write_image(path, _draw(canvas, image, found, text, unit))
         drawn += 1
     return drawn
-
-
-def image_costs_of(one: Score) -> np.ndarray:
-    """float64[I]: average precision that each image costs."""
-    bins = wider_bins(normalised(one.detections.scores))
-    return image_costs(bins, one.outcome, one.detections.image_index, np.diff(one.truths.offsets))
 
 
 def _draw(canvas: np.ndarray, image: int, found: dict[str, Score], text: str, unit: str) -> np.ndarray:

@@ -62,22 +62,18 @@ class Curve:
 
     def best_f1(self) -> dict[str, float | None]:
         """The operating point of best F1: ``score`` to cut at, ``precision``, ``recall``, ``f1``."""
-        ends = (
-            np.flatnonzero(np.append(self.scores[1:] != self.scores[:-1], True)) if len(self.scores) else []
-        )
-        total = self.precision[ends] + self.recall[ends]
-        f1 = np.divide(
-            2 * self.precision[ends] * self.recall[ends], total, out=np.zeros_like(total), where=total > 0
-        )
+        is_last = np.append(self.scores[1:] != self.scores[:-1], True)[: len(self.scores)]
+        f1 = np.where(is_last, f1_of(self.precision, self.recall), 0)
         if not self.truths or not f1.any():
             return {"score": None, "precision": 0.0, "recall": 0.0, "f1": 0.0}
-        best = ends[f1.argmax()]
-        return {
-            "score": float(self.scores[best]),
-            "precision": float(self.precision[best]),
-            "recall": float(self.recall[best]),
-            "f1": float(f1.max()),
-        }
+        columns = {"score": self.scores, "precision": self.precision, "recall": self.recall, "f1": f1}
+        return {name: float(column[f1.argmax()]) for name, column in columns.items()}
+
+
+def f1_of(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """F1 of each precision and recall; 0 where both are."""
+    total = precision + recall
+    return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
 def full_curve(

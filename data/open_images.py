@@ -18,7 +18,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data.annotations import check_labelled_classes, format_table, labelled_classes, write_labelled_classes
+from data.annotations import check_labelled_classes, format_table, write_labelled_classes
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows, printable, warn
 from utils.files import atomic_path, read_text, reading
@@ -100,82 +100,41 @@ def openimages(args: argparse.Namespace) -> int:
       python3 prep_data.py openimages train-annotations-bbox.csv --output datasets/oi/train/wider_train_gt.txt
     """
     counts: Counter[str] = Counter()
+    wanted = [name for name in LABEL_IDS if name in args.classes]
+    if args.one_class != "split":
+        check_labelled_classes(args.output, wanted, args.images)
     beside = args.csv[0].parent / "class-descriptions.csv"
-    lists = convert(
-        args.csv,
-        args.output,
-        counts,
-        args.classes,
-        marked={name: getattr(args, name) for name in ATTRIBUTES},
-        one_class=args.one_class,
-        miap=args.miap,
-        images=args.images,
-        image_labels=args.image_labels,
-        descriptions=args.class_descriptions or (beside if beside.exists() else None),
-    )
-    print_rows(counts.items())
-    for path, images in lists.items():
-        print(f"{path}: {images} images, labelled for {' and '.join(labelled_classes(path))}")
-    alone = counts["  of face alone"] + counts["  of person alone"]
-    if args.one_class == "keep" and alone and len(set(args.classes)) > 1:
-        warn("images of one class may hold the other, unlabelled: see pseudo_label and --one_class split")
-    return OK
-
-
-def convert(
-    paths: Sequence[Path],
-    output: Path,
-    counts: Counter[str],
-    classes: Iterable[str] = tuple(LABEL_IDS),
-    marked: Mapping[str, str] = MARKED,
-    one_class: str = "keep",
-    miap: Sequence[Path] = (),
-    images: Path | None = None,
-    image_labels: Iterable[Path] = (),
-    descriptions: Path | None = None,
-) -> dict[Path, int]:
-    """Writes the annotation list of box CSVs: every box of the chosen classes, images in CSV order.
-
-    Args:
-        paths: box CSVs; boxes of an image that several name are joined.
-        output: list to write, with ``dataset.json`` beside it.
-        counts: what was found and left out is counted here.
-        classes, marked, one_class, miap, images, image_labels, descriptions: as the options of the step
-            explain.
-
-    Returns:
-        Images by written list.
-
-    Raises:
-        DataError: a CSV that cannot be used, with file and line; nothing is written.
-    """
-    wanted = [name for name in LABEL_IDS if name in set(classes)]
-    if one_class != "split":
-        check_labelled_classes(output, wanted, images)
-    labels = label_of_ids(wanted, descriptions)
-    boxes, refused = _read(paths, miap, labels, marked, counts)
+    labels = label_of_ids(wanted, args.class_descriptions or (beside if beside.exists() else None))
+    marked = {name: getattr(args, name) for name in ATTRIBUTES}
+    boxes, refused = _read(args.csv, args.miap, labels, marked, counts)
     if boxes.is_empty():
         found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
-        raise DataError(f"{paths[0]}: {found}")
+        raise DataError(f"{args.csv[0]}: {found}")
     found = _classes_of_images(boxes, counts)
     boxes = _joined(boxes, counts)
     if len(refused):
         found = found.filter(~_is_in(refused))
-    if images is not None:
-        has_file = (found["image"] + ".jpg").is_in([path.name for path in images.iterdir()])
+    if args.images is not None:
+        has_file = (found["image"] + ".jpg").is_in([path.name for path in args.images.iterdir()])
         counts["images without a file, left out"] += (~has_file).sum()
         found = found.filter(has_file)
     parts = {"": found["image"]}
-    if one_class != "keep" and len(wanted) > 1:
-        parts = _by_labelled_classes(found, [read_rows(path, labels) for path in image_labels])
-        parts = parts if one_class == "split" else {"": parts["both"]}
+    if args.one_class != "keep" and len(wanted) > 1:
+        parts = _by_labelled_classes(found, [read_rows(path, labels) for path in args.image_labels])
+        parts = parts if args.one_class == "split" else {"": parts["both"]}
     lists = {}
     for name, ids in parts.items():
-        path = output.parent / name / output.name
+        path, labelled = args.output.parent / name / args.output.name, [name] if name in LABEL_IDS else wanted
         _write(path, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
-        write_labelled_classes(path, [name] if name in CLASS_LABELS else wanted, images)
-        lists[path] = len(ids)
-    return lists
+        write_labelled_classes(path, labelled, args.images)
+        lists[path] = f"{len(ids)} images, labelled for {' and '.join(labelled)}"
+    print_rows(counts.items())
+    for path, text in lists.items():
+        print(f"{path}: {text}")
+    alone = counts["  of face alone"] + counts["  of person alone"]
+    if args.one_class == "keep" and alone and len(wanted) > 1:
+        warn("images of one class may hold the other, unlabelled: see pseudo_label and --one_class split")
+    return OK
 
 
 def _read(

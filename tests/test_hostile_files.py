@@ -11,7 +11,6 @@ import json
 import os
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +32,13 @@ from data.config import cfg_mnet
 from data.download import read_sums, unpack_zip
 from data.foreign import Part, match_classes
 from data.formats import read_coco, read_voc, read_wider_text
-from data.open_images import convert, image_ids
+from data.open_images import image_ids
 from data.yolo import read_yolo
 from models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from models.pseudo_label import read_coco_detections
 from models.retinaface import RetinaFace
 from models.training_run import RunLog
+from prep_data import main
 from utils.cli import DataError
 from utils.image_names import expand_inputs, read_image_list
 from utils.images import read_image, read_size
@@ -136,7 +136,7 @@ LABELS = {"/m/0dzct": 1, "/m/04yx4": 2, "/m/01g317": 2}
 
 def read_boxes_csv(path: Path) -> None:
     output = path.parent / "list" / "list.txt"
-    convert([path], output, Counter())
+    main(["openimages", str(path), "--output", str(output)])
     read_list(output)
 
 
@@ -144,7 +144,8 @@ def read_image_labels(path: Path) -> None:
     boxes = path.with_name("boxes.csv")
     boxes.write_text(BOXES_CSV)
     output = path.parent / "list" / "list.txt"
-    convert([boxes], output, Counter(), one_class="drop", image_labels=[path])
+    options = "--output", str(output), "--one_class", "drop", "--image_labels", str(path)
+    main(["openimages", str(boxes), *options])
     openimages.read_ground_truth(boxes, path)
 
 

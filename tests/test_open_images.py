@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from data import open_images
 from data.annotations import labelled_classes, read_annotations
-from data.open_images import MARKED, convert, image_ids, label_of_ids
+from data.open_images import image_ids, label_of_ids
 from data.predictions import write_prediction
 from prep_data import main
 from utils.cli import DataError
@@ -38,15 +37,20 @@ def write(path: Path, *lines: str, header: str = HEADER) -> Path:
     return path
 
 
-def converted(path: Path, **options) -> dict[str, list[list[float]]]:
+def convert(path: Path, output: Path, *options: str | Path) -> None:
+    assert main(["openimages", str(path), "--output", str(output), *map(str, options)]) == 0
+
+
+def converted(path: Path, *options: str | Path) -> dict[str, list[list[float]]]:
     output = path.parent / "out" / "list.txt"
-    convert([path], output, Counter(), **options)
+    convert(path, output, *options)
     return as_dict(output)
 
 
-def marked(**choices: str) -> dict[str, dict[str, str]]:
-    """The argument of that name: the default with other choices."""
-    return {"marked": MARKED | choices}
+def counts_in(text: str) -> dict[str, int]:
+    """The rows of counts that the step prints, by name."""
+    lines = (line.rsplit(maxsplit=1) for line in text.splitlines() if ": " not in line)
+    return {name: int(number) for name, number in lines}
 
 
 def as_dict(path: Path) -> dict[str, list[list[float]]]:
@@ -140,15 +144,15 @@ def test_attributes_keep_drop_or_drop_the_image(tmp_path):
         row("c", PERSON, group_of=-1),
     )
     assert {k: len(v) for k, v in converted(path).items()} == {"a.jpg": 2, "c.jpg": 2}
-    assert set(converted(path, **marked(depiction="keep"))) == {"a.jpg", "b.jpg", "c.jpg"}
-    assert {k: len(v) for k, v in converted(path, **marked(group_of="drop")).items()} == {
+    assert set(converted(path, "--depiction", "keep")) == {"a.jpg", "b.jpg", "c.jpg"}
+    assert {k: len(v) for k, v in converted(path, "--group_of", "drop").items()} == {
         "a.jpg": 1,
         "c.jpg": 2,
     }
-    assert set(converted(path, **marked(group_of="drop_image"))) == {"c.jpg"}
+    assert set(converted(path, "--group_of", "drop_image")) == {"c.jpg"}
 
 
-def test_images_of_one_class(tmp_path):
+def test_images_of_one_class(tmp_path, capsys):
     path = write(
         tmp_path / "boxes.csv",
         row("a", FACE),
@@ -160,18 +164,21 @@ def test_images_of_one_class(tmp_path):
     verified = write(
         tmp_path / "labels.csv", f"d,verification,{PERSON},0", header="ImageID,Source,LabelName,Confidence"
     )
-    assert set(converted(path, one_class="drop")) == {"a.jpg"}
-    assert set(converted(path, one_class="drop", image_labels=[verified])) == {"a.jpg", "d.jpg"}
-    output, options = tmp_path / "split" / "list.txt", {"one_class": "split", "image_labels": [verified]}
-    assert convert([path], output, Counter(), **options) == {
-        tmp_path / "split" / k / "list.txt": n for k, n in {"both": 2, "face": 1, "person": 1}.items()
-    }
+    assert set(converted(path, "--one_class", "drop")) == {"a.jpg"}
+    assert set(converted(path, "--one_class", "drop", "--image_labels", verified)) == {"a.jpg", "d.jpg"}
+    capsys.readouterr()
+    convert(path, tmp_path / "split" / "list.txt", "--one_class", "split", "--image_labels", verified)
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"{tmp_path / 'split' / 'both' / 'list.txt'}: 2 images, labelled for face and person",
+        f"{tmp_path / 'split' / 'face' / 'list.txt'}: 1 images, labelled for face",
+        f"{tmp_path / 'split' / 'person' / 'list.txt'}: 1 images, labelled for person",
+    ]
     assert labelled_classes(tmp_path / "split" / "both" / "list.txt") == ("face", "person")
     assert labelled_classes(tmp_path / "split" / "face" / "list.txt") == ("face",)
     assert set(as_dict(tmp_path / "split" / "person" / "list.txt")) == {"c.jpg"}
 
 
-def test_persons_from_miap_and_images_without_file(tmp_path):
+def test_persons_from_miap_and_images_without_file(tmp_path, capsys):
     miap_header = (
         "ImageID,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepictionOf,"
         "IsInsideOf,GenderPresentation,AgePresentation"
@@ -184,18 +191,17 @@ def test_persons_from_miap_and_images_without_file(tmp_path):
         header=miap_header,
     )
     boxes = write(tmp_path / "boxes.csv", row("a", FACE), row("a", PERSON), row("z", FACE))
-    counts = Counter()
-    convert([boxes], tmp_path / "out.txt", counts, miap=[miap])
-    assert counts["boxes marked depiction, drop"] == 1
+    convert(boxes, tmp_path / "out.txt", "--miap", miap)
+    assert counts_in(capsys.readouterr().out)["boxes marked depiction, drop"] == 1
     assert {k: [b[0] for b in v] for k, v in as_dict(tmp_path / "out.txt").items()} == {
         "a.jpg": [2, 1],
         "b.jpg": [2],
     }
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.jpg").touch()
-    convert([boxes], tmp_path / "out.txt", counts, miap=[miap], images=tmp_path / "images")
+    convert(boxes, tmp_path / "out.txt", "--miap", miap, "--images", tmp_path / "images")
     assert set(as_dict(tmp_path / "out.txt")) == {"b.jpg"}
-    assert counts["images without a file, left out"] == 1
+    assert counts_in(capsys.readouterr().out)["images without a file, left out"] == 1
 
 
 def test_a_test_split_of_miap_is_scored(tmp_path, capsys):
@@ -279,7 +285,7 @@ def test_faults_of_the_file(tmp_path):
     write(path, f"a,{FACE},0,1,0,1", header="ImageID,LabelName,XMin,XMax,YMin,YMax")
     with pytest.raises(DataError, match=r":1: no column IsDepiction; .* --depiction keep"):
         converted(path)
-    assert set(converted(path, **marked(depiction="keep"))) == {"a.jpg"}
+    assert set(converted(path, "--depiction", "keep")) == {"a.jpg"}
     whole = gzip.compress("\n".join([HEADER, *[GOOD] * 50]).encode())
     broken = tmp_path / "boxes.csv.gz"
     for content in (whole[:-20], whole[:60] + b"\0\0\0" + whole[63:], b"no gzip"):
@@ -333,7 +339,7 @@ def test_one_class_is_taken_alone(tmp_path, capsys):
         main(["openimages", str(path), "--output", str(output), "--classes", "cat"])
 
 
-def test_published_list(reference, tmp_path):
+def test_published_list(reference, tmp_path, capsys):
     """The published validation list comes out of its CSV, but for what is written below.
 
     Five images stand twice in the CSV (once under a broken name, which only the list of names shows),
@@ -343,10 +349,9 @@ def test_published_list(reference, tmp_path):
     (listed,) = (reference / "openimages_val").glob("wider_val_gt*.gz")
     published = tmp_path / "published.txt"
     published.write_bytes(gzip.decompress(listed.read_bytes()))
-    counts = Counter()
-    convert([source], tmp_path / "out" / "list.txt", counts)
+    convert(source, tmp_path / "out" / "list.txt")
     found = {a.path: a for a in read_annotations(tmp_path / "out" / "list.txt")}
-    assert counts == {
+    assert counts_in(capsys.readouterr().out) == {
         "boxes of face": 13964,
         "boxes of person": 16091,
         "images with boxes": 7572,

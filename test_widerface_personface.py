@@ -163,21 +163,10 @@ def main(argv: list[str] | None = None) -> int:
                 + (f"; {faults} images failed (named above)" if faults else "")
             )
         if args.evaluate and rank() == 0 and not faults:
-            return evaluate(dump.folder, args.evaluate, dataset, args.dataset_list)
+            arguments = ["-p", str(dump.folder), "-g", str(args.evaluate)]
+            arguments += ["--image_list", str(args.dataset_list)] if args.dataset_list else []
+            return EVALUATORS[dataset](arguments)
     return BAD_DATA if faults else OK
-
-
-def evaluate(folder: Path, truths: Path, dataset: str, images: Path | None) -> int:
-    """Scores a folder of text files as the evaluator of ``dataset`` does at the command line.
-
-    Args:
-        folder: of the text files.
-        truths: the ground truth, in a form that the evaluator reads.
-        dataset: ``widerface`` or ``openimages``.
-        images: list of the images to score; None: all of the ground truth.
-    """
-    arguments = ["-p", str(folder), "-g", str(truths)]
-    return EVALUATORS[dataset](arguments + (["--image_list", str(images)] if images else []))
 
 
 def input_size(args: argparse.Namespace) -> InputSize:

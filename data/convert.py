@@ -291,32 +291,29 @@ def widerface(args: argparse.Namespace) -> int:
     """
     counts: Counter[str] = Counter()
     folder = image_folder(args.text, args.images)
-    faces = _wider_faces(args.text, folder, counts, args.skip_missing)
-    images = write_list(args.output, faces, ["face"], folder)
+
+    def faces() -> Iterator[ImageAnnotation]:
+        images, named = tee(read_wider_text(args.text))
+        sizes = read_sizes(folder, (image.path for image in named))
+        for image, size in zip(images, sizes, strict=True):
+            if isinstance(size, DataError):
+                if not args.skip_missing:
+                    hint = "leave such images out with --skip_missing"
+                    raise DataError(f"{args.text}:{image.line}: {size}; {hint}")
+                counts["images without a usable file, left out"] += 1
+                continue
+            height, width = size
+            has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
+            kept = has_area & ~image.invalid
+            counts["images"] += 1
+            counts["images without faces, kept"] += not len(kept)
+            counts["faces"] += int(kept.sum())
+            counts["faces without area, left out"] += int((~has_area).sum())
+            counts["faces marked invalid, left out"] += int((has_area & image.invalid).sum())
+            boxes = image.boxes_xywh[kept] / [width, height, width, height]
+            yield ImageAnnotation(image.path, np.full(len(boxes), CLASS_LABELS["face"]), boxes, image.line)
+
+    images = write_list(args.output, faces(), ["face"], folder)
     print_rows(counts.items())
     print(f"{args.output}: {images} images, labelled for face")
     return OK
-
-
-def _wider_faces(
-    path: Path, folder: Path, counts: Counter[str], skip_missing: bool
-) -> Iterator[ImageAnnotation]:
-    """Faces of the annotation text as list entries; what was found and left out is counted."""
-    images, named = tee(read_wider_text(path))
-    sizes = read_sizes(folder, (image.path for image in named))
-    for image, size in zip(images, sizes, strict=True):
-        if isinstance(size, DataError):
-            if not skip_missing:
-                raise DataError(f"{path}:{image.line}: {size}; leave such images out with --skip_missing")
-            counts["images without a usable file, left out"] += 1
-            continue
-        height, width = size
-        has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
-        kept = has_area & ~image.invalid
-        counts["images"] += 1
-        counts["images without faces, kept"] += not len(kept)
-        counts["faces"] += int(kept.sum())
-        counts["faces without area, left out"] += int((~has_area).sum())
-        counts["faces marked invalid, left out"] += int((has_area & image.invalid).sum())
-        boxes = image.boxes_xywh[kept] / [width, height, width, height]
-        yield ImageAnnotation(image.path, np.full(len(boxes), CLASS_LABELS["face"]), boxes, image.line)

@@ -16,7 +16,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -135,10 +135,17 @@ def download(args: argparse.Namespace) -> int:
             base = (args.base_url or ANNOTATIONS_URL).rstrip("/")
             if not _download({name: f"{base}/{url}" for name, url in names.items()}, folder, 2):
                 return BAD_DATA
-            ids = _boxed_ids(folder, args.classes)
+            from data.open_images import image_ids, label_of_ids  # takes a while to import
+
+            labels = label_of_ids(args.classes, folder / "class-descriptions.csv")
+            ids = image_ids(folder / "boxes.csv", labels)
         else:
             ids = (Path(annotation.path).stem for annotation in iter_annotations(args.list))
-        urls = image_urls(islice(dict.fromkeys(ids), args.limit), args.base_url or IMAGES_URL, args.split)
+        base, urls = (args.base_url or IMAGES_URL).rstrip("/"), {}
+        for image_id in islice(dict.fromkeys(ids), args.limit):
+            if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):
+                raise DataError(f"{image_id[:80]!r} is not an image id; expected letters and digits")
+            urls[f"images/{image_id}.jpg"] = f"{base}/{args.split}/{image_id}.jpg"
         return OK if _download(urls, folder, args.num_workers) else BAD_DATA
 
 
@@ -154,7 +161,12 @@ def download_weights(folder: Path, base_url: str) -> None:
             if path.exists():
                 digest, place = file_digest(path), f"{path}, which is there already"
             else:
-                digest, place = _fetch_weights(url, new, path, session), url
+                try:
+                    digest, place = fetch(url, new, session, threading.Event())[0], url
+                except requests.RequestException as error:
+                    answer = printable(str(error)) if error.response is not None else "no answer"
+                    what = f"{answer}; try again, or put the file there yourself: {path}"
+                    raise DataError(f"{url}: {what}") from None
             if digest != published:
                 new.unlink(missing_ok=True)
                 raise DataError(
@@ -163,34 +175,6 @@ def download_weights(folder: Path, base_url: str) -> None:
             if place == url:
                 new.replace(path)
             print(f"{path}: {'downloaded' if place == url else 'there already'}, SHA-256 as published")
-
-
-def _fetch_weights(url: str, new: Path, path: Path, session: requests.Session) -> str:
-    try:
-        return fetch(url, new, session, threading.Event())[0]
-    except requests.RequestException as error:
-        answer = printable(str(error)) if error.response is not None else "no answer"
-        raise DataError(f"{url}: {answer}; try again, or put the file there yourself: {path}") from None
-
-
-def _boxed_ids(folder: Path, classes: Iterable[str]) -> Iterable[str]:
-    from data.open_images import image_ids, label_of_ids  # takes a while to import
-
-    return image_ids(folder / "boxes.csv", label_of_ids(classes, folder / "class-descriptions.csv"))
-
-
-def image_urls(ids: Iterable[str], base_url: str, split: str) -> dict[str, str]:
-    """Address of each image by its path below the folder.
-
-    Raises:
-        DataError: an id that cannot be part of a path.
-    """
-    urls = {}
-    for image_id in ids:
-        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):
-            raise DataError(f"{image_id[:80]!r} is not an image id; expected letters and digits")
-        urls[f"images/{image_id}.jpg"] = f"{base_url.rstrip('/')}/{split}/{image_id}.jpg"
-    return urls
 
 
 def _download(urls: Mapping[str, str], folder: Path, workers: int) -> bool:

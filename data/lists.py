@@ -22,6 +22,7 @@ from data.annotations import (
     known_images,
     labelled_classes,
     list_arguments,
+    read_annotations,
     write_info,
     write_list,
 )
@@ -63,31 +64,20 @@ def link(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py link WIDER_train/images datasets/widerface/train
     """
-    made = link_images(args.source, args.folder)
-    beside = args.folder / "list.txt"
+    source, made, beside = args.source.resolve(), args.folder / "images", args.folder / "list.txt"
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder; expected the folder of the images")
+    is_link = made.is_symlink()
+    if (is_link and made.resolve() != source) or (not is_link and made.exists()):
+        kind = f"a link to {made.readlink()}" if is_link else "there already"
+        raise DataError(f"{made}: {kind}; remove it first")
+    if not is_link:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        made.symlink_to(source, target_is_directory=True)
     if os.path.realpath(images_of(beside)) != os.path.realpath(made):
         write_info(args.folder, labelled_classes(beside), made)  # the folder in dataset.json counts more
     print(f"{made} -> {made.readlink()}")
     return OK
-
-
-def link_images(source: Path, folder: Path) -> Path:
-    """Makes the symbolic link ``<folder>/images`` to ``source``; one that is there and right stays.
-
-    Raises:
-        DataError: no such source, or something else is at the link's place.
-    """
-    source, link = source.resolve(), folder / "images"
-    if not source.is_dir():
-        raise DataError(f"{source}: no such folder; expected the folder of the images")
-    if link.is_symlink() and link.resolve() == source:
-        return link
-    if link.is_symlink() or link.exists():
-        kind = f"a link to {link.readlink()}" if link.is_symlink() else "there already"
-        raise DataError(f"{link}: {kind}; remove it first")
-    folder.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(source, target_is_directory=True)
-    return link
 
 
 def split_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +92,9 @@ def split_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split(args: argparse.Namespace) -> int:
-    """Splits a list into training and validation by image. Equal images stay together.
+    """Splits a list into training and validation by image. An image's part depends on the seed and its
+    content alone, so equal images stay together, and an image stays in its part when others are added; but
+    where that leaves a part of a small list empty, the image nearest to it goes there.
 
     Example:
       python3 prep_data.py split datasets/all/wider_gt.txt --save_folder datasets/parts --val_share 0.1
@@ -110,51 +102,23 @@ def split(args: argparse.Namespace) -> int:
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
     images_dir = (known_images if args.by_name else image_folder)(args.list, args.images)
-    compared = None if args.by_name else images_dir
-    parts = split_annotations(iter_annotations(args.list), args.val_share, args.seed, compared)
-    for name, part in parts.items():
-        if not part:
-            raise DataError(f"{args.list}: no image for {name}; expected two different images or more")
-    targets = {name: args.save_folder / name / f"wider_{name}_gt.txt" for name in parts}
-    for name, part in parts.items():
-        write_list(targets[name], part, labelled_classes(args.list), images_dir)
-        print(f"{targets[name]}: {len(part)} images, {sum(map(len, part))} boxes")
+    annotations = read_annotations(args.list)
+    keys: Iterable[str] = (annotation.path for annotation in annotations)
+    if not args.by_name:
+        keys = map_ahead(lambda path: file_digest(images_dir / path), keys, workers=4, ahead=32)
+    seeded = (hashlib.sha256(f"{args.seed}:{key}".encode()).digest() for key in keys)
+    draws = [int.from_bytes(digest[:8]) / 2**64 for digest in seeded]
+    if len(set(draws)) < 2:
+        raise DataError(f"{args.list}: no image for val; expected two different images or more")
+    cut = min(max(args.val_share, math.nextafter(min(draws), 1)), max(draws))
+    targets = {name: args.save_folder / name / f"wider_{name}_gt.txt" for name in ("train", "val")}
+    for name, path in targets.items():
+        part = [a for a, draw in zip(annotations, draws, strict=True) if (draw < cut) == (name == "val")]
+        write_list(path, part, labelled_classes(args.list), images_dir)
+        print(f"{path}: {len(part)} images, {sum(map(len, part))} boxes")
     if images_dir:
         tell_next(targets)
     return OK
-
-
-def split_annotations(
-    annotations: Iterable[ImageAnnotation], val_share: float, seed: int, images_dir: Path | None
-) -> dict[str, list[ImageAnnotation]]:
-    """The parts ``train`` and ``val``, each in list order.
-
-    An image's part depends on the seed and its content alone, so that equal images stay together and an
-    image stays in its part when others are added; but where that leaves a part of a small list empty, the
-    image nearest to it goes there.
-
-    Args:
-        annotations: the list.
-        val_share: share of the images for validation, 0..1.
-        seed: another seed, another split.
-        images_dir: folder of the images, to tell equal ones by their content; None: by path.
-
-    Raises:
-        DataError: an image that cannot be read.
-    """
-    annotations = list(annotations)
-    if images_dir is None:
-        keys: Iterable[str] = (annotation.path for annotation in annotations)
-    else:
-        keys = map_ahead(lambda a: file_digest(images_dir / a.path), annotations, workers=4, ahead=32)
-    draws = [int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64 for key in keys]
-    cut = val_share
-    if draws and min(draws) < max(draws):  # two different images or more
-        cut = min(max(val_share, math.nextafter(min(draws), 1)), max(draws))
-    parts: dict[str, list[ImageAnnotation]] = {"train": [], "val": []}
-    for annotation, draw in zip(annotations, draws, strict=True):
-        parts["val" if draw < cut else "train"].append(annotation)
-    return parts
 
 
 def merge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -186,8 +150,23 @@ def merge(args: argparse.Namespace) -> int:
                 f"{path} is labelled for {' and '.join(names)}, {first}: "
                 f"add what is missing with pseudo_label first, or train on both lists"
             )
-    merged = merge_annotations(args.lists, prefixes, args.on_repeat)
-    images = write_list(args.output, merged, labelled, root)
+
+    def merged() -> Iterator[ImageAnnotation]:
+        seen: dict[str, int] = {}
+        for index, (path, prefix) in enumerate(zip(args.lists, prefixes, strict=True)):
+            for annotation in iter_annotations(path):
+                if prefix:
+                    annotation.path = f"{prefix}/{annotation.path}"
+                earlier = seen.setdefault(annotation.path, index)
+                if earlier == index:
+                    yield annotation
+                elif args.on_repeat == "error":
+                    raise DataError(
+                        f"{path}:{annotation.line}: {annotation.path} is in {args.lists[earlier]} too; tell "
+                        f"the lists apart with --prefix, or give --on_repeat first"
+                    )
+
+    images = write_list(args.output, merged(), labelled, root)
     print(f"{args.output}: {images} images of {len(args.lists)} lists")
     return OK
 
@@ -205,62 +184,18 @@ def common_folder(lists: list[Path]) -> tuple[list[str], Path | None]:
     return ["" if folder == root else folder.relative_to(root).as_posix() for folder in folders], root
 
 
-def merge_annotations(
-    paths: list[Path], prefixes: list[str], on_repeat: str = "error"
-) -> Iterator[ImageAnnotation]:
-    """The images of several lists, one list after the other.
-
-    Args:
-        paths: annotation lists.
-        prefixes: folder put before the image paths of each list, "" for none.
-        on_repeat: of an image that an earlier list has: ``error`` or ``first`` (leave the later one out).
-
-    Raises:
-        DataError: an image twice; see also `iter_annotations`.
-    """
-    seen: dict[str, int] = {}
-    for index, (path, prefix) in enumerate(zip(paths, prefixes, strict=True)):
-        for annotation in iter_annotations(path):
-            if prefix:
-                annotation.path = f"{prefix}/{annotation.path}"
-            earlier = seen.setdefault(annotation.path, index)
-            if earlier == index:
-                yield annotation
-            elif on_repeat == "error":
-                raise DataError(
-                    f"{path}:{annotation.line}: {annotation.path} is in {paths[earlier]} too; tell the lists "
-                    f"apart with --prefix, or give --on_repeat first"
-                )
-
-
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
 
 
 def check(args: argparse.Namespace) -> int:
-    """Decodes every image of a list and looks at every box; the exit code is 1 if anything is wrong.
+    """Decodes every image of a list and looks at every box: images that cannot be decoded or are named
+    again, boxes beyond the image or without area. The exit code is 1 if anything is wrong.
 
     Example:
       python3 prep_data.py check datasets/oi/val/wider_val_gt.txt
     """
-    images = problems = 0
-    for found in check_list(args.list, image_folder(args.list, args.images)):
-        images += 1
-        for problem in found:
-            problems += 1
-            if problems <= _PROBLEMS_SHOWN:
-                print(problem)
-    if problems > _PROBLEMS_SHOWN:
-        print(f"... and {problems - _PROBLEMS_SHOWN} more")
-    print_rows([("images decoded", images), ("problems", problems)])
-    return BAD_DATA if problems else OK
-
-
-def check_list(path: Path, images_dir: Path) -> Iterator[list[str]]:
-    """What is wrong with each image of a list, one line a problem, with file and line.
-
-    That is an image that cannot be decoded or that is named again, boxes beyond it or without area.
-    """
+    images_dir = image_folder(args.list, args.images)
 
     def decode(annotation: ImageAnnotation) -> tuple[ImageAnnotation, list[str]]:
         try:
@@ -270,14 +205,21 @@ def check_list(path: Path, images_dir: Path) -> Iterator[list[str]]:
         return annotation, []
 
     lines: dict[str, int] = {}
-    for annotation, problems in map_ahead(decode, iter_annotations(path), os.cpu_count() or 2, ahead=16):
+    images = problems = 0
+    for annotation, found in map_ahead(decode, iter_annotations(args.list), os.cpu_count() or 2, ahead=16):
         for name, mask in zip(("beyond the image", "without area"), box_faults(annotation), strict=True):
             if mask.any():
                 first = annotation.boxes_xywh_norm[mask][0].round(6).tolist()
-                problems.append(f"{mask.sum()} boxes {name}, the first {first}; clean takes care of them")
+                found.append(f"{mask.sum()} boxes {name}, the first {first}; clean takes care of them")
         if (line := lines.setdefault(annotation.path, annotation.line)) != annotation.line:
-            problems.append(f"{annotation.path} is named in line {line} already; clean joins them")
-        yield [f"{path}:{annotation.line}: {problem}" for problem in problems]
+            found.append(f"{annotation.path} is named in line {line} already; clean joins them")
+        for problem in found[: max(0, _PROBLEMS_SHOWN - problems)]:
+            print(f"{args.list}:{annotation.line}: {problem}")
+        images, problems = images + 1, problems + len(found)
+    if problems > _PROBLEMS_SHOWN:
+        print(f"... and {problems - _PROBLEMS_SHOWN} more")
+    print_rows([("images decoded", images), ("problems", problems)])
+    return BAD_DATA if problems else OK
 
 
 def box_faults(annotation: ImageAnnotation) -> tuple[np.ndarray, np.ndarray]:

@@ -53,8 +53,6 @@ from utils.files import read_json, write_text
 from utils.images import read_image, read_size
 from utils.processes import gather_from_processes, keep_freed_memory, processes, rank, world_size
 
-Found = Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]
-
 
 def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
@@ -114,6 +112,10 @@ def pseudo_label(args: argparse.Namespace) -> int:
     check_labelled_classes(args.output, labelled, images_dir)
     source = (args.detections or args.trained_model).name
     used: dict[str, bool] = {}
+
+    def read(annotation: ImageAnnotation) -> np.ndarray:
+        return read_image(images_dir / annotation.path)
+
     on_cpu = args.device == "auto" and is_onnx(model)
     with processes(pick_device(args.device, on_cpu)) as device:
         first = rank() == 0
@@ -130,7 +132,8 @@ def pseudo_label(args: argparse.Namespace) -> int:
                 thresholds, size = Thresholds(max(0.0, selection.least - 1e-6)), InputSize(args.long_side)
                 options = {"thresholds": thresholds, "classes": args.classes, "input_size": size}
                 detector = Detector.from_checkpoint(model, device=device, **options)
-            found = detect_in(detector, own, images_dir, args.batch_size)
+            looked = detect_images(detector, own, read, args.batch_size, report)
+            found = ((annotation, image.shape[:2], boxes) for annotation, image, boxes in looked)
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
         added: dict[str, list[AddedBox]] = {}
         for annotation, size, detections in tqdm(found, "images", total, disable=not first or None):
@@ -236,20 +239,6 @@ def boxes_to_add(
     return added
 
 
-def detect_in(
-    detector: Detector | TorchvisionPersons,
-    annotations: Iterable[ImageAnnotation],
-    images_dir: Path,
-    batch_size: int,
-) -> Found:
-    """Runs the detector over a list's images; those that cannot be read are reported and left out."""
-    found = detect_images(
-        detector, annotations, lambda a: read_image(images_dir / a.path), batch_size, report
-    )
-    for annotation, image, detections in found:
-        yield annotation, image.shape[:2], detections
-
-
 def read_coco_detections(
     path: Path, categories: dict[str, str], images: Path | None = None
 ) -> dict[str, Detections]:
@@ -315,8 +304,11 @@ def detections_of(
     annotations: Iterable[ImageAnnotation],
     images_dir: Path,
     used: dict[str, bool],
-) -> Found:
-    """As `detect_in`, from a file, and only images with detections; their keys are added to ``used``."""
+) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
+    """The images that have detections, with their (height, width); their keys are added to ``used``.
+
+    Those that cannot be read are reported and left out.
+    """
     for annotation in annotations:
         keys = _key(annotation.path), _key(Path(annotation.path).stem)
         if key := next((key for key in keys if key in coco), None):

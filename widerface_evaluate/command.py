@@ -125,29 +125,23 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable, list[str]]:
-    """Truths of the images that are to be scored, their detections, and the names of missing files."""
-    if args.image_list:
-        truths = truths.take(listed_images(args.image_list, truths.images))
-    least = args.confidence_threshold
-    return truths, *load_predictions(args.pred, truths.images, least, args.allow_missing)
-
-
-def listed_images(path: Path, known: Sequence[str]) -> list[int]:
-    """Indices of ``known`` keys that a list names (see `read_image_list`), in the order of ``known``.
+    """Truths of the images that are to be scored, their detections, and the names of missing files.
 
     Raises:
-        DataError: no such file, not text, or not one known image in it.
+        DataError: an image list that cannot be read or without one known image; see also `load_predictions`.
     """
-    wanted = {image_key(name): name for name in read_image_list(path)}
-    found = [i for i, key in enumerate(known) if key in wanted]
-    unknown = [wanted[key] for key in wanted.keys() - set(known)]
-    if unknown and found:
-        warn(f"{path}: {some_of(unknown, 'images are not in the ground truth and are skipped')}")
-    if not found:
-        raise DataError(
-            f"{path}: none of its {len(wanted)} images is in the ground truth, e.g. {', '.join(unknown[:3])}"
-        )
-    return found
+    if args.image_list:
+        wanted = {image_key(name): name for name in read_image_list(args.image_list)}
+        unknown = [wanted[key] for key in wanted.keys() - set(truths.images)]
+        if len(unknown) == len(wanted):
+            what = f"none of its {len(wanted)} images is in the ground truth, e.g. {', '.join(unknown[:3])}"
+            raise DataError(f"{args.image_list}: {what}")
+        if unknown:
+            what = some_of(unknown, "images are not in the ground truth and are skipped")
+            warn(f"{args.image_list}: {what}")
+        truths = truths.take([i for i, key in enumerate(truths.images) if key in wanted])
+    least = args.confidence_threshold
+    return truths, *load_predictions(args.pred, truths.images, least, args.allow_missing)
 
 
 def load_predictions(

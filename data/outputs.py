@@ -152,11 +152,19 @@ class Results:
             show(self.picture(image, findings), wait=0 if frame is None else 1)
 
     def picture(self, image: np.ndarray, findings: Findings) -> np.ndarray:
-        """An annotated or anonymised copy of ``image``."""
+        """An anonymised copy of ``image``, or one that is annotated: one colour a pair, tracks by number."""
         with self.stopwatch("draw"):
             if self.blur:
                 return hide_boxes(image, findings.hidden)
-            return draw_findings(image, findings, self.least_drawn)
+            seen = findings.detections.scores >= self.least_drawn
+            found, names, colours = findings.detections[seen], None, None
+            if findings.pairs is not None:
+                pairs = findings.pairs[seen].tolist()
+                colours = [distinct_colour(pair - 1) if pair else _ALONE for pair in pairs]
+            if findings.tracks is not None:
+                tracks = zip(found.class_names, findings.tracks[seen].tolist(), strict=True)
+                names = [f"{name} #{track}" if track else name for name, track in tracks]
+            return found.draw(image, names, colours)
 
     def write(
         self,
@@ -221,19 +229,6 @@ def counted(number: int, name: str) -> str:
 def counted_classes(counts: Counter[int], classes: Iterable[str]) -> str:
     """E.g. "1 face, 3 persons"."""
     return ", ".join(counted(counts[CLASS_LABELS[name]], name) for name in classes)
-
-
-def draw_findings(image: np.ndarray, findings: Findings, least: float = 0.0) -> np.ndarray:
-    """A copy of ``image`` with what scores ``least`` or more: one colour a pair, tracks by their numbers."""
-    names = colours = None
-    seen = findings.detections.scores >= least
-    found = findings.detections[seen]
-    if findings.pairs is not None:
-        colours = [distinct_colour(pair - 1) if pair else _ALONE for pair in findings.pairs[seen].tolist()]
-    if findings.tracks is not None:
-        rows = zip(found.class_names, findings.tracks[seen].tolist(), strict=True)
-        names = [name + (f" #{track}" if track else "") for name, track in rows]
-    return found.draw(image, names, colours)
 
 
 def save_crops(folder: Path, name: Path, image: np.ndarray, found: Detections) -> None:

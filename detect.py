@@ -71,14 +71,9 @@ MOST_LOOKS, LEFT_SCORE = 3, 0.3
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    option(
-        parser,
-        "inputs",
-        "images, folders with their subfolders, globs, .txt lists with one image a line, videos, "
-        "a camera's number or a stream's address (default: sample photos of installed packages)",
-        nargs="*",
-        metavar="INPUT",
-    )
+    help = """images, folders with their subfolders, globs, .txt lists with one image a line, videos, a
+        camera's number or a stream's address (default: sample photos of installed packages)"""
+    option(parser, "inputs", help, nargs="*", metavar="INPUT")
     add_network_arguments(parser)
     add_detection_arguments(parser)
     parser.set_defaults(confidence_threshold=DEFAULT_SCORE)
@@ -105,19 +100,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="annotated images and videos (default: yes)",
     )
     option(group, "--vis_thres", "draw only what scores at least this (default: all)", score)
-    option(
-        group,
-        "--blur",
-        f"instead of drawing boxes, hide these for good, from score {BLUR_SCORE:g} on (person: faces too)",
-        choices=list(BLURRED),
-    )
-    option(
-        group,
-        "--max_gap",
-        "with --blur and --track, also hide what is lost for up to so many frames",
-        natural,
-        15,
-    )
+    help = f"instead of drawing boxes, hide these for good, from score {BLUR_SCORE:g} on (person: faces too)"
+    option(group, "--blur", help, choices=list(BLURRED))
+    help = "with --blur and --track, also hide what is lost for up to so many frames"
+    option(group, "--max_gap", help, natural, 15)
     option(
         group,
         "--save_json",

@@ -40,6 +40,7 @@ BOXES = {
     "validation": "v5/validation-annotations-bbox.csv",
     "test": "v5/test-annotations-bbox.csv",
 }
+CLASS_DESCRIPTIONS = "v7/oidv7-class-descriptions-boxable.csv"
 IMAGE_LABELS = "v5/{split}-annotations-human-imagelabels-boxable.csv"
 MIAP = "open_images_extended_miap/open_images_extended_miap_boxes_{split}.csv"
 
@@ -124,7 +125,7 @@ def download(args: argparse.Namespace) -> int:
     if args.split is None or args.save_folder is None:
         raise UsageError("expected --split and --save_folder, or --weights")
     folder = args.save_folder / args.split
-    names = {"boxes.csv": BOXES[args.split]}
+    names = {"class-descriptions.csv": CLASS_DESCRIPTIONS, "boxes.csv": BOXES[args.split]}
     if args.image_labels:
         names["image-labels.csv"] = IMAGE_LABELS.format(split=args.split)
     if args.miap:
@@ -136,7 +137,8 @@ def download(args: argparse.Namespace) -> int:
                 return BAD_DATA
             from data.open_images import image_ids, label_of_ids  # takes a while to import
 
-            ids = image_ids(folder / "boxes.csv", label_of_ids(args.classes))
+            labels = label_of_ids(args.classes, folder / "class-descriptions.csv")
+            ids = image_ids(folder / "boxes.csv", labels)
         else:
             ids = (Path(annotation.path).stem for annotation in iter_annotations(args.list))
         base, urls = (args.base_url or IMAGES_URL).rstrip("/"), {}

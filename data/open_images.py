@@ -21,7 +21,7 @@ import polars as pl
 from data.annotations import check_labelled_classes, format_table, write_labelled_classes
 from data.config import CLASS_LABELS
 from utils.cli import OK, DataError, option, print_rows, printable, warn
-from utils.files import atomic_path, reading
+from utils.files import atomic_path, read_text, reading
 from utils.image_names import LEADS_OUT
 
 #: Label ids by the display names of a class. A box carries the most specific name only: a boxed Man is not a
@@ -69,6 +69,8 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
     text = "human-verified image labels; a class that is verified, present or absent, counts as labelled"
     option(group, "--image_labels", text, Path, nargs="+", default=[], metavar="CSV")
+    text = "label ids by display name (default: class-descriptions.csv beside the first CSV, if it is there)"
+    option(group, "--class_descriptions", text, Path, metavar="CSV")
     group = parser.add_argument_group("boxes")
     classes = list(LABEL_IDS)
     option(group, "--classes", "classes to take", default=classes, nargs="+", choices=classes)
@@ -101,7 +103,8 @@ def openimages(args: argparse.Namespace) -> int:
     wanted = [name for name in LABEL_IDS if name in args.classes]
     if args.one_class != "split":
         check_labelled_classes(args.output, wanted, args.images)
-    labels = label_of_ids(wanted)
+    beside = args.csv[0].parent / "class-descriptions.csv"
+    labels = label_of_ids(wanted, args.class_descriptions or (beside if beside.exists() else None))
     marked = {name: getattr(args, name) for name in ATTRIBUTES}
     boxes, refused = _read(args.csv, args.miap, labels, marked, counts)
     if boxes.is_empty():
@@ -219,9 +222,32 @@ def _write(path: Path, boxes: pl.DataFrame) -> None:
             file.write(format_table(part, first_rows.to_numpy(), part["image"].gather(first_rows) + ".jpg"))
 
 
-def label_of_ids(classes: Iterable[str] = tuple(LABEL_IDS)) -> dict[str, int]:
-    """Class label by the label ids of some of this project's classes."""
-    return {mid: CLASS_LABELS[name] for name in classes for mid in LABEL_IDS[name].values()}
+def label_of_ids(
+    classes: Iterable[str] = tuple(LABEL_IDS), descriptions: Path | None = None
+) -> dict[str, int]:
+    """Class label by the label ids of these classes.
+
+    Args:
+        classes: names of this project's classes.
+        descriptions: the class description CSV, by which display names are looked up; None takes `LABEL_IDS`.
+
+    Raises:
+        DataError: not such a CSV, or one without a display name of the classes.
+    """
+    ids = {name: mid for names in LABEL_IDS.values() for name, mid in names.items()}
+    if descriptions is not None:
+        lines = csv.reader(read_text(descriptions, "a class description CSV").splitlines())
+        ids = {row[1]: row[0] for row in lines if len(row) == 2}
+    labels = {}
+    for name in classes:
+        for shown in LABEL_IDS[name]:
+            if shown not in ids:
+                raise DataError(
+                    f"{descriptions}: the class {shown!r} is not in it; expected lines 'id,display name', "
+                    f"as oidv7-class-descriptions-boxable.csv has them"
+                )
+            labels[ids[shown]] = CLASS_LABELS[name]
+    return labels
 
 
 def image_ids(path: Path, labels: Mapping[str, int] | None = None) -> pl.Series:

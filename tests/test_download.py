@@ -16,7 +16,8 @@ import pytest
 
 from data import download
 from data.annotations import ImageAnnotation, write_annotations
-from data.download import BOXES, MISSING, SUMS, WEIGHTS, download_all
+from data.download import BOXES, CLASS_DESCRIPTIONS, MISSING, SUMS, WEIGHTS, download_all
+from data.open_images import LABEL_IDS
 from prep_data import main
 from utils.cli import DataError, UsageError
 from utils.files import file_digest, locked
@@ -219,6 +220,8 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
 def open_images(server: Server, images: int = 40) -> None:
     header = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf,IsDepiction,IsInside"
     rows = [f"{i:016x},{'/m/01bl7v' if i % 2 else '/m/0dzct'},0,1,0,1,0,0,0" for i in range(images)]
+    names = [f"{mid},{name}" for table in LABEL_IDS.values() for name, mid in table.items()]
+    server.files[CLASS_DESCRIPTIONS] = "\n".join(["LabelName,DisplayName", *names, ""]).encode()
     server.files[BOXES["validation"]] = "\n".join([header, *rows, ""]).encode()
     server.files |= {f"validation/{i:016x}.jpg": picture(i) for i in range(images - 1)}
 
@@ -269,7 +272,7 @@ def test_classes_limit_and_list(tmp_path, capsys):
         found = sorted(p.stem for p in (tmp_path / "b" / "validation" / "images").iterdir())
         assert found == [f"{i:016x}" for i in (1, 3, 5)]
         names = sorted(p.name for p in (tmp_path / "b" / "validation").iterdir())
-        assert names == sorted(["boxes.csv", "images", MISSING, SUMS])
+        assert names == sorted(["boxes.csv", "class-descriptions.csv", "images", MISSING, SUMS])
         listed = tmp_path / "list.txt"
         write_annotations(listed, [ImageAnnotation(f"{2:016x}.jpg"), ImageAnnotation(f"{2:016x}.jpg")])
         assert main([*arguments, str(tmp_path / "c"), "--list", str(listed)]) == 0

@@ -380,6 +380,10 @@ def test_published_list(reference, tmp_path, capsys):
     assert set(found) == {a.path for a in read_annotations(published)}
 
 
-def test_label_ids():
+def test_label_ids_come_from_the_class_descriptions(tmp_path):
     assert label_of_ids(["face"]) == {"/m/0dzct": 1}
-    assert label_of_ids([]) == {} and sorted(label_of_ids().values()) == [1, 2, 2, 2, 2, 2]
+    path = tmp_path / "class-descriptions.csv"
+    path.write_text('LabelName,DisplayName\n/m/1,"Bee, wild"\n/m/7,Human face\n')
+    assert label_of_ids(["face"], path) == {"/m/7": 1}
+    with pytest.raises(DataError, match=r"descriptions\.csv: the class 'Person' is not in it; expected"):
+        label_of_ids(["face", "person"], path)

@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.bench_evaluation import write_mat_files
 from data.annotations import ImageAnnotation
 from data.config import CLASS_LABELS
-from data.download import BOXES, IMAGE_LABELS, MIAP, SPLITS
+from data.download import BOXES, CLASS_DESCRIPTIONS, IMAGE_LABELS, MIAP, SPLITS
 from data.open_images import LABEL_IDS
 from utils.images import write_image
 
@@ -153,6 +153,7 @@ def write_open_images(mirror: Path, split: str, scenes: list[Scene]) -> list[Ima
     miap_path = mirror / MIAP.format(split="val" if split == "validation" else split)
     _write_csv(mirror / BOXES[split], f"{source},{columns},IsDepiction,IsInside", boxes)
     _write_csv(miap_path, f"ImageID,LabelName,Confidence,{columns},{extra}", miap)
+    _write_csv(mirror / CLASS_DESCRIPTIONS, "LabelName,DisplayName", [(v, k) for k, v in LABELS.items()])
     _write_csv(mirror / IMAGE_LABELS.format(split=split), source, verified)
     return [scene.annotation(f"{image_id}.jpg") for image_id, scene in zip(ids, scenes, strict=True)]
 

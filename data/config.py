@@ -161,14 +161,15 @@ class Pyramid:
         least_side: boxes whose longer side at their scale is less are left to the finer scales.
         whole_sides: by ascending label, the longer side up to which scores keep their full weight; a part of
             a face does not look like a face, a part of a person does look like a person.
-        greatest_side: the longer side at which nothing of a score is left, that of the training photos.
+        greatest_sides: the longer side at which nothing of a score is left: with one coarser scale, that of
+            the training photos; with several, half of it.
     """
 
     coarsest_long_side: int = 416
     enlarged_long_side: int = 1024
     least_side: int = 64
     whole_sides: tuple[int, ...] = (128, 0)
-    greatest_side: int = 640
+    greatest_sides: tuple[int, int] = (640, 320)
 
     def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:
         """Scales in descending order, 1 among them, for a photo whose longer side has these pixels.

@@ -78,11 +78,12 @@ class Thresholds:
 
 
 class View(NamedTuple):
-    """One image of a batch: the size of the photo that it shows, and which of the photo's scales it is."""
+    """One image of a batch: the size of the photo that it shows, and how many finer and coarser scales of the
+    photo there are."""
 
     image_size: tuple[int, int]
-    finest: bool = True
-    coarsest: bool = True
+    finer: int = 0
+    coarser: int = 0
 
 
 class Detector:
@@ -207,7 +208,7 @@ class Detector:
             check_image(photo)
             sizes = self._input_sizes(photo.shape[:2])
             for level, size in enumerate(sizes):
-                view = View(photo.shape[:2], level == 0, level == len(sizes) - 1)
+                view = View(photo.shape[:2], level, len(sizes) - 1 - level)
                 batches.setdefault(size, []).append((index, view))
         copies = [self._copies(photo) for photo in photos]
         candidates: list[list[Candidates]] = [[] for _ in photos]
@@ -310,10 +311,10 @@ class Detector:
         scores = scores.gather(0, kind[None] + 1)[0]
         priors = self.priors(tuple(input_size), loc.device)
         boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
-        if not all(view.finest and view.coarsest for view in views):
+        if any(view.finer or view.coarser for view in views):
             sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)
-            finest, coarsest = torch.tensor([view[1:] for view in views], device=loc.device).T
-            scores = scores * trust(sides, kind, finest[image], coarsest[image])
+            finer, coarser = torch.tensor([view[1:] for view in views], device=loc.device).T
+            scores = scores * trust(sides, kind, finer[image], coarser[image])
         passed = scores > cut
         if not passed.all():
             kind, image, scores, boxes = kind[passed], image[passed], scores[passed], boxes[passed]

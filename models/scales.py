@@ -74,14 +74,15 @@ def check_scales(scales: str | float | Sequence[float]) -> Literal["auto"] | tup
     return tuple(sorted(set(map(float, numbers)), reverse=True))
 
 
-def trust(sides: Tensor, kinds: Tensor, finest: Tensor, coarsest: Tensor) -> Tensor:
+def trust(sides: Tensor, kinds: Tensor, finer: Tensor, coarser: Tensor) -> Tensor:
     """How much the boxes of a scale are to be believed, Tensor[N] in 0..1, see `data.config.Pyramid`.
 
     Args:
         sides: Tensor[N], their longer sides in pixels at that scale.
         kinds: int64[N], their labels, from 0.
-        finest, coarsest: bool[N], whether there is no finer, no coarser scale of the same photo.
+        finer, coarser: int64[N], how many finer and coarser scales of the same photo there are.
     """
     whole = sides.new_tensor(PYRAMID.whole_sides)[kinds]
-    share = ((PYRAMID.greatest_side - sides) / (PYRAMID.greatest_side - whole)).clamp(0, 1)
-    return share.masked_fill(coarsest, 1).masked_fill(~finest & (sides < PYRAMID.least_side), 0)
+    greatest = sides.new_tensor(PYRAMID.greatest_sides)[coarser.clamp(1, 2) - 1]
+    share = ((greatest - sides) / (greatest - whole)).clamp(0, 1)
+    return share.masked_fill(coarser == 0, 1).masked_fill((finer > 0) & (sides < PYRAMID.least_side), 0)

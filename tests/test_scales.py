@@ -73,21 +73,24 @@ def test_images_and_copies_of_one_size_go_through_together(network):
 
 
 def test_what_a_box_of_a_scale_counts():
-    """By hand: (640 - side) / (640 - 128) of a face, (640 - side) / 640 of a person; 64 is the least."""
+    """By hand: (640 - side) / (640 - 128) of a face, (640 - side) / 640 of a person; 64 is the least. With
+    several coarser scales 320 takes the place of 640."""
     sides = torch.tensor([0.0, 63.9, 64, 128, 160, 384, 640, 900])
     face, person = torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.int64)
-    yes, no = torch.ones(8, dtype=torch.bool), torch.zeros(8, dtype=torch.bool)
-    assert trust(sides, face, yes, no).tolist() == [1, 1, 1, 1, 0.9375, 0.5, 0, 0]
-    assert trust(sides, person, yes, no).tolist() == pytest.approx(
+    none, one, several = torch.arange(3).repeat_interleave(8).view(3, 8)
+    assert trust(sides, face, none, one).tolist() == [1, 1, 1, 1, 0.9375, 0.5, 0, 0]
+    assert trust(sides, person, none, one).tolist() == pytest.approx(
         [1, 576.1 / 640, 0.9, 0.8, 0.75, 0.4, 0, 0]
     )
-    assert trust(sides, face, no, no).tolist() == [0, 0, 1, 1, 0.9375, 0.5, 0, 0]
-    assert trust(sides, person, no, yes).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
-    assert trust(sides, person, yes, yes).tolist() == [1] * 8
+    assert trust(sides, face, one, one).tolist() == [0, 0, 1, 1, 0.9375, 0.5, 0, 0]
+    assert trust(sides, person, several, none).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert trust(sides, person, none, none).tolist() == [1] * 8
+    assert trust(sides, face, none, several).tolist() == pytest.approx([1, 1, 1, 1, 5 / 6, 0, 0, 0])
+    assert trust(sides, person, one, several + 3).tolist() == pytest.approx([0, 0, 0.8, 0.6, 0.5, 0, 0, 0])
 
 
-@pytest.mark.parametrize("scales", [(1, 0.5), (2, 1, 0.5), (0.5, 0.25)])
-def test_equal_to_each_scale_by_itself(scales):
+@pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 0.02), ((2, 1, 0.5), 0.02), ((0.5, 0.25), 0.005)])
+def test_equal_to_each_scale_by_itself(scales, score):
     """The shipped network and a real photo: random weights give scores that are all but equal."""
     network = load_network(DEFAULT_WEIGHTS)
     photo = cv2.resize(read_image(sample_photos()[0]), (251, 303), interpolation=cv2.INTER_AREA)
@@ -99,8 +102,9 @@ def test_equal_to_each_scale_by_itself(scales):
             copies.append(source)
         else:
             copies.append(photo if scale == 1 else cv2.resize(photo, size))
-    expected = plain_detect_at_scales(network, copies, (303, 251), Thresholds())
-    detector = Detector(network, scales=scales)
+    thresholds = Thresholds(score=score)
+    expected = plain_detect_at_scales(network, copies, (303, 251), thresholds)
+    detector = Detector(network, scales=scales, thresholds=thresholds)
     detector._clips = False
     found = detector(photo)
     assert len(expected) > 5 and set(found.labels.tolist()) == {1, 2}
@@ -145,8 +149,8 @@ def test_a_box_found_at_two_scales_is_one(network):
         return loc, logits
 
     for side, scores in ((100, [0.8808]), (200, [0.8808]), (900, [0.8808])):
-        fine = detector._candidates(*outputs(side, size), size, [View(size, True, False)])[0]
-        coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, False, True)])[0]
+        fine = detector._candidates(*outputs(side, size), size, [View(size, 0, 1)])[0]
+        coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, 1, 0)])[0]
         assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 128)
         found = detector._join([fine, coarse], size)
         assert found.scores.tolist() == pytest.approx(scores, abs=1e-4)

@@ -80,14 +80,14 @@ def plain_detect(network: RetinaFace, image: np.ndarray, thresholds: Thresholds)
     return plain_join(*plain_boxes(network, image), thresholds)
 
 
-def plain_weight(side: float, label: int, finest: bool, coarsest: bool) -> float:
+def plain_weight(side: float, label: int, finer: int, coarser: int) -> float:
     """What a score counts for a box whose longer side has so many pixels at its scale."""
-    if not finest and side < 64:
+    if finer and side < 64:
         return 0
-    if coarsest:
+    if not coarser:
         return 1
-    whole = 128 if label == 1 else 0
-    return min(1, max(0, (640 - side) / (640 - whole)))
+    whole, greatest = 128 if label == 1 else 0, 640 if coarser == 1 else 320
+    return min(1, max(0, (greatest - side) / (greatest - whole)))
 
 
 def plain_detect_at_scales(
@@ -101,7 +101,7 @@ def plain_detect_at_scales(
         for box, row in zip(boxes, scores, strict=True):
             side = max(box[2] - box[0], box[3] - box[1])
             for label in range(1, len(row)):
-                row[label] *= plain_weight(side, label, level == 0, level == len(copies) - 1)
+                row[label] *= plain_weight(side, label, level, len(copies) - 1 - level)
         factors = [width / copy.shape[1], height / copy.shape[0]]
         all_boxes.append(boxes * np.float32(factors * 2))
         all_scores.append(scores)

@@ -316,9 +316,10 @@ class RunLog:
         from matplotlib.figure import Figure  # takes a while to import
 
         names = list(dict.fromkeys(name for row in self._rows for name in row))
+        aps = [name for name in names if kind(name) == "ap"]
         panels = {
             "losses": [n for n in names if n in ("loss", "loc", "class") or n.startswith("distil_")],
-            "AP at IoU 0.5": [name for name in names if kind(name) == "ap"],
+            "AP at IoU 0.5": aps if len(aps) > 2 else aps[:1],  # of one class the mean says no more
             "precision and recall at score 0.5": [n for n in names if kind(n) in ("precision", "recall")],
         }
         colours = {name: hex_colour(CLASS_COLOURS[label]) for label, name in CLASS_NAMES.items()}

@@ -106,7 +106,7 @@ class Detector:
         classes: names of the classes to look for; all that the network knows by default.
         input_size: how images are resized.
         compile: run the network through ``torch.compile``; pays off for many images of one size.
-        scales: sizes at which an image is looked at, in shares of its own. ``auto`` takes 1,
+        scales: sizes at which an image is looked at, as factors of its own. ``auto`` takes 1,
             doubles up to 1024 pixels unless ``input_size`` settles the size, and comes down to 416 by about a
             half at a time; or 1 alone where the input has a fixed size. 1 is the published protocol: one
             look, and boxes may reach beyond the image; else they are clipped.

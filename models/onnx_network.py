@@ -81,7 +81,7 @@ def openvino_model(path: Path, precision: str) -> Callable[[np.ndarray, Sequence
         UsageError: OpenVINO is not installed.
         DataError: it cannot run the file so.
     """
-    openvino = import_package("openvino", "ONNX")
+    openvino = import_package("openvino", "--runtime openvino")
     settings = {
         # Of its own accord it would compute in bfloat16 where it can, which moves boxes by pixels.
         "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],

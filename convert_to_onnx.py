@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     ).SerializeToString()
     output = args.output or Path(default_name(weights.stem, args))
     box_limit, score_limit = LIMITS[args.precision]
-    detector = Detector(network, thresholds=thresholds, input_size=size)
+    detector = Detector(network, thresholds=thresholds, input_size=size, scales=1)
     noise = np.random.default_rng(0).integers(0, 256, (250, 333, 3), np.uint8)
     failed = False
     for name, image in (("noise", noise), ("photo", read_image(sample_photos()[0]))):
@@ -141,7 +141,7 @@ def calibration_inputs(
     if not paths:
         raise DataError(f"{folder}: no images there; expected a folder of images like those to come")
     size = InputSize(fixed=image_size) if image_size else InputSize(long_side=CALIBRATION_SIDE)
-    detector = Detector(network, input_size=size)
+    detector = Detector(network, input_size=size, scales=1)
     picked = np.linspace(0, len(paths) - 1, min(CALIBRATION_IMAGES, len(paths))).round().astype(int)
     return (detector.preprocess([read_image(folder / paths[i])]).contiguous().numpy() for i in picked)
 

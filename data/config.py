@@ -148,7 +148,7 @@ GREATEST_SCALE = 16
 
 @dataclass(frozen=True)
 class Pyramid:
-    """How boxes that were found in a photo at several scales are joined.
+    """How boxes that were found in a photo, at one scale or several, are joined.
 
     The larger a box is at a scale, the likelier it is a part of something that the network cannot see whole,
     and the more a coarser scale is to be believed. Chosen on validation photos and enlargements of them.
@@ -163,6 +163,11 @@ class Pyramid:
             a face does not look like a face, a part of a person does look like a person.
         greatest_sides: the longer side at which nothing of a score is left: with one coarser scale, that of
             the training photos; with several, half of it.
+        voters_iou, voters_share: a box that NMS keeps becomes the mean, weighted by their scores, of all
+            that overlap it by so much and score at least this share of it (box voting, Gidaris and Komodakis
+            2015).
+        full_support: its score ``s`` becomes ``s (1 - exp(-support / full_support))``, with the sum of the
+            scores of these voters as its support: what few boxes agree on is seldom there.
     """
 
     coarsest_long_side: int = 416
@@ -170,6 +175,9 @@ class Pyramid:
     least_side: int = 64
     whole_sides: tuple[int, ...] = (128, 0)
     greatest_sides: tuple[int, int] = (640, 320)
+    voters_iou: float = 0.6
+    voters_share: float = 0.5
+    full_support: float = 3.0
 
     def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:
         """Scales in descending order, 1 among them, for a photo whose longer side has these pixels.

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import nms
 
 from data.config import PIXEL_MEAN_BGR, PYRAMID
 from data.predictions import Detections
@@ -29,16 +28,11 @@ from layers.functions.prior_box import PriorBox
 from models.checkpoint import load_network, weights_path
 from models.onnx_network import OnnxNetwork, is_onnx
 from models.retinaface import RetinaFace, fold_batch_norm
-from models.scales import InputSize, check_scales, trust
+from models.scales import InputSize, check_scales, suppress, trust, vote
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
 from utils.images import to_bgr
 from utils.threads import Stopwatch, map_ahead
-
-try:
-    from models import kernel
-except ImportError:  # not compiled; torchvision's NMS takes several times as long in a crowd
-    kernel = None
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -109,7 +103,7 @@ class Detector:
         scales: sizes at which an image is looked at, as factors of its own. ``auto`` takes 1,
             doubles up to 1024 pixels unless ``input_size`` settles the size, and comes down to 416 by about a
             half at a time; or 1 alone where the input has a fixed size. 1 is the published protocol: one
-            look, and boxes may reach beyond the image; else they are clipped.
+            look, plain NMS, and boxes may reach beyond the image; else they vote and are clipped.
 
     Attributes:
         stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``, which on a GPU waits for
@@ -154,7 +148,7 @@ class Detector:
             folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
             self.network = torch.compile(folded) if compile else folded
         self.scales = check_scales(scales)
-        self._clips = self.scales != (1,)
+        self._as_published = self.scales == (1,)
         if self.input_size.fixed:
             if self.scales not in ("auto", (1,)):
                 raise UsageError("an input of fixed size shows an image at one scale; leave out --scales")
@@ -224,7 +218,7 @@ class Detector:
                         candidates[index].append(found)
         with self.stopwatch("postprocess"):
             found = [self._join(parts, p.shape[:2]) for parts, p in zip(candidates, photos, strict=True)]
-        return [one.clipped() for one in found] if self._clips else found
+        return found if self._as_published else [one.clipped() for one in found]
 
     def _input_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(height, width) of the network's input for an image of ``image_size``, at every scale."""
@@ -302,7 +296,7 @@ class Detector:
         self, loc: Tensor, logits: Tensor, input_size: tuple[int, int], views: Sequence[View]
     ) -> list[Candidates]:
         """What scores above the cut in each image of a batch."""
-        cut = self.thresholds.score
+        cut = self.thresholds.score * (1 if self._as_published else PYRAMID.voters_share)
         # A score above the cut needs a logit that beats the background's by this much: only those go on.
         margin = math.log(cut / (1 - cut)) - _LOGIT_SLACK if 0 < cut < 1 else math.inf if cut else -math.inf
         ahead = torch.stack([logits[..., label] - logits[..., 0] for label in range(1, logits.shape[2])])
@@ -344,20 +338,18 @@ class Detector:
             boxes, scores = (torch.cat(column) for column in zip(*chunks, strict=True))
             scores, order = scores.sort(descending=True, stable=True)
             boxes, scores = boxes[order[: self.thresholds.top_k]], scores[: self.thresholds.top_k]
-            kept = self._suppress(boxes, scores)
-            label = torch.full_like(kept, self.cfg.class_names.index(name) + 1)
-            columns.append((boxes[kept], scores[kept], label))
+            kept = suppress(boxes, scores, self.thresholds.nms_iou, self.thresholds.keep_top_k)
+            if self._as_published:
+                boxes, scores = boxes[kept], scores[kept]
+            else:
+                boxes, scores = vote(boxes, scores, kept)
+                scores, order = scores.sort(descending=True, stable=True)
+                scores = scores[: (scores > self.thresholds.score).sum()]
+                boxes = boxes[order[: len(scores)]]
+            label = torch.full((len(scores),), self.cfg.class_names.index(name) + 1)
+            columns.append((boxes, scores, label))
         arrays = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
         return Detections(*arrays, tuple(image_size))
-
-    def _suppress(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Indices that NMS keeps of the boxes of one class, which come by descending score."""
-        # The published NMS counts pixels, so a box from x1 to x2 is x2 - x1 + 1 wide; it compares in float32.
-        threshold = float(np.float32(self.thresholds.nms_iou))
-        boxes = boxes + boxes.new_tensor([0, 0, 1, 1])
-        if kernel and boxes.device.type == "cpu":
-            return torch.from_numpy(kernel.suppress(boxes.numpy(), threshold, self.thresholds.keep_top_k))
-        return nms(boxes, scores, threshold)[: self.thresholds.keep_top_k]
 
     @contextmanager
     def _explain_memory(self, count: int, size: tuple[int, int]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The sizes at which the network sees an image, and how much to believe what it finds at each."""
+"""The sizes at which the network sees an image, and how what it finds at each becomes detections."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor
+from torchvision.ops import box_iou, nms
 
 from data.config import GREATEST_SCALE, PYRAMID
 from utils.cli import UsageError
+
+try:
+    from models import kernel
+except ImportError:  # not compiled; torchvision's NMS takes several times as long in a crowd
+    kernel = None
 
 
 @dataclass(frozen=True)
@@ -86,3 +94,39 @@ def trust(sides: Tensor, kinds: Tensor, finer: Tensor, coarser: Tensor) -> Tenso
     greatest = sides.new_tensor(PYRAMID.greatest_sides)[coarser.clamp(1, 2) - 1]
     share = ((greatest - sides) / (greatest - whole)).clamp(0, 1)
     return share.masked_fill(coarser == 0, 1).masked_fill((finer > 0) & (sides < PYRAMID.least_side), 0)
+
+
+def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
+    """NMS: rows of at most ``most`` boxes of one class, Tensor[N, 4] xyxy, scores Tensor[N] descending.
+
+    It is the published one: it compares in float32 and counts pixels, so x1 to x2 are x2 - x1 + 1 wide.
+    """
+    boxes, threshold = boxes + boxes.new_tensor([0, 0, 1, 1]), float(np.float32(iou))
+    if kernel and boxes.device.type == "cpu":
+        return torch.from_numpy(kernel.suppress(boxes.numpy(), threshold, most))
+    return nms(boxes, scores, threshold)[:most]
+
+
+def vote(boxes: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The boxes that NMS keeps, moved and rated by those that agree with them, see `data.config.Pyramid`.
+
+    Args:
+        boxes: Tensor[N, 4], xyxy, of one class.
+        scores: Tensor[N], descending.
+        kept: int64[K], rows of both.
+
+    Returns:
+        Tensor[K, 4] and Tensor[K], in the order of ``kept``; a score is at most what it was.
+    """
+    iou, share = PYRAMID.voters_iou, PYRAMID.voters_share
+    own = scores[kept]
+    if kernel and boxes.device.type == "cpu":
+        arrays = (tensor.contiguous().numpy() for tensor in (boxes, scores, kept))
+        boxes, support = torch.from_numpy(kernel.vote(*arrays, iou, share)).split((4, 1), 1)
+    else:
+        agree = (box_iou(boxes[kept], boxes) >= iou) & (scores >= share * own[:, None])
+        agree[torch.arange(len(kept), device=kept.device), kept] = True  # without a size it overlaps nothing
+        weights = agree * scores
+        support = weights.sum(1, keepdim=True)
+        boxes = weights @ boxes / support
+    return boxes, own * (1 - torch.exp(-support[:, 0] / PYRAMID.full_support))

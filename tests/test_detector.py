@@ -4,7 +4,6 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +14,14 @@ from PIL import Image
 from torchvision.ops import nms
 
 import models.detector
+import models.scales
 from data.config import cfg_mnet, cfg_re50, one_class
 from data.predictions import Detections
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.retinaface import RetinaFace
-from tests.plain.detector import plain_detect, plain_nms
+from models.scales import suppress, vote
+from tests.plain.detector import plain_detect, plain_nms, plain_vote
 from utils.cli import DataError, UsageError
 from utils.images import read_image, write_image
 
@@ -116,26 +117,29 @@ def test_suppression_equal_to_plain_nms(network, compiled, seed, count, iou, mos
     corners = rng.integers(0, 12, (count, 4)).astype(np.float32)
     boxes = np.concatenate([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1)
     scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
-    if compiled and models.detector.kernel is None:
+    if compiled and models.scales.kernel is None:
         pytest.skip("kernels are not built (make build)")
-    detector = SimpleNamespace(thresholds=Thresholds(nms_iou=iou, keep_top_k=most))
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(models.detector, "kernel", None)
-        kept = Detector._suppress(detector, torch.from_numpy(boxes), torch.from_numpy(scores)).tolist()
-    assert kept == plain_nms(boxes, scores, iou)[:most]
+            patch.setattr(models.scales, "kernel", None)
+        tensors = torch.from_numpy(boxes), torch.from_numpy(scores)
+        kept = suppress(*tensors, iou, most)
+        voted, rated = vote(*tensors, kept)
+    assert kept.tolist() == plain_nms(boxes, scores, iou)[:most]
+    expected = plain_vote(boxes, scores, kept.tolist())
+    assert np.allclose(voted, expected[0], atol=1e-5) and np.allclose(rated, expected[1], atol=1e-6)
 
 
 def test_the_kernel_equals_torchvision_bit_by_bit(network):
     """Thousands of boxes of a crowd; two without a size overlap nothing, as 0 / 0 is no number."""
-    if models.detector.kernel is None:
+    if models.scales.kernel is None:
         pytest.skip("kernels are not built (make build)")
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 500, (4000, 2)).astype(np.float32)
     boxes = np.hstack([corners, corners + rng.uniform(0, 90, (4000, 2)).astype(np.float32)])
     boxes[[7, 8]] = 5
     scores = torch.linspace(1, 0, 4000)
-    kept = models.detector.kernel.suppress(boxes, np.float32(0.4), 4000)
+    kept = models.scales.kernel.suppress(boxes, np.float32(0.4), 4000)
     assert np.array_equal(kept, nms(torch.from_numpy(boxes), scores, float(np.float32(0.4))).numpy())
     assert {7, 8} < set(kept.tolist()) and len(kept) < 3000
 

@@ -104,10 +104,10 @@ def test_a_dynamic_file_finds_the_same(network, files, pictures):
 @pytest.mark.parametrize("kind", ["fixed", "scores", "foreign fixed", "foreign scores"])
 def test_a_fixed_file_letterboxes_and_finds_the_same(network, files, pictures, kind):
     """Metadata or graph tell scores from logits; images of one or several sizes go through one by one."""
-    ours = Detector.from_checkpoint(files[kind])
+    ours = Detector.from_checkpoint(files[kind], scales=1)
     assert ours.network.outputs == ("scores" if "scores" in kind else "logits")
     assert ours.cfg == network.cfg
-    expected = Detector(network, input_size=InputSize(fixed=FIXED))(pictures)
+    expected = Detector(network, input_size=InputSize(fixed=FIXED), scales=1)(pictures)
     assert all(map(len, expected[4:]))
     for one, other in zip(ours(pictures), expected, strict=True):
         assert_same(one, other)
@@ -115,7 +115,8 @@ def test_a_fixed_file_letterboxes_and_finds_the_same(network, files, pictures, k
 
 @pytest.mark.parametrize("kind", ["decoded", "nms"])
 def test_boxes_and_detections_of_the_graph_are_ours(network, files, pictures, kind):
-    session, detector = open_session(files[kind]), Detector(network, thresholds=Thresholds(top_k=10**9))
+    session = open_session(files[kind])
+    detector = Detector(network, scales=1, thresholds=Thresholds(top_k=10**9))
     for picture in pictures:
         batch = detector.preprocess([picture] * 2)
         found = session.run(None, {"images": batch.contiguous().numpy()})

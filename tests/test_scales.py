@@ -89,7 +89,7 @@ def test_what_a_box_of_a_scale_counts():
     assert trust(sides, person, one, several + 3).tolist() == pytest.approx([0, 0, 0.8, 0.6, 0.5, 0, 0, 0])
 
 
-@pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 0.02), ((2, 1, 0.5), 0.02), ((0.5, 0.25), 0.005)])
+@pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 5e-4), ((2, 1, 0.5), 2e-3), ((0.5, 0.25), 1e-4)])
 def test_equal_to_each_scale_by_itself(scales, score):
     """The shipped network and a real photo: random weights give scores that are all but equal."""
     network = load_network(DEFAULT_WEIGHTS)
@@ -104,9 +104,7 @@ def test_equal_to_each_scale_by_itself(scales, score):
             copies.append(photo if scale == 1 else cv2.resize(photo, size))
     thresholds = Thresholds(score=score)
     expected = plain_detect_at_scales(network, copies, (303, 251), thresholds)
-    detector = Detector(network, scales=scales, thresholds=thresholds)
-    detector._clips = False
-    found = detector(photo)
+    found = Detector(network, scales=scales, thresholds=thresholds)(photo)
     assert len(expected) > 5 and set(found.labels.tolist()) == {1, 2}
     assert np.array_equal(found.labels, expected[:, 5])
     assert np.allclose(found.boxes, expected[:, :4], atol=2e-3)
@@ -117,10 +115,24 @@ def test_auto_halves_a_large_image(network):
     photo = noise(96, 832)
     auto, listed = (Detector(network, scales=s, thresholds=LIMITS)(photo) for s in ("auto", [1, 0.5]))
     assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
-    once = Detector(network, scales=1, thresholds=LIMITS)(noise(96, 580))
-    auto = Detector(network, thresholds=LIMITS)(noise(96, 580))
-    assert np.array_equal(auto.boxes, once.clipped().boxes)
+
+
+def test_one_look_of_auto_votes_and_clips_too(network):
+    photo = noise(96, 580)
+    once = Detector(network, scales=1, thresholds=LIMITS)(photo)
+    auto = Detector(network, thresholds=LIMITS)(photo)
+    expected = plain_detect_at_scales(network, [photo], photo.shape[:2], LIMITS)
+    assert len(expected) > 5 and np.allclose(auto.boxes, expected[:, :4], atol=2e-3)
     assert (once.boxes < 0).any() and not (auto.boxes < 0).any()
+
+
+@pytest.mark.parametrize("score", [0.1, 0.5])
+def test_a_higher_threshold_leaves_out_and_changes_nothing(score):
+    photo, network = read_image(sample_photos()[0]), load_network(DEFAULT_WEIGHTS)
+    found = Detector(network, thresholds=Thresholds(score=0.02))(photo).above(score)
+    alone = Detector(network, thresholds=Thresholds(score=score))(photo)
+    assert len(alone) and np.array_equal(alone.labels, found.labels)
+    assert np.allclose(alone.boxes, found.boxes, atol=1e-4) and np.allclose(alone.scores, found.scores)
 
 
 def test_auto_enlarges_a_small_image_unless_its_size_is_settled(network):
@@ -133,7 +145,7 @@ def test_auto_enlarges_a_small_image_unless_its_size_is_settled(network):
 
 def test_a_box_found_at_two_scales_is_one(network):
     """A face of 100 pixels of the photo is one of 50 at half its size, which is below the least side; one of
-    200 is found twice, and NMS keeps the coarsest scale's, whose score has its full weight."""
+    200 is found twice, and NMS keeps the coarsest scale's, whose score counts fully; the other votes."""
     detector = Detector(network, scales=[1, 0.5], classes=["face"])
     size, half = (512, 512), (256, 256)
 
@@ -148,12 +160,13 @@ def test_a_box_found_at_two_scales_is_one(network):
         logits[0, middle] = torch.tensor([0.0, 2, -20])
         return loc, logits
 
-    for side, scores in ((100, [0.8808]), (200, [0.8808]), (900, [0.8808])):
+    both = 0.8808 * (1 + (640 - 200) / (640 - 128))
+    for side, support in ((100, 0.8808), (200, both), (900, 0.8808)):
         fine = detector._candidates(*outputs(side, size), size, [View(size, 0, 1)])[0]
         coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, 1, 0)])[0]
         assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 128)
         found = detector._join([fine, coarse], size)
-        assert found.scores.tolist() == pytest.approx(scores, abs=1e-4)
+        assert found.scores.tolist() == pytest.approx([0.8808 * (1 - np.exp(-support / 3))], abs=1e-4)
         low, high = 256 - side / 2, 256 + side / 2
         assert np.allclose(found.boxes, [[low, low, high, high]], atol=1e-3)
 

@@ -158,7 +158,7 @@ def dumps(runs, downloads, lists, tmp_path_factory) -> Path:
     )
     found = "--save_folder", folder / "detect", "--save_json", folder / "detect.json"
     together(
-        ("detect.py", wider, "-m", onnx, "--cpu", "--confidence_threshold", 0.02, *found),
+        ("detect.py", wider, "-m", onnx, "--cpu", "--scales", 1, "--confidence_threshold", 0.02, *found),
         (*dump, onnx, "--dataset_folder", wider, "--save_folder", folder / "onnx"),
     )
     return folder

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
-from math import ceil, sqrt
+from math import ceil, exp, sqrt
 
 import numpy as np
 import torch
@@ -63,15 +64,45 @@ def plain_boxes(network: RetinaFace, image: np.ndarray) -> tuple[np.ndarray, np.
     return boxes.numpy(), logits[0].softmax(-1).numpy()
 
 
-def plain_join(boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """The cut and NMS: float32[N, 6], x1 y1 x2 y2 score label, by class, then by score."""
+def plain_iou(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union; 0 of boxes without a size."""
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    shared = width * height if width > 0 and height > 0 else 0
+    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
+    return shared / union if union else 0
+
+
+def plain_vote(boxes: np.ndarray, scores: np.ndarray, kept: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Kept boxes as the mean of all that overlap them by 0.6 and score half as much, and their new scores."""
+    voted, rated = np.zeros((len(kept), 4)), np.zeros(len(kept))
+    for row, best in enumerate(kept):
+        voters = [
+            i
+            for i in range(len(boxes))
+            if scores[i] >= 0.5 * scores[best] and (i == best or plain_iou(boxes[i], boxes[best]) >= 0.6)
+        ]
+        voted[row] = np.average(boxes[voters], axis=0, weights=scores[voters])
+        rated[row] = scores[best] * (1 - exp(-sum(scores[voters]) / 3))
+    return voted, rated
+
+
+def plain_join(
+    boxes: np.ndarray, scores: np.ndarray, thresholds: Thresholds, votes: bool = False
+) -> np.ndarray:
+    """The cut and NMS, and voting: float32[N, 6], x1 y1 x2 y2 score label, by class, then by score."""
     rows = []
     for label in range(1, scores.shape[1]):
-        candidates = np.flatnonzero(scores[:, label] > thresholds.score)
+        candidates = np.flatnonzero(scores[:, label] > thresholds.score * (0.5 if votes else 1))
         candidates = candidates[np.argsort(-scores[candidates, label], kind="stable")][: thresholds.top_k]
         keep = plain_nms(boxes[candidates], scores[candidates, label], thresholds.nms_iou)
-        kept = candidates[keep[: thresholds.keep_top_k]]
-        rows.append(np.column_stack([boxes[kept], scores[kept, label], np.full(len(kept), label)]))
+        keep = keep[: thresholds.keep_top_k]
+        found, rated = boxes[candidates[keep]], scores[candidates[keep], label]
+        if votes:
+            found, rated = plain_vote(boxes[candidates], scores[candidates, label], keep)
+            order = [i for i in np.argsort(-rated, kind="stable") if rated[i] > thresholds.score]
+            found, rated = found[order], rated[order]
+        rows.append(np.column_stack([found, rated, np.full(len(rated), label)]))
     return np.concatenate(rows).astype(np.float32)
 
 
@@ -93,7 +124,7 @@ def plain_weight(side: float, label: int, finer: int, coarser: int) -> float:
 def plain_detect_at_scales(
     network: RetinaFace, copies: list[np.ndarray], image_size: tuple[int, int], thresholds: Thresholds
 ) -> np.ndarray:
-    """As `plain_detect`, of the copies of a photo of ``image_size`` at several scales, the finest first."""
+    """As `plain_detect`, of a photo of ``image_size`` at several scales, finest first, voted and clipped."""
     height, width = image_size
     all_boxes, all_scores = [], []
     for level, copy in enumerate(copies):
@@ -105,4 +136,6 @@ def plain_detect_at_scales(
         factors = [width / copy.shape[1], height / copy.shape[0]]
         all_boxes.append(boxes * np.float32(factors * 2))
         all_scores.append(scores)
-    return plain_join(np.concatenate(all_boxes), np.concatenate(all_scores), thresholds)
+    rows = plain_join(np.concatenate(all_boxes), np.concatenate(all_scores), thresholds, votes=True)
+    rows[:, :4] = rows[:, :4].clip(0, [width, height] * 2)
+    return rows

@@ -166,8 +166,8 @@ class Pyramid:
         voters_iou, voters_share: a box that NMS keeps becomes the mean, weighted by their scores, of all
             that overlap it by so much and score at least this share of it (box voting, Gidaris and Komodakis
             2015).
-        full_support: its score ``s`` becomes ``s (1 - exp(-support / full_support))``, with the sum of the
-            scores of these voters as its support: what few boxes agree on is seldom there.
+        lone_share, many_voters: what is left of the score of a box that no other agrees with, and how many
+            voters more bring back about two thirds of the rest: what few boxes agree on is seldom there.
     """
 
     coarsest_long_side: int = 416
@@ -177,7 +177,8 @@ class Pyramid:
     greatest_sides: tuple[int, int] = (640, 320)
     voters_iou: float = 0.6
     voters_share: float = 0.5
-    full_support: float = 3.0
+    lone_share: float = 0.5
+    many_voters: float = 8.0
 
     def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:
         """Scales in descending order, 1 among them, for a photo whose longer side has these pixels.

@@ -129,4 +129,5 @@ def vote(boxes: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         weights = agree * scores
         support = weights.sum(1, keepdim=True)
         boxes = weights @ boxes / support
-    return boxes, own * (1 - torch.exp(-support[:, 0] / PYRAMID.full_support))
+    others = support[:, 0] / own - 1  # as many as score as much
+    return boxes, own * (1 - (1 - PYRAMID.lone_share) * torch.exp(-others / PYRAMID.many_voters))

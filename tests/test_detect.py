@@ -95,17 +95,17 @@ def test_every_kind_of_output_of_a_image(photo, tmp_path, weights, capsys):
 
 def test_one_threshold_for_all_that_is_told(photo, tmp_path, weights, capsys):
     told = {}
-    for threshold, folder in ((0.02, tmp_path / "a"), (0.1, tmp_path / "b")):
+    for threshold, folder in ((0.02, tmp_path / "a"), (0.25, tmp_path / "b")):
         options = "--confidence_threshold", threshold, "--save_txt", "--save_conf", "--save_json", "a.json"
         assert run(photo, "--save_folder", folder, *options, weights=weights) == 0
         told[threshold] = json.loads((folder / "a.json").read_text())["annotations"]
         assert f"above score {threshold}" in capsys.readouterr().out
-    strong = [a["score"] for a in told[0.02] if a["score"] > 0.1]
+    strong = [a["score"] for a in told[0.02] if a["score"] > 0.25]
     assert 0 < len(strong) < len(told[0.02])
-    assert [a["score"] for a in told[0.1]] == strong
-    assert np.loadtxt(tmp_path / "b" / "labels" / "photo.txt", ndmin=2)[:, 5].min() > 0.1
+    assert [a["score"] for a in told[0.25]] == strong
+    assert np.loadtxt(tmp_path / "b" / "labels" / "photo.txt", ndmin=2)[:, 5].min() > 0.25
     drawn = [read_image(tmp_path / folder / "photo.png") for folder in "ab"]
-    assert run(photo, "--save_folder", tmp_path / "a", *LOW, "--vis_thres", 0.1, weights=weights) == 0
+    assert run(photo, "--save_folder", tmp_path / "a", *LOW, "--vis_thres", 0.25, weights=weights) == 0
     assert not np.array_equal(*drawn)
     assert np.array_equal(read_image(tmp_path / "a" / "photo.png"), drawn[1])
 

@@ -89,7 +89,7 @@ def test_what_a_box_of_a_scale_counts():
     assert trust(sides, person, one, several + 3).tolist() == pytest.approx([0, 0, 0.8, 0.6, 0.5, 0, 0, 0])
 
 
-@pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 5e-4), ((2, 1, 0.5), 2e-3), ((0.5, 0.25), 1e-4)])
+@pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 0.02), ((2, 1, 0.5), 0.02), ((0.5, 0.25), 0.005)])
 def test_equal_to_each_scale_by_itself(scales, score):
     """The shipped network and a real photo: random weights give scores that are all but equal."""
     network = load_network(DEFAULT_WEIGHTS)
@@ -117,12 +117,14 @@ def test_auto_halves_a_large_image(network):
     assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
 
 
-def test_one_look_of_auto_votes_and_clips_too(network):
-    photo = noise(96, 580)
-    once = Detector(network, scales=1, thresholds=LIMITS)(photo)
-    auto = Detector(network, thresholds=LIMITS)(photo)
-    expected = plain_detect_at_scales(network, [photo], photo.shape[:2], LIMITS)
+def test_one_look_of_auto_votes_and_clips_too():
+    network, thresholds = load_network(DEFAULT_WEIGHTS), Thresholds(score=0.02)
+    photo = cv2.resize(read_image(sample_photos()[0]), (450, 540), interpolation=cv2.INTER_AREA)
+    once = Detector(network, scales=1, thresholds=thresholds)(photo)
+    auto = Detector(network, thresholds=thresholds)(photo)
+    expected = plain_detect_at_scales(network, [photo], photo.shape[:2], thresholds)
     assert len(expected) > 5 and np.allclose(auto.boxes, expected[:, :4], atol=2e-3)
+    assert np.allclose(auto.scores, expected[:, 4], atol=1e-5)
     assert (once.boxes < 0).any() and not (auto.boxes < 0).any()
 
 
@@ -160,13 +162,12 @@ def test_a_box_found_at_two_scales_is_one(network):
         logits[0, middle] = torch.tensor([0.0, 2, -20])
         return loc, logits
 
-    both = 0.8808 * (1 + (640 - 200) / (640 - 128))
-    for side, support in ((100, 0.8808), (200, both), (900, 0.8808)):
+    for side, others in ((100, 0), (200, (640 - 200) / (640 - 128)), (900, 0)):
         fine = detector._candidates(*outputs(side, size), size, [View(size, 0, 1)])[0]
         coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, 1, 0)])[0]
         assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 128)
         found = detector._join([fine, coarse], size)
-        assert found.scores.tolist() == pytest.approx([0.8808 * (1 - np.exp(-support / 3))], abs=1e-4)
+        assert found.scores.tolist() == pytest.approx([0.8808 * (1 - np.exp(-others / 8) / 2)], abs=1e-4)
         low, high = 256 - side / 2, 256 + side / 2
         assert np.allclose(found.boxes, [[low, low, high, high]], atol=1e-3)
 

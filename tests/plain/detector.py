@@ -83,7 +83,8 @@ def plain_vote(boxes: np.ndarray, scores: np.ndarray, kept: Sequence[int]) -> tu
             if scores[i] >= 0.5 * scores[best] and (i == best or plain_iou(boxes[i], boxes[best]) >= 0.6)
         ]
         voted[row] = np.average(boxes[voters], axis=0, weights=scores[voters])
-        rated[row] = scores[best] * (1 - exp(-sum(scores[voters]) / 3))
+        others = sum(scores[voters]) / scores[best] - 1
+        rated[row] = scores[best] * (1 - 0.5 * exp(-others / 8))
     return voted, rated
 
 

@@ -24,7 +24,7 @@
 #   OUT, PROCESSES, TRAIN_OPTIONS, PYTHON    as in reproduce_small.sh (OUT: runs/kinds)
 #
 # Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 25 photos of 416x416 a second, with the
-# teacher; all runs together take about three hours there, but for run28, which takes six; an H200 does it in 5.5 minutes.
+# teacher; all runs together take about five hours there, but for run28, which takes six; an H200 does it in 5.5 minutes.
 #
 # The network of weights/ was trained by these runs in earlier versions of the scripts, each run in one process and
 # some beside each other, with the seeds in another order; its lists followed a few more rules (bodies below a face
@@ -116,7 +116,22 @@ mix mean28 "$(last run28)" "$(last run28)" "$OUT/mean27.pth"
 slowly=(--repeat 0.35 0.5 0.3 0.07 0.15 0.1 --weights "$OUT/mean28.pth" --lr 3e-4 --warmup 20 --schedule cosine --ema 0.998)
 learn_all run29 "${slowly[@]}" --epochs 11 --seed 101
 learn_all run30 "${slowly[@]}" --epochs 5 "${faces_kept[@]}" --distil 0.5 0.25 --seed 102
-mix network "$(last run29)" "$(last run30)" "$OUT/mean28.pth" "$OUT/mean28.pth" --lower_faces 0.7 --lower_persons 1
+mix mean30 "$(last run29)" "$(last run30)" "$OUT/mean28.pth"
+
+# More scenes, batches of 32; the mean of all four, the parent's faces twice in it, and of the start.
+# more NUMBER START SEED EPOCHS: runs NUMBER and NUMBER + 1.
+more() {
+    local options=(--repeat 0.35 0.7 0.3 0.07 0.2 0.1 --weights "$OUT/$2.pth" --batch_size 32 --lr 5e-4 --warmup 20
+        --schedule cosine --epochs "$4" --ema 0.998)
+    learn_all "run$1" "${options[@]}" --seed "$3"
+    learn_all "run$(($1 + 1))" "${options[@]}" --seed "$(($3 + 1))" "${faces_kept[@]}" --distil 0.5 0.25
+}
+
+more 31 mean30 111 13
+mix mean32 "$(last run31)" "$(last run32)"
+more 33 mean32 121 6
+mix network "$(last run33)" "$(last run34)" "$(last run31)" "$(last run32)" "$(last run32)" "$OUT/mean30.pth" \
+    --lower_faces 0.7 --lower_persons 0.5
 export FACES PERSONS GROUND_TRUTH PYTHON
 step score bash results/score.sh "$OUT/network.pth" "$OUT/score"
 echo "$OUT/network.pth is the network; the numbers above go to results/accuracy.csv"

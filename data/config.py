@@ -166,8 +166,9 @@ class Pyramid:
         voters_iou, voters_share: a box that NMS keeps becomes the mean, weighted by their scores, of all
             that overlap it by so much and score at least this share of it (box voting, Gidaris and Komodakis
             2015).
-        lone_share, many_voters: what is left of the score of a box that no other agrees with, and how many
-            voters more bring back about two thirds of the rest: what few boxes agree on is seldom there.
+        lone_shares, many_voters: by ascending label, what is left of the score of a box that no other agrees
+            with, and how many voters more bring back about two thirds of the rest: what few boxes agree on is
+            seldom there, unless it is small, as faces are.
     """
 
     coarsest_long_side: int = 416
@@ -177,7 +178,7 @@ class Pyramid:
     greatest_sides: tuple[int, int] = (640, 320)
     voters_iou: float = 0.6
     voters_share: float = 0.5
-    lone_share: float = 0.5
+    lone_shares: tuple[float, ...] = (0.8, 0.5)
     many_voters: float = 8.0
 
     def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:

@@ -338,16 +338,16 @@ class Detector:
             boxes, scores = (torch.cat(column) for column in zip(*chunks, strict=True))
             scores, order = scores.sort(descending=True, stable=True)
             boxes, scores = boxes[order[: self.thresholds.top_k]], scores[: self.thresholds.top_k]
+            label = self.cfg.class_names.index(name) + 1
             kept = suppress(boxes, scores, self.thresholds.nms_iou, self.thresholds.keep_top_k)
             if self._as_published:
                 boxes, scores = boxes[kept], scores[kept]
             else:
-                boxes, scores = vote(boxes, scores, kept)
+                boxes, scores = vote(boxes, scores, kept, label)
                 scores, order = scores.sort(descending=True, stable=True)
                 scores = scores[: (scores > self.thresholds.score).sum()]
                 boxes = boxes[order[: len(scores)]]
-            label = torch.full((len(scores),), self.cfg.class_names.index(name) + 1)
-            columns.append((boxes, scores, label))
+            columns.append((boxes, scores, torch.full((len(scores),), label)))
         arrays = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
         return Detections(*arrays, tuple(image_size))
 

@@ -107,13 +107,14 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
     return nms(boxes, scores, threshold)[:most]
 
 
-def vote(boxes: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def vote(boxes: Tensor, scores: Tensor, kept: Tensor, label: int) -> tuple[Tensor, Tensor]:
     """The boxes that NMS keeps, moved and rated by those that agree with them, see `data.config.Pyramid`.
 
     Args:
         boxes: Tensor[N, 4], xyxy, of one class.
         scores: Tensor[N], descending.
         kept: int64[K], rows of both.
+        label: their class.
 
     Returns:
         Tensor[K, 4] and Tensor[K], in the order of ``kept``; a score is at most what it was.
@@ -130,4 +131,4 @@ def vote(boxes: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         support = weights.sum(1, keepdim=True)
         boxes = weights @ boxes / support
     others = support[:, 0] / own - 1  # as many as score as much
-    return boxes, own * (1 - (1 - PYRAMID.lone_share) * torch.exp(-others / PYRAMID.many_voters))
+    return boxes, own * (1 - (1 - PYRAMID.lone_shares[label - 1]) * torch.exp(-others / PYRAMID.many_voters))

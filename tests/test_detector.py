@@ -110,8 +110,9 @@ def test_equal_to_the_plain_steps(network, image):
     count=st.integers(0, 60),
     iou=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
     most=st.sampled_from([1, 7, 750]),
+    label=st.sampled_from([1, 2]),
 )
-def test_suppression_and_voting_equal_to_the_plain_ones(network, compiled, seed, count, iou, most):
+def test_suppression_and_voting_equal_to_the_plain_ones(compiled, seed, count, iou, most, label):
     """Boxes on a grid, so that equal overlaps occur; the +1 of the published NMS decides some of them."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 12, (count, 4)).astype(np.float32)
@@ -127,8 +128,8 @@ def test_suppression_and_voting_equal_to_the_plain_ones(network, compiled, seed,
         # What is all but equal to a limit votes or not by how it is rounded: no grid here.
         boxes += rng.uniform(0, 1e-2, boxes.shape).astype(np.float32)
         scores = np.sort(rng.random(count, np.float32))[::-1].copy()
-        voted, rated = vote(torch.from_numpy(boxes), torch.from_numpy(scores), kept)
-        expected = plain_vote(boxes, scores, kept.tolist())
+        voted, rated = vote(torch.from_numpy(boxes), torch.from_numpy(scores), kept, label)
+        expected = plain_vote(boxes, scores, kept.tolist(), label)
     assert kept.tolist() == kept_plainly
     assert np.allclose(voted, expected[0], atol=1e-4) and np.allclose(rated, expected[1], atol=1e-5)
 

@@ -167,7 +167,7 @@ def test_a_box_found_at_two_scales_is_one(network):
         coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, 1, 0)])[0]
         assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 128)
         found = detector._join([fine, coarse], size)
-        assert found.scores.tolist() == pytest.approx([0.8808 * (1 - np.exp(-others / 8) / 2)], abs=1e-4)
+        assert found.scores.tolist() == pytest.approx([0.8808 * (1 - 0.2 * np.exp(-others / 8))], abs=1e-4)
         low, high = 256 - side / 2, 256 + side / 2
         assert np.allclose(found.boxes, [[low, low, high, high]], atol=1e-3)
 

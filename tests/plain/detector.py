@@ -64,27 +64,25 @@ def plain_boxes(network: RetinaFace, image: np.ndarray) -> tuple[np.ndarray, np.
     return boxes.numpy(), logits[0].softmax(-1).numpy()
 
 
-def plain_iou(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union; 0 of boxes without a size."""
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    shared = width * height if width > 0 and height > 0 else 0
-    union = (box[2] - box[0]) * (box[3] - box[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared
-    return shared / union if union else 0
+def plain_ious(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box with each of others; 0 without a size."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = sides.clip(0).prod(1)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
+    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)
 
 
-def plain_vote(boxes: np.ndarray, scores: np.ndarray, kept: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def plain_vote(
+    boxes: np.ndarray, scores: np.ndarray, kept: Sequence[int], label: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Kept boxes as the mean of all that overlap them by 0.6 and score half as much, and their new scores."""
     voted, rated = np.zeros((len(kept), 4)), np.zeros(len(kept))
     for row, best in enumerate(kept):
-        voters = [
-            i
-            for i in range(len(boxes))
-            if scores[i] >= 0.5 * scores[best] and (i == best or plain_iou(boxes[i], boxes[best]) >= 0.6)
-        ]
+        voters = (plain_ious(boxes[best], boxes) >= 0.6) & (scores >= 0.5 * scores[best])
+        voters[best] = True
         voted[row] = np.average(boxes[voters], axis=0, weights=scores[voters])
-        others = sum(scores[voters]) / scores[best] - 1
-        rated[row] = scores[best] * (1 - 0.5 * exp(-others / 8))
+        others = scores[voters].sum() / scores[best] - 1
+        rated[row] = scores[best] * (1 - (0.2 if label == 1 else 0.5) * exp(-others / 8))
     return voted, rated
 
 
@@ -100,7 +98,7 @@ def plain_join(
         keep = keep[: thresholds.keep_top_k]
         found, rated = boxes[candidates[keep]], scores[candidates[keep], label]
         if votes:
-            found, rated = plain_vote(boxes[candidates], scores[candidates, label], keep)
+            found, rated = plain_vote(boxes[candidates], scores[candidates, label], keep, label)
             order = [i for i in np.argsort(-rated, kind="stable") if rated[i] > thresholds.score]
             found, rated = found[order], rated[order]
         rows.append(np.column_stack([found, rated, np.full(len(rated), label)]))

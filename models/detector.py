@@ -339,7 +339,9 @@ class Detector:
             scores, order = scores.sort(descending=True, stable=True)
             boxes, scores = boxes[order[: self.thresholds.top_k]], scores[: self.thresholds.top_k]
             label = self.cfg.class_names.index(name) + 1
-            kept = suppress(boxes, scores, self.thresholds.nms_iou, self.thresholds.keep_top_k)
+            able = int((scores > self.thresholds.score).sum())  # the others only vote
+            limits = self.thresholds.nms_iou, self.thresholds.keep_top_k
+            kept = suppress(boxes[:able], scores[:able], *limits)
             if self._as_published:
                 boxes, scores = boxes[kept], scores[kept]
             else:

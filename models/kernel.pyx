@@ -51,23 +51,34 @@ def vote(
 ):
     """`models.scales.vote` before the scores: float32[K, 5], the mean of each kept box's voters, its support."""
     cdef Py_ssize_t count = boxes.shape[0], k, i, j, side
-    cdef float own, width, height, shared, least
+    cdef float left, top, right, bottom, own, width, height, shared, least
+    cdef float[::1] area = np.empty(count, np.float32)
     result = np.zeros((kept.shape[0], 5), np.float32)
     cdef float[:, ::1] sums = result
     with nogil:
+        for i in range(count):
+            area[i] = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
         for k in range(kept.shape[0]):
             i = kept[k]
+            left, top, right, bottom, own = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3], area[i]
             least = share * scores[i]
-            own = (boxes[i, 2] - boxes[i, 0]) * (boxes[i, 3] - boxes[i, 1])
             for j in range(count):
                 if scores[j] < least:
                     break
-                width = min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0])
-                height = min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1])
-                shared = width * height if width > 0 and height > 0 else 0
-                if i == j or shared > 0 and shared >= iou * (
-                    own + (boxes[j, 2] - boxes[j, 0]) * (boxes[j, 3] - boxes[j, 1]) - shared
+                # Most are of another size or lie elsewhere, which costs less to see than an overlap.
+                if i != j and (
+                    area[j] < iou * own
+                    or own < iou * area[j]
+                    or boxes[j, 0] >= right
+                    or boxes[j, 2] <= left
+                    or boxes[j, 1] >= bottom
+                    or boxes[j, 3] <= top
                 ):
+                    continue
+                width = min(right, boxes[j, 2]) - max(left, boxes[j, 0])
+                height = min(bottom, boxes[j, 3]) - max(top, boxes[j, 1])
+                shared = width * height
+                if i == j or shared >= iou * (own + area[j] - shared):
                     for side in range(4):
                         sums[k, side] += scores[j] * boxes[j, side]
                     sums[k, 4] += scores[j]

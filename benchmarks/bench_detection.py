@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import machine, median_times, write_table
 from data.config import cfg_mnet
+from detect import DEFAULT_SCORE
 from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network
-from models.detector import Detector
+from models.detector import Detector, Thresholds
 from models.onnx_export import export
 from models.onnx_network import OnnxNetwork
 from models.retinaface import RetinaFace
@@ -61,8 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     photo = read_image(args.image)
     rows, stages = [], []
     with tempfile.TemporaryDirectory() as folder:
-        detectors = {"one look": fast, "auto": Detector(network, device=args.device)}
-        detectors["auto bf16"] = Detector(network, device=args.device, precision="bf16")
+        detectors = {"one look": fast, "auto above 0.02": Detector(network, device=args.device)}
+        as_detect = {"device": args.device, "thresholds": Thresholds(score=DEFAULT_SCORE)}
+        detectors["auto"] = Detector(network, **as_detect)
+        detectors["auto bf16"] = Detector(network, precision="bf16", **as_detect)
         detectors |= openvino_detector(network, Path(folder, "dynamic.onnx")) if args.device == "cpu" else {}
         for width, height in SIZES:
             path = str(Path(folder, f"{width}x{height}.jpg"))
@@ -94,7 +97,8 @@ def openvino_detector(network: RetinaFace, file: Path) -> dict[str, Detector]:
     """The network in OpenVINO in bfloat16, by its name, if that is installed."""
     try:
         file.write_bytes(export(network).SerializeToString())
-        return {"auto OpenVINO bf16": Detector(OnnxNetwork(file, runtime="openvino", precision="bf16"))}
+        openvino = OnnxNetwork(file, runtime="openvino", precision="bf16")
+        return {"auto OpenVINO bf16": Detector(openvino, thresholds=Thresholds(score=DEFAULT_SCORE))}
     except UsageError as error:
         print(f"without OpenVINO: {error}")
         return {}

@@ -15,7 +15,8 @@ from hypothesis import settings
 from data.annotations import ImageAnnotation, read_annotations, write_list
 from data.config import cfg_mnet
 from data.predictions import BoxTable
-from models.checkpoint import save_checkpoint
+from models.checkpoint import DEFAULT_WEIGHTS, load_network, save_checkpoint
+from models.onnx_export import export
 from models.retinaface import RetinaFace
 from tests.two_processes import TwoProcesses
 from utils.box_utils import xywh_to_xyxy
@@ -47,6 +48,15 @@ def network() -> RetinaFace:
         for head in network.BboxHead:
             head.conv1x1.weight.mul_(4)
     return network.eval()
+
+
+@pytest.fixture(scope="session")
+def dynamic_onnx(tmp_path_factory) -> Path:
+    """The shipped network as an ONNX file for batches and images of any size; it takes 8 seconds to write."""
+    path = tmp_path_factory.mktemp("onnx") / "dynamic.onnx"
+    model = export(load_network(DEFAULT_WEIGHTS), batch_size=None, image_size=None)
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,11 +57,11 @@ def pictures() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def files(network, tmp_path_factory) -> dict[str, str]:
+def files(network, tmp_path_factory, dynamic_onnx) -> dict[str, str]:
     """Files of every kind; the one with NMS is made of the decoded one, as `export` does it."""
     folder = tmp_path_factory.mktemp("onnx")
     models = {
-        "dynamic": export(network, batch_size=None, image_size=None),
+        "dynamic": onnx.load(dynamic_onnx),
         "decoded": export(network, "boxes", batch_size=None, image_size=None),
         "fixed": export(network, image_size=FIXED),
         "scores": export(network, "scores", image_size=FIXED),

@@ -30,18 +30,12 @@ needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openv
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
+def files(tmp_path_factory, dynamic_onnx) -> dict[str, Path]:
     folder, network = tmp_path_factory.mktemp("onnx"), load_network(DEFAULT_WEIGHTS)
-    options = {
-        "fixed": {"image_size": (320, 320)},
-        "dynamic": {"batch_size": None, "image_size": None},
-        "scores": {"output": "scores", "image_size": (160, 320)},
-    }
-    files = {name: folder / f"{name}.onnx" for name in options}
-    for name, path in files.items():
-        more = dict(options[name])
-        kind = [more.pop("output")] if "output" in more else []
-        path.write_bytes(export(network, *kind, **more).SerializeToString())
+    files = {"dynamic": dynamic_onnx}
+    for name, outputs, size in (("fixed", "logits", (320, 320)), ("scores", "scores", (160, 320))):
+        files[name] = folder / f"{name}.onnx"
+        files[name].write_bytes(export(network, outputs, image_size=size).SerializeToString())
     return files
 
 

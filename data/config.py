@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import asdict, dataclass, fields, replace
-from math import inf, log2, sqrt
+from math import inf, sqrt
 
 #: Names of the foreground classes by label; label 0 is the background.
 CLASS_NAMES: dict[int, str] = {1: "face", 2: "person"}
@@ -154,11 +154,14 @@ class Pyramid:
     and the more a coarser scale is to be believed. Chosen on validation photos and enlargements of them.
 
     Attributes:
-        coarsest_long_side: about the longer side in pixels of a photo at its coarsest scale, so that what
-            fills a photo is seen alike, whatever the photo's size.
+        coarsest_long_side: longer side in pixels of a photo at its coarsest scale, so that what fills a photo
+            is seen alike, whatever the photo's size; of photos less than 1.4 times as long, their own.
+        coarser_long_side, coarser_share: the other coarser scales have this longer side and, doubled again and
+            again, every greater one, as far as a scale has at most this share of the photo's pixels.
         enlarged_long_side: greatest longer side of a photo that is enlarged, at its finest scale; enlarging
             finds the small faces and persons of small photos, and larger photos have pixels enough.
-        least_side: boxes whose longer side at their scale is less are left to the finer scales.
+        least_side: boxes whose longer side at their scale is less are left to the finer scales; 64 would halve
+            the looks at a small person, and looks that agree are worth more than the doubtful boxes they add.
         whole_sides: by ascending label, the longer side up to which scores keep their full weight; a part of
             a face does not look like a face, a part of a person does look like a person.
         greatest_sides: the longer side at which nothing of a score is left: with one coarser scale, that of
@@ -172,8 +175,10 @@ class Pyramid:
     """
 
     coarsest_long_side: int = 416
+    coarser_long_side: int = 640
+    coarser_share: float = 0.3
     enlarged_long_side: int = 1024
-    least_side: int = 64
+    least_side: int = 24
     whole_sides: tuple[int, ...] = (128, 0)
     greatest_sides: tuple[int, int] = (640, 320)
     voters_iou: float = 0.6
@@ -182,16 +187,16 @@ class Pyramid:
     many_voters: float = 8.0
 
     def scales(self, long_side: int, enlarge: bool = True) -> tuple[float, ...]:
-        """Scales in descending order, 1 among them, for a photo whose longer side has these pixels.
-
-        Above 1 they double; below they go down to `coarsest_long_side` in equal steps of about a half.
-        """
+        """Scales in descending order, 1 among them, for a photo whose longer side has these pixels."""
         scales = [1.0]
         while enlarge and long_side * scales[0] * 2 <= self.enlarged_long_side and scales[0] < GREATEST_SCALE:
             scales.insert(0, scales[0] * 2)
-        coarsest = self.coarsest_long_side / long_side
-        steps = round(-log2(coarsest)) if coarsest < 1 else 0
-        return (*scales, *(coarsest ** (step / steps) for step in range(1, steps + 1)))
+        sides = [self.coarsest_long_side] if self.coarsest_long_side * sqrt(2) < long_side else []
+        side = self.coarser_long_side
+        while side * side <= self.coarser_share * long_side * long_side:
+            sides.append(side)
+            side *= 2
+        return (*scales, *(side / long_side for side in reversed(sides)))
 
 
 #: Measured with mobile0.25, for which 640 is the side of a training photo.

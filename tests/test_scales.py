@@ -35,12 +35,14 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         (588, [1]),
         (589, [1, 416 / 589]),
         (832, [1, 0.5]),
-        (1176, [1, 416 / 1176]),
-        (1664, [1, 0.5, 0.25]),
-        (3744, [1, 9 ** (-1 / 3), 9 ** (-2 / 3), 1 / 9]),
+        (1168, [1, 416 / 1168]),
+        (1169, [1, 640 / 1169, 416 / 1169]),
+        (2336, [1, 640 / 2336, 416 / 2336]),
+        (2337, [1, 1280 / 2337, 640 / 2337, 416 / 2337]),
+        (10000, [1, 0.512, 0.256, 0.128, 0.064, 0.0416]),
     ],
 )
-def test_doubles_to_1024_pixels_and_comes_down_to_416(long_side, expected):
+def test_doubles_to_1024_pixels_or_comes_down_to_640_and_416(long_side, expected):
     assert list(PYRAMID.scales(long_side)) == pytest.approx(expected)
 
 
@@ -73,20 +75,20 @@ def test_images_and_copies_of_one_size_go_through_together(network):
 
 
 def test_what_a_box_of_a_scale_counts():
-    """By hand: (640 - side) / (640 - 128) of a face, (640 - side) / 640 of a person; 64 is the least. With
+    """By hand: (640 - side) / (640 - 128) of a face, (640 - side) / 640 of a person; 24 is the least. With
     several coarser scales 320 takes the place of 640."""
-    sides = torch.tensor([0.0, 63.9, 64, 128, 160, 384, 640, 900])
+    sides = torch.tensor([0.0, 23.9, 24, 128, 160, 384, 640, 900])
     face, person = torch.zeros(8, dtype=torch.int64), torch.ones(8, dtype=torch.int64)
     none, one, several = torch.arange(3).repeat_interleave(8).view(3, 8)
     assert trust(sides, face, none, one).tolist() == [1, 1, 1, 1, 0.9375, 0.5, 0, 0]
     assert trust(sides, person, none, one).tolist() == pytest.approx(
-        [1, 576.1 / 640, 0.9, 0.8, 0.75, 0.4, 0, 0]
+        [1, 616.1 / 640, 616 / 640, 0.8, 0.75, 0.4, 0, 0]
     )
     assert trust(sides, face, one, one).tolist() == [0, 0, 1, 1, 0.9375, 0.5, 0, 0]
     assert trust(sides, person, several, none).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     assert trust(sides, person, none, none).tolist() == [1] * 8
     assert trust(sides, face, none, several).tolist() == pytest.approx([1, 1, 1, 1, 5 / 6, 0, 0, 0])
-    assert trust(sides, person, one, several + 3).tolist() == pytest.approx([0, 0, 0.8, 0.6, 0.5, 0, 0, 0])
+    assert trust(sides, person, one, several + 3).tolist() == pytest.approx([0, 0, 296 / 320, 0.6, 0.5, 0, 0, 0])
 
 
 @pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 0.02), ((2, 1, 0.5), 0.02), ((0.5, 0.25), 0.005)])
@@ -146,7 +148,7 @@ def test_auto_enlarges_a_small_image_unless_its_size_is_settled(network):
 
 
 def test_a_box_found_at_two_scales_is_one(network):
-    """A face of 100 pixels of the photo is one of 50 at half its size, which is below the least side; one of
+    """A face of 40 pixels of the photo is one of 20 at half its size, which is below the least side; one of
     200 is found twice, and NMS keeps the coarsest scale's, whose score counts fully; the other votes."""
     detector = Detector(network, scales=[1, 0.5], classes=["face"])
     size, half = (512, 512), (256, 256)
@@ -162,10 +164,10 @@ def test_a_box_found_at_two_scales_is_one(network):
         logits[0, middle] = torch.tensor([0.0, 2, -20])
         return loc, logits
 
-    for side, others in ((100, 0), (200, (640 - 200) / (640 - 128)), (900, 0)):
+    for side, others in ((40, 0), (200, (640 - 200) / (640 - 128)), (900, 0)):
         fine = detector._candidates(*outputs(side, size), size, [View(size, 0, 1)])[0]
         coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, 1, 0)])[0]
-        assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 128)
+        assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 48)
         found = detector._join([fine, coarse], size)
         assert found.scores.tolist() == pytest.approx([0.8808 * (1 - 0.2 * np.exp(-others / 8))], abs=1e-4)
         low, high = 256 - side / 2, 256 + side / 2

@@ -112,7 +112,7 @@ def plain_detect(network: RetinaFace, image: np.ndarray, thresholds: Thresholds)
 
 def plain_weight(side: float, label: int, finer: int, coarser: int) -> float:
     """What a score counts for a box whose longer side has so many pixels at its scale."""
-    if finer and side < 64:
+    if finer and side < 24:
         return 0
     if not coarser:
         return 1

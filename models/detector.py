@@ -101,9 +101,10 @@ class Detector:
         input_size: how images are resized.
         compile: run the network through ``torch.compile``; pays off for many images of one size.
         scales: sizes at which an image is looked at, as factors of its own. ``auto`` takes 1,
-            doubles up to 1024 pixels unless ``input_size`` settles the size, and comes down to 416 by about a
-            half at a time; or 1 alone where the input has a fixed size. 1 is the published protocol: one
-            look, plain NMS, and boxes may reach beyond the image; else they vote and are clipped.
+            doubles up to 1024 pixels unless ``input_size`` settles the size, and adds a longer side of 416
+            and in large images 640, 1280 and so on; or 1 alone where the input has a fixed size. 1 is the
+            published protocol: one look, plain NMS, and boxes may reach beyond the image; else they vote and
+            are clipped.
 
     Attributes:
         stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``, which on a GPU waits for

@@ -156,12 +156,13 @@ class Pyramid:
     Attributes:
         coarsest_long_side: longer side in pixels of a photo at its coarsest scale, so that what fills a photo
             is seen alike, whatever the photo's size; of photos less than 1.4 times as long, their own.
-        coarser_long_side, coarser_share: the other coarser scales have this longer side and, doubled again and
-            again, every greater one, as far as a scale has at most this share of the photo's pixels.
+        coarser_long_side, coarser_share: the other coarser scales have this longer side and, doubled again
+            and again, every greater one, as far as a scale has at most this share of the photo's pixels.
         enlarged_long_side: greatest longer side of a photo that is enlarged, at its finest scale; enlarging
             finds the small faces and persons of small photos, and larger photos have pixels enough.
-        least_side: boxes whose longer side at their scale is less are left to the finer scales; 64 would halve
-            the looks at a small person, and looks that agree are worth more than the doubtful boxes they add.
+        least_side: boxes whose longer side at their scale is less are left to the finer scales; 64 would
+            halve the looks at a small person, and looks that agree are worth more than the doubtful boxes they
+            add.
         whole_sides: by ascending label, the longer side up to which scores keep their full weight; a part of
             a face does not look like a face, a part of a person does look like a person.
         greatest_sides: the longer side at which nothing of a score is left: with one coarser scale, that of

@@ -6,9 +6,8 @@ import argparse
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import combinations, tee
+from collections.abc import Iterable, Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,10 @@ from data.foreign import (
 from data.formats import CROWDHUMAN_BOXES, read_coco, read_crowdhuman, read_voc, read_wider_text, write_coco
 from data.yolo import YAML_SUFFIXES, read_yolo, write_yolo
 from utils.cli import OK, DataError, UsageError, option, print_rows, warn
-from utils.images import read_sizes
+from utils.images import read_size
+
+#: What `import` reads.
+FORMATS = ("yolo", "coco", "voc", "crowdhuman")
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,11 +70,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def part_names(lists: list[Path]) -> dict[str, Path]:
-    """The lists by part, as their folder or file is named; one alone is train where nothing is said.
-
-    Raises:
-        UsageError: several of one part, or of none.
-    """
+    """The lists by part, as their folder or file is named; one alone is train where nothing is said."""
     found: dict[str, Path] = {}
     for path in lists:
         words = [path.absolute().parent.name, *re.split(r"[\W_]+", path.stem)]
@@ -90,7 +88,7 @@ def import_arguments(parser: argparse.ArgumentParser) -> None:
         CrowdHuman's .odgt"""
     option(parser, "source", source, Path)
     group = parser.add_argument_group("input")
-    option(group, "--format", "what the source is (default: recognised)", choices=list(_READERS))
+    option(group, "--format", "what the source is (default: recognised)", choices=FORMATS)
     images = "folder of the images (default: where the source has them)"
     option(group, "--images --images_dir", images, Path, metavar="FOLDER")
     boxes = "CrowdHuman's boxes: the whole person, also hidden, or what shows of it (default: full)"
@@ -117,13 +115,9 @@ def import_(args: argparse.Namespace) -> int:
     source, images_dir = args.source, args.images and image_folder(args.source, args.images)
     given = parse_categories(args.category, [*CLASS_LABELS, NONE])
     kind = args.format or kind_of(source, images_dir)
-    read = _READERS[kind]
     if args.boxes and kind != "crowdhuman":
         raise UsageError(f"--boxes {args.boxes}: goes with CrowdHuman's .odgt; {source} is {kind}")
-    if args.boxes:
-        read = partial(read_crowdhuman, boxes=args.boxes)
-    found = read(source, images_dir)
-    found = [part for part in ([found] if isinstance(found, Part) else found) if part.images]
+    found = [part for part in read_parts(kind, source, images_dir, args.boxes or "full") if part.images]
     if not found:
         raise DataError(f"{source}: names no image")
     parts = {part.name: part for part in sorted(found, key=lambda part: PARTS.index(part.name))}
@@ -132,8 +126,7 @@ def import_(args: argparse.Namespace) -> int:
     for part in parts.values():
         warn_of_missing(part, source)
     classes = match_classes(source, list(parts.values()), given)
-    named = {*given.values(), *(classes[name] for part in parts.values() for name in part.names)}
-    labelled = [name for name in CLASS_LABELS if name in named]
+    labelled = [name for name in CLASS_LABELS if name in {*given.values(), *classes.values()}]
     if len(parts) > 1 and args.output and args.output.suffix == ".txt":
         raise UsageError(f"--output {args.output}: expected a folder, for {' and '.join(parts)}")
     targets = {name: target(args.output or default_output(source), name) for name in parts}
@@ -151,12 +144,7 @@ def import_(args: argparse.Namespace) -> int:
 
 
 def kind_of(source: Path, images_dir: Path | None) -> str:
-    """A name in `_READERS`, by what is in ``source``.
-
-    Raises:
-        DataError: nothing of them.
-        UsageError: several of them.
-    """
+    """One of `FORMATS`, by what is in ``source``; an error if it is none of them, or several."""
     kinds = {".json": "coco", ".odgt": "crowdhuman"} | dict.fromkeys(YAML_SUFFIXES, "yolo")
     if source.is_file() and source.suffix.lower() in kinds:
         return kinds[source.suffix.lower()]
@@ -198,7 +186,15 @@ def coco_files(folder: Path) -> list[Path]:
     return named or [path for path in sorted(folder.glob("*.json")) if path.name != "dataset.json"]
 
 
-def _read_coco_set(source: Path, images_dir: Path | None) -> list[Part]:
+def read_parts(kind: str, source: Path, images_dir: Path | None, boxes: str) -> list[Part]:
+    """The parts of a set of one of `FORMATS`; ``boxes`` of CrowdHuman alone."""
+    if kind == "crowdhuman":
+        return [read_crowdhuman(source, images_dir, boxes)]
+    if kind == "yolo":
+        return read_yolo(source, images_dir)
+    if kind == "voc":
+        places = [(name, place) for name, place in split_folders(source) if any(place.rglob("*.xml"))]
+        return [read_voc(place, images_dir, name) for name, place in places or [("", source)]]
     if source.is_file():
         return [read_coco(source, images_dir)]
     parts = []
@@ -210,20 +206,6 @@ def _read_coco_set(source: Path, images_dir: Path | None) -> list[Part]:
     if not parts:
         raise DataError(f"{source}: no COCO JSON there or in train/, valid/, test/; give the file itself")
     return parts
-
-
-def _read_voc_set(source: Path, images_dir: Path | None) -> list[Part]:
-    places = [(name, place) for name, place in split_folders(source) if any(place.rglob("*.xml"))]
-    return [read_voc(place, images_dir, name) for name, place in places or [("", source)]]
-
-
-#: By value of ``--format``: reads a source, given the folder of its images or None.
-_READERS: dict[str, Callable[[Path, Path | None], Part | list[Part]]] = {
-    "yolo": read_yolo,
-    "coco": _read_coco_set,
-    "voc": _read_voc_set,
-    "crowdhuman": read_crowdhuman,
-}
 
 
 def default_output(source: Path) -> Path:
@@ -251,7 +233,7 @@ def tell(parts: list[Part], classes: dict[str, str], labelled: Iterable[str]) ->
             boxes[classes[name]] += number
             left_out[name] += number * (classes[name] == NONE)
         total += boxes
-        empty = sum(not image.classes for image in part.images)
+        empty = sum(not image.names for image in part.images)
         counts = "".join(f"{boxes[name]:8}" for name in CLASS_LABELS)
         print(f"{part.name or 'all':5}{len(part.images):8}{empty:7}{counts}")
     renamed = sorted(name for name, own in classes.items() if own not in (NONE, name))
@@ -293,16 +275,15 @@ def widerface(args: argparse.Namespace) -> int:
     folder = image_folder(args.text, args.images)
 
     def faces() -> Iterator[ImageAnnotation]:
-        images, named = tee(read_wider_text(args.text))
-        sizes = read_sizes(folder, (image.path for image in named))
-        for image, size in zip(images, sizes, strict=True):
-            if isinstance(size, DataError):
+        for image in read_wider_text(args.text):
+            try:
+                height, width = read_size(folder / image.path)
+            except DataError as error:
                 if not args.skip_missing:
                     hint = "leave such images out with --skip_missing"
-                    raise DataError(f"{args.text}:{image.line}: {size}; {hint}")
+                    raise DataError(f"{args.text}:{image.line}: {error}; {hint}") from None
                 counts["images without a usable file, left out"] += 1
                 continue
-            height, width = size
             has_area = (image.boxes_xywh[:, 2:] > 0).all(1)
             kept = has_area & ~image.invalid
             counts["images"] += 1

@@ -42,11 +42,10 @@ _PERSON_WORDS = {*_PERSONS, "body", "bodies", "rider", "cyclist", "player", "wor
 
 
 class ForeignImage(NamedTuple):
-    """An image's path, the class of each box as an index of the part's names, and float64[N, 4] boxes, x y of
-    the top left corner, width, height; normalised."""
+    """An image's path, what the set calls each of its N boxes, and the boxes, float64[N, 4], normalised."""
 
     path: str
-    classes: list[int]
+    names: list[str]
     boxes_xywh_norm: np.ndarray
 
 
@@ -57,8 +56,7 @@ class Part:
     Attributes:
         name: train, val, test, or "" where the set has no parts.
         images_dir: folder of the images; None: not found.
-        names: names of the classes; numbers as text where nothing names them.
-        images: the images in order.
+        names: of all its classes; numbers as text where nothing names them.
     """
 
     name: str
@@ -68,15 +66,14 @@ class Part:
 
     def counts(self) -> Counter[str]:
         """Boxes by name."""
-        return Counter(self.names[index] for image in self.images for index in image.classes)
+        return Counter(name for image in self.images for name in image.names)
 
     def annotations(self, classes: dict[str, str]) -> Iterator[ImageAnnotation]:
         """The images with the boxes and regions that ``classes`` (by name: one of `LABELS`, or none) gives a
         label."""
-        labels = np.array([LABELS.get(classes[name], 0) for name in self.names], np.int64)
-        for path, indices, boxes in self.images:
-            own = labels[np.asarray(indices, np.int64)]
-            yield ImageAnnotation(path, own[own != 0], boxes[own != 0])
+        for path, names, boxes in self.images:
+            labels = np.array([LABELS.get(classes[name], 0) for name in names], np.int64)
+            yield ImageAnnotation(path, labels[labels != 0], boxes[labels != 0])
 
 
 def split_folders(folder: Path) -> list[tuple[str, Path]]:
@@ -100,9 +97,8 @@ def warn_of_missing(part: Part, source: Path) -> None:
         return
     missing = [name for name in names if not (part.images_dir / name).is_file()]
     if missing:
-        warn(
-            f"{source}: {len(missing)} of {len(names)} images are not in {part.images_dir}, e.g. {missing[0]}"
-        )
+        count = f"{len(missing)} of {len(names)} images"
+        warn(f"{source}: {count} are not in {part.images_dir}, e.g. {missing[0]}")
 
 
 def tell_next(lists: dict[str, Path]) -> None:

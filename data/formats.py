@@ -21,7 +21,7 @@ from utils.box_utils import xywh_to_xyxy, xyxy_to_xywh
 from utils.cli import DataError
 from utils.files import read_json, read_text, write_text
 from utils.image_names import check_image_name, image_of
-from utils.images import read_size, read_sizes
+from utils.images import read_size
 
 #: What looking up and converting values raises where a file has another form.
 _MALFORMED = (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError)
@@ -35,14 +35,13 @@ _INVALID = 7
 #: CrowdHuman's box of a person by the option's value.
 CROWDHUMAN_BOXES = {"full": "fbox", "visible": "vbox"}
 
+_PERSON_REGION = label_name(-CLASS_LABELS["person"])
+
 
 def read_coco(path: Path, images_dir: Path | None = None, name: str = "") -> Part:
     """A COCO annotation file; crowd boxes are kept, polygons without a box become one.
 
-    Args:
-        path: the JSON file.
-        images_dir: folder of its images; None: that of the file, or ``images`` in it.
-        name: of the part.
+    Without ``images_dir`` the images are beside the file, or in ``images`` there.
 
     Raises:
         DataError: not such a file, an id twice, or a box that is none; with the entry.
@@ -70,7 +69,7 @@ def read_coco(path: Path, images_dir: Path | None = None, name: str = "") -> Par
             raise DataError(f"{path}: several {kind} have the id {repeated[0]!r:.40}; expected one each")
     for index, (file_name, _, _) in enumerate(images.values()):
         check_image_name(file_name, f"{path}: image {index}")
-    rows: dict[object, list[list]] = {image_id: [] for image_id in images}
+    boxes: dict[object, list[tuple]] = {image_id: [] for image_id in images}
     for index, entry in enumerate(entries):
         try:
             _, width, height = images[entry["image_id"]]
@@ -83,17 +82,17 @@ def read_coco(path: Path, images_dir: Path | None = None, name: str = "") -> Par
                 f"{path}: annotation {index}: found {entry!r:.120}; expected category_id, the image_id "
                 f"of one of its images and a bbox x y w h of four finite numbers, none a negative size"
             ) from None
-        rows[entry["image_id"]].append([entry["category_id"], *box])
-    # Roboflow puts the project's name first, as a category above the others that no box has.
-    used = {row[0] for of_image in rows.values() for row in of_image}
-    kept = [key for key in names if key in used or names[key] not in above]
+        boxes[entry["image_id"]].append((names[entry["category_id"]], *box))
     found = []
     for image_id, (file_name, _, _) in images.items():
-        boxes = np.reshape([box for _, *box in rows[image_id]], (-1, 4))
-        found.append(ForeignImage(file_name, [kept.index(key) for key, *_ in rows[image_id]], boxes))
+        rows = np.reshape([box for _, *box in boxes[image_id]], (-1, 4))
+        found.append(ForeignImage(file_name, [row[0] for row in boxes[image_id]], rows))
+    # Roboflow puts the project's name first, as a category above the others that no box has.
+    used = {name for image in found for name in image.names}
+    kept = [name for name in dict.fromkeys(names.values()) if name in used or name not in above]
     folders = [images_dir] if images_dir else [path.parent, path.parent / "images"]
     there = (folder for folder in folders if found and (folder / found[0].path).is_file())
-    return Part(name, next(there, images_dir), [names[key] for key in kept], found)
+    return Part(name, next(there, images_dir), kept, found)
 
 
 def _number(value: object) -> float:
@@ -135,10 +134,7 @@ def write_coco(output: Path, list_path: Path, images_dir: Path) -> tuple[int, in
 def read_voc(folder: Path, images_dir: Path | None = None, name: str = "") -> Part:
     """Pascal VOC: all XML files below a folder, by path; an image without one is not in the set.
 
-    Args:
-        folder: of the XML files.
-        images_dir: folder of the images; None: ``JPEGImages`` beside ``Annotations``, else that of the XML.
-        name: of the part.
+    Without ``images_dir`` the images are in ``JPEGImages`` beside ``Annotations``, else beside the XML.
 
     Raises:
         DataError: no XML, or one of another form; with the file.
@@ -150,13 +146,14 @@ def read_voc(folder: Path, images_dir: Path | None = None, name: str = "") -> Pa
     files = sorted(path for path in annotations.rglob("*.xml") if path.is_file())
     if not files:
         raise DataError(f"{folder}: no XML files; expected Pascal VOC annotations")
-    names: dict[str, int] = {}
-    images = [_read_voc_file(path, images_dir, path.parent.relative_to(annotations), names) for path in files]
-    return Part(name, images_dir, list(names), images)
+    images = [_read_voc_file(path, images_dir, path.parent.relative_to(annotations)) for path in files]
+    return Part(
+        name, images_dir, list(dict.fromkeys(name for image in images for name in image.names)), images
+    )
 
 
-def _read_voc_file(path: Path, images_dir: Path, inner: Path, names: dict[str, int]) -> ForeignImage:
-    """One XML file of the folder ``inner``; new names are added to ``names`` with their number."""
+def _read_voc_file(path: Path, images_dir: Path, inner: Path) -> ForeignImage:
+    """One XML file, whose image is in the folder ``inner`` of ``images_dir``."""
     text = read_text(path, "a Pascal VOC annotation")
     try:
         root = ElementTree.fromstring(text)
@@ -169,12 +166,12 @@ def _read_voc_file(path: Path, images_dir: Path, inner: Path, names: dict[str, i
     image = images_dir / inner / check_image_name(written, f"{path}:{line}")
     if not image.is_file():  # renamed afterwards: then it is called as the XML file is
         image = image_of(images_dir / inner, path.stem)
-    classes, corners = [], []
+    names, corners = [], []
     for index, entry in enumerate(root.findall("object")):
         found = {corner: entry.findtext(f"bndbox/{corner}") for corner in _CORNERS}
         try:
             x1, y1, x2, y2 = numbers = [float(value) for value in found.values()]
-            label = entry.findtext("name").strip()
+            name = entry.findtext("name").strip()
             if not np.isfinite(numbers).all() or x2 < x1 or y2 < y1:
                 raise ValueError
         except _MALFORMED:
@@ -182,13 +179,13 @@ def _read_voc_file(path: Path, images_dir: Path, inner: Path, names: dict[str, i
                 f"{path}: object {index}: found {found}; expected a name and a bndbox with xmin, ymin, xmax, "
                 f"ymax"
             ) from None
-        classes.append(names.setdefault(label, len(names)))
+        names.append(name)
         corners.append(numbers)
     boxes = np.maximum(np.reshape(corners, (-1, 4)) - 1, 0)  # the first pixel is 1; some tools count from 0
-    if classes:
+    if names:
         height, width = _voc_size(root) or read_size(image)
         boxes = xyxy_to_xywh(boxes) / [width, height, width, height]
-    return ForeignImage(image.relative_to(images_dir).as_posix(), classes, boxes)
+    return ForeignImage(image.relative_to(images_dir).as_posix(), names, boxes)
 
 
 def _voc_size(root: ElementTree.Element) -> tuple[float, float] | None:
@@ -200,7 +197,7 @@ def _voc_size(root: ElementTree.Element) -> tuple[float, float] | None:
     return size if min(size) > 0 and np.isfinite(size).all() else None
 
 
-def read_crowdhuman(path: Path, images_dir: Path | None, boxes: str = "full") -> Part:
+def read_crowdhuman(path: Path, images_dir: Path | None, boxes: str) -> Part:
     """CrowdHuman's ``.odgt``, one JSON object a line and image, boxes x y w h in pixels:
 
         {"ID": "273271,1a0d6000b9e1f5b7", "gtboxes": [
@@ -222,27 +219,28 @@ def read_crowdhuman(path: Path, images_dir: Path | None, boxes: str = "full") ->
     """
     if images_dir is None:
         raise DataError(f"{path}: it has no sizes of its images; give their folder with --images")
-    lines: dict[str, tuple[int, np.ndarray]] = {}
+    images, lines = [], {}
     text = read_text(path, "annotations of CrowdHuman, one JSON object a line")
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            name, table = _read_odgt_line(f"{path}:{number}", line, CROWDHUMAN_BOXES[boxes])
-            image = image_of(images_dir, name).relative_to(images_dir).as_posix()
-            if (first := lines.setdefault(image, (number, table))[0]) != number:
-                raise DataError(f"{path}:{number}: {image} again, as in line {first}; keep one of them")
-    images = []
-    for image, size in zip(lines, read_sizes(images_dir, lines), strict=True):
-        number, table = lines[image]
-        if isinstance(size, DataError):
-            raise DataError(f"{path}:{number}: {size}")
-        sides = [*size[::-1]] * 2
-        cut = xywh_to_xyxy(table[:, 1:]).clip(0, sides)
-        images.append(ForeignImage(image, table[:, 0].astype(int).tolist(), xyxy_to_xywh(cut) / sides))
-    return Part("", images_dir, ["person", label_name(-CLASS_LABELS["person"])], images)
+        if not line.strip():
+            continue
+        stem, names, rows = _read_odgt_line(f"{path}:{number}", line, CROWDHUMAN_BOXES[boxes])
+        file = image_of(images_dir, stem)
+        name = file.relative_to(images_dir).as_posix()
+        if (first := lines.setdefault(name, number)) != number:
+            raise DataError(f"{path}:{number}: {name} again, as in line {first}; keep one of them")
+        try:
+            height, width = read_size(file)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        sides = [width, height, width, height]
+        cut = xywh_to_xyxy(np.reshape(rows, (-1, 4))).clip(0, sides)
+        images.append(ForeignImage(name, names, xyxy_to_xywh(cut) / sides))
+    return Part("", images_dir, ["person", _PERSON_REGION], images)
 
 
-def _read_odgt_line(place: str, line: str, key: str) -> tuple[str, np.ndarray]:
-    """Name of an image, and float64[N, 5]: 1 for a region to ignore, else 0, and x y w h in pixels."""
+def _read_odgt_line(place: str, line: str, key: str) -> tuple[str, list[str], list[list[float]]]:
+    """Name of an image, names of its boxes, and the boxes x y w h in pixels."""
     try:
         content = json.loads(line)
         name, entries = content["ID"], content["gtboxes"]
@@ -250,11 +248,11 @@ def _read_odgt_line(place: str, line: str, key: str) -> tuple[str, np.ndarray]:
             raise TypeError
     except _MALFORMED:
         raise DataError(f"{place}: found {line!r:.80}; expected a JSON object with ID and gtboxes") from None
-    rows = []
+    names, rows = [], []
     for index, entry in enumerate(entries):
         try:
             is_region = entry["tag"] != "person" or entry.get("extra", {}).get("ignore", 0) != 0
-            x, y, w, h = map(_number, entry[key if key in entry or not is_region else "fbox"])
+            _, _, w, h = row = [_number(v) for v in entry[key if key in entry or not is_region else "fbox"]]
             if w < 0 or h < 0:
                 raise ValueError
         except _MALFORMED:
@@ -262,19 +260,14 @@ def _read_odgt_line(place: str, line: str, key: str) -> tuple[str, np.ndarray]:
                 f"{place}: box {index}: found {json.dumps(entry):.120}; expected a tag and {key} x y w h, "
                 f"four finite numbers, none a negative size"
             ) from None
-        rows.append([is_region, x, y, w, h])
-    return check_image_name(name, place), np.reshape(rows, (-1, 5)).astype(np.float64)
+        names.append(_PERSON_REGION if is_region else "person")
+        rows.append(row)
+    return check_image_name(name, place), names, rows
 
 
 class WiderImage(NamedTuple):
-    """Faces of one image as WIDER FACE's text has them.
-
-    Attributes:
-        path: of the image.
-        line: where it is named.
-        boxes_xywh: float64[N, 4], pixels.
-        invalid: bool[N], marked as too unclear to be used.
-    """
+    """Faces of one image as WIDER FACE's text has them: the line that names it, boxes float64[N, 4] in
+    pixels, and bool[N], which are marked as too unclear to be used."""
 
     path: str
     line: int

@@ -32,7 +32,7 @@ def read_yolo(source: Path, images_dir: Path | None = None) -> list[Part]:
     Args:
         source: ``data.yaml``; a folder with it, with ``images`` and ``labels``, or with those in ``train``,
             ``valid``, ``test``; a folder of label files.
-        images_dir: folder of the images, where the source does not show it.
+        images_dir: where the source does not show it.
 
     Raises:
         DataError: no images, none with a label, or a line of another form, with file and line.
@@ -184,12 +184,13 @@ def _read_part(
     if not rows:
         raise DataError(f"{root}: {len(pairs)} images and no label file; expected {pairs[0][1]} and its like")
     numbers = sorted({number for of_image in rows.values() for number, *_ in of_image})
-    numbers = numbers if names is None else list(range(len(names)))
+    called = dict(enumerate(names)) if names else {number: str(number) for number in numbers}
     images = []
     for path, _ in pairs:
-        table = np.reshape(rows.get(path, []), (-1, 5))
-        images.append(ForeignImage(path, [numbers.index(int(n)) for n in table[:, 0]], table[:, 1:]))
-    return Part(name, root, names or [str(number) for number in numbers], images)
+        of_image = rows.get(path, [])
+        boxes = np.reshape([box for _, *box in of_image], (-1, 4))
+        images.append(ForeignImage(path, [called[number] for number, *_ in of_image], boxes))
+    return Part(name, root, list(called.values()), images)
 
 
 def _read_labels(file: Path, names: list[str] | None, boxes_first: bool) -> Iterator[list[float]]:
@@ -222,13 +223,8 @@ def write_yolo(folder: Path, lists: dict[str, Path], images_dirs: dict[str, Path
     """Writes a YOLO folder: ``images/<part>`` with links, ``labels/<part>`` and ``data.yaml``.
 
     A line is ``class cx cy w h``, normalised, classes counted from 0 among those that the lists are labelled
-    for. What an earlier export wrote is replaced when all of it is written. Returns the numbers of images and
-    boxes.
-
-    Args:
-        folder: to write to.
-        lists: annotation list by part (train, val, test).
-        images_dirs: folder of its images by part.
+    for. What an earlier export wrote is replaced when all of it is written. Lists and folders of their images
+    are given by part (train, val, test); returns the numbers of images and boxes.
 
     Raises:
         DataError: the folder holds something else, lists are labelled for different classes, an image is not
@@ -238,7 +234,7 @@ def write_yolo(folder: Path, lists: dict[str, Path], images_dirs: dict[str, Path
     if len(set(labelled.values())) > 1:
         told = ", ".join(f"{lists[part]} for {' and '.join(names)}" for part, names in labelled.items())
         raise DataError(f"{told}: labelled for different classes; export them apart")
-    names = labelled[next(iter(lists))]
+    (names,) = set(labelled.values())
     yaml = folder / "data.yaml"
     ours = yaml.is_file() and read_text(yaml, "data.yaml").startswith(_WRITTEN)
     for place in (folder / "images", folder / "labels", yaml):

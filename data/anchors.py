@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -102,7 +103,6 @@ class BoxShapes:
         return len(self.labels)
 
     def __getitem__(self, index: np.ndarray) -> BoxShapes:
-        """Those that a mask or an index array picks."""
         return BoxShapes(self.boxes_cxcywh[index], self.labels[index], self.side)
 
     def sample(self, most: int) -> BoxShapes:
@@ -117,11 +117,7 @@ def read_shapes(
 ) -> BoxShapes:
     """Boxes of a list at training scale; those without area and ignore regions are left out.
 
-    Args:
-        path: annotation list.
-        side: of the square training image, in pixels.
-        images_dir: folder of the images, whose sizes are read.
-        image_size: (height, width) taken for every image, where there is no ``images_dir``.
+    The sizes of the images are read in ``images_dir``, or ``image_size`` (height, width) is taken for all.
 
     Raises:
         DataError: an image that cannot be read, no box at all; see also `iter_annotations`.
@@ -158,15 +154,12 @@ def shape_iou(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def k_means(sizes: np.ndarray, k: int) -> tuple[np.ndarray, float]:
-    """Clusters of box shapes under the distance 1 - IoU; the best of three runs
+    """Clusters of float64[N, 2] widths and heights under the distance 1 - IoU; the best of three runs
     (Redmon and Farhadi 2017, section 2).
 
-    Args:
-        sizes: float64[N, 2], widths and heights.
-        k: number of clusters; fewer come back where there are fewer different boxes.
-
     Returns:
-        float64[k, 2] widths and heights by ascending area, and the boxes' mean IoU with their nearest.
+        float64[k, 2] by ascending area, fewer where there are fewer different boxes, and the boxes' mean IoU
+        with their nearest.
     """
     generator = np.random.default_rng(0)
     distinct = np.unique(sizes, axis=0)
@@ -215,8 +208,7 @@ def best_prior_iou(shapes: BoxShapes, cfg: ModelConfig) -> np.ndarray:
     return found
 
 
-@dataclass
-class Recall:
+class Recall(NamedTuple):
     """Share of the boxes of a class and a range of sizes (pixels) whose best prior reaches each of `IOUS`."""
 
     name: str
@@ -239,9 +231,12 @@ def prior_recall(shapes: BoxShapes, cfg: ModelConfig) -> list[Recall]:
     return table
 
 
-def mean_recall(shapes: BoxShapes, cfg: ModelConfig, iou: float = 0.45) -> float:
-    """Share of the boxes whose best prior reaches ``iou``, each class counting the same."""
-    covered = best_prior_iou(shapes, cfg).max(1) >= iou
+def mean_recall(shapes: BoxShapes, cfg: ModelConfig) -> float:
+    """Share of the boxes whose best prior reaches an IoU of 0.45, each class counting the same."""
+    return _mean_of_classes(shapes, best_prior_iou(shapes, cfg).max(1) >= 0.45)
+
+
+def _mean_of_classes(shapes: BoxShapes, covered: np.ndarray) -> float:
     return float(np.mean([covered[shapes.labels == label].mean() for label in np.unique(shapes.labels)]))
 
 
@@ -254,25 +249,20 @@ def ratio_steps(shapes: BoxShapes, cfg: ModelConfig) -> list[tuple[tuple[float, 
 def propose(shapes: BoxShapes, cfg: ModelConfig) -> tuple[ModelConfig, float, float]:
     """A configuration with as many sizes and ratios as ``cfg`` whose priors cover the boxes better.
 
-    Sizes are even steps from a smallest to a largest, ratios come from a grid: all combinations of up to
-    20,000 boxes are compared by the recall at 0.45, each class counting the same. ``cfg`` comes back where
-    none is better.
-
-    Returns:
-        The configuration, and on the same boxes the recall with ``cfg`` and with it.
+    Sizes are even steps from a smallest to a largest, ratios come from a grid: all combinations are compared
+    by `mean_recall` on up to `FIT_BOXES`. Returns the best, which may be ``cfg``, and the recall with ``cfg``
+    and with it.
     """
     shapes = shapes.sample(FIT_BOXES)
     before = best_recall = mean_recall(shapes, cfg)
     best = cfg
     levels, each, ratios = len(cfg.strides), len(cfg.min_sizes[0]), len(cfg.heights_over_widths)
-    classes = [shapes.labels == label for label in np.unique(shapes.labels)]
     for smallest, largest in itertools.product(_SMALLEST_GRID, _LARGEST_GRID):
         sizes = np.geomspace(smallest, largest, levels * each).round().astype(int).reshape(levels, each)
         candidate = replace(cfg, min_sizes=tuple(map(tuple, sizes.tolist())), heights_over_widths=_RATIO_GRID)
         reached = best_prior_iou(shapes, candidate).reshape(len(shapes), -1, len(_RATIO_GRID)).max(1) >= 0.45
         for chosen in itertools.combinations(range(len(_RATIO_GRID)), ratios):
-            covered = reached[:, chosen].any(1)
-            recall = float(np.mean([covered[mask].mean() for mask in classes]))
+            recall = _mean_of_classes(shapes, reached[:, chosen].any(1))
             if recall > best_recall:
                 heights = tuple(_RATIO_GRID[i] for i in chosen)
                 best, best_recall = replace(candidate, heights_over_widths=heights), recall

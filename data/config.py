@@ -161,8 +161,7 @@ class Pyramid:
         enlarged_long_side: greatest longer side of a photo that is enlarged, at its finest scale; enlarging
             finds the small faces and persons of small photos, and larger photos have pixels enough.
         least_side: boxes whose longer side at their scale is less are left to the finer scales; 64 would
-            halve the looks at a small person, and looks that agree are worth more than the doubtful boxes they
-            add.
+            halve the looks at a small person, and looks that agree are worth more than doubtful boxes cost.
         whole_sides: by ascending label, the longer side up to which scores keep their full weight; a part of
             a face does not look like a face, a part of a person does look like a person.
         greatest_sides: the longer side at which nothing of a score is left: with one coarser scale, that of

@@ -88,7 +88,7 @@ class ImageAnnotation:
 
 
 def list_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds ``list``, of a step that reads a list and its images, and the group "input" with ``--images``."""
+    """Adds ``list`` and the group "input" with ``--images``, of a step that reads a list and its images."""
     option(parser, "list", "annotation list", Path)
     images = "folder of the images (default: that in dataset.json, else images beside the list)"
     group = parser.add_argument_group("input")
@@ -205,7 +205,7 @@ def format_table(boxes: pl.DataFrame, first_rows: np.ndarray, paths: pl.Series) 
     Args:
         boxes: columns ``label`` (int) and ``x y w h`` (float64, as in a list), in list order.
         first_rows: int[M], rows before which a header goes.
-        paths: M image paths for these headers, without line breaks.
+        paths: M image paths for these headers.
     """
     # Rounded beforehand, as writing with a fixed number of decimals takes twice the time.
     table = boxes.select(pl.col("label").cast(pl.String), pl.col("x", "y", "w", "h").round(9))
@@ -223,26 +223,18 @@ def labelled_classes(list_path: str | os.PathLike) -> tuple[str, ...]:
     """Classes that the images of a list are labelled for, in label order; both where no file says so.
 
     Raises:
-        DataError: the ``dataset.json`` found is not of the form shown above; with its path.
+        DataError: the ``dataset.json`` found is not of the form shown above.
     """
     return _read_info(list_path)[0]
 
 
 def images_of(list_path: str | os.PathLike) -> Path:
-    """Where the images of a list should be: the folder in its ``dataset.json``, else ``images`` beside it.
-
-    Raises:
-        DataError: as `labelled_classes`.
-    """
+    """Where the images of a list should be: the folder in its ``dataset.json``, else ``images`` beside it."""
     return _read_info(list_path)[1] or Path(list_path).parent / "images"
 
 
 def image_folder(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path:
-    """Folder of a list's images: the given one, else `images_of` the list.
-
-    Raises:
-        DataError: no such folder.
-    """
+    """Folder of a list's images: the given one, else `images_of` the list; DataError if it is not there."""
     folder = Path(given) if given is not None else images_of(list_path)
     if not folder.is_dir():
         raise DataError(
@@ -305,13 +297,8 @@ def check_labelled_classes(
 def write_labelled_classes(
     list_path: str | os.PathLike, names: Iterable[str], images: str | os.PathLike | None = None
 ) -> None:
-    """Writes the ``dataset.json`` beside a list; errors as `check_labelled_classes`.
-
-    Args:
-        list_path: the list.
-        names: classes that its images are labelled for.
-        images: folder of its images; None: as it was said before.
-    """
+    """Writes the ``dataset.json`` beside a list, without ``images`` with the folder that it named before;
+    errors as `check_labelled_classes`."""
     names, folder = set(names), Path(list_path).parent
     check_labelled_classes(list_path, names, images)
     if images is None and (folder / DATASET_INFO).exists():

@@ -24,7 +24,6 @@ from pathlib import Path, PurePosixPath
 import requests
 from tqdm import tqdm
 
-from data.annotations import iter_annotations
 from data.config import CLASS_LABELS
 from utils.cli import BAD_DATA, OK, DataError, Number, UsageError, count, option, print_rows, printable, warn
 from utils.files import atomic_path, file_digest, locked, read_text, write_text
@@ -95,7 +94,6 @@ def download_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--weights", "the published weights instead, checked by their SHA-256")
     classes = list(CLASS_LABELS)
     option(group, "--classes", "images with a box of these", default=classes, nargs="+", choices=classes)
-    option(group, "--list", "the images of this annotation list instead", Path, metavar="FILE")
     option(group, "--limit", "at most the first N images (default: all)", count)
     option(group, "--image_labels", "also the image-level labels")
     option(group, "--miap", "also the MIAP boxes, which have all persons")
@@ -131,18 +129,14 @@ def download(args: argparse.Namespace) -> int:
     if args.miap:
         names["miap-boxes.csv"] = MIAP.format(split="val" if args.split == "validation" else args.split)
     with locked(folder):
-        if args.list is None:
-            base = (args.base_url or ANNOTATIONS_URL).rstrip("/")
-            if not _download({name: f"{base}/{url}" for name, url in names.items()}, folder, 2):
-                return BAD_DATA
-            from data.open_images import image_ids, label_of_ids  # takes a while to import
+        base = (args.base_url or ANNOTATIONS_URL).rstrip("/")
+        if not _download({name: f"{base}/{url}" for name, url in names.items()}, folder, 2):
+            return BAD_DATA
+        from data.open_images import image_ids, label_of_ids  # takes a while to import
 
-            labels = label_of_ids(args.classes, folder / "class-descriptions.csv")
-            ids = image_ids(folder / "boxes.csv", labels)
-        else:
-            ids = (Path(annotation.path).stem for annotation in iter_annotations(args.list))
+        labels = label_of_ids(args.classes, folder / "class-descriptions.csv")
         base, urls = (args.base_url or IMAGES_URL).rstrip("/"), {}
-        for image_id in islice(dict.fromkeys(ids), args.limit):
+        for image_id in islice(image_ids(folder / "boxes.csv", labels), args.limit):
             if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", image_id):
                 raise DataError(f"{image_id[:80]!r} is not an image id; expected letters and digits")
             urls[f"images/{image_id}.jpg"] = f"{base}/{args.split}/{image_id}.jpg"

@@ -124,7 +124,6 @@ def split(args: argparse.Namespace) -> int:
 def merge_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "lists", "annotation lists", Path, nargs="+")
     group = parser.add_argument_group("images")
-    option(group, "--prefix", "folder put before the image paths, one a list", nargs="+", metavar="NAME")
     repeats = "an image in two lists: stop, or keep the first"
     option(group, "--on_repeat", repeats, default="error", choices=["error", "first"])
     group = parser.add_argument_group("output")
@@ -134,14 +133,12 @@ def merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 def merge(args: argparse.Namespace) -> int:
     """Merges lists that are labelled for the same classes. Where their images are in several folders, paths
-    start in the folder above them all; with --prefix they are expected in a folder for each prefix.
+    start in the folder above them all.
 
     Example:
-      python3 prep_data.py merge a/train/gt.txt b/train/gt.txt --prefix a b --output ab/train/gt.txt
+      python3 prep_data.py merge a/train/gt.txt b/train/gt.txt --output ab/train/gt.txt
     """
-    prefixes, root = (args.prefix, None) if args.prefix else common_folder(args.lists)
-    if len(prefixes) != len(args.lists):
-        raise UsageError(f"expected one --prefix a list, got {len(prefixes)} for {len(args.lists)} lists")
+    prefixes, root = common_folder(args.lists)
     labelled = labelled_classes(args.lists[0])
     for path in args.lists:
         if (names := labelled_classes(path)) != labelled:
@@ -161,10 +158,8 @@ def merge(args: argparse.Namespace) -> int:
                 if earlier == index:
                     yield annotation
                 elif args.on_repeat == "error":
-                    raise DataError(
-                        f"{path}:{annotation.line}: {annotation.path} is in {args.lists[earlier]} too; tell "
-                        f"the lists apart with --prefix, or give --on_repeat first"
-                    )
+                    other = f"{annotation.path} is in {args.lists[earlier]} too"
+                    raise DataError(f"{path}:{annotation.line}: {other}; give --on_repeat first to keep that")
 
     images = write_list(args.output, merged(), labelled, root)
     print(f"{args.output}: {images} images of {len(args.lists)} lists")

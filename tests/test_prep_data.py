@@ -150,14 +150,10 @@ def test_merge(tmp_path, listed, capsys):
     assert not output.exists()
     assert main(["merge", str(listed), str(listed), "--output", str(output), "--on_repeat", "first"]) == 0
     same(output, listed)
-    assert main(["merge", str(listed), str(listed), "--output", str(output), "--prefix", "a", "b"]) == 0
-    assert [a.path for a in read_annotations(output)][11:13] == ["a/2/11.png", "b/0/0.png"]
     faces = tmp_path / "faces" / "list.txt"
     write_list(faces, [ImageAnnotation("f.png")], ["face"])
     with pytest.raises(DataError, match="labelled for face, .* for face and person: add what is missing"):
         main(["merge", str(listed), str(faces), "--output", str(output)])
-    with pytest.raises(UsageError, match="one --prefix a list"):
-        main(["merge", str(listed), str(faces), "--output", str(output), "--prefix", "a"])
 
 
 def test_stats_and_draw(tmp_path, listed, capsys):

@@ -88,7 +88,9 @@ def test_what_a_box_of_a_scale_counts():
     assert trust(sides, person, several, none).tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
     assert trust(sides, person, none, none).tolist() == [1] * 8
     assert trust(sides, face, none, several).tolist() == pytest.approx([1, 1, 1, 1, 5 / 6, 0, 0, 0])
-    assert trust(sides, person, one, several + 3).tolist() == pytest.approx([0, 0, 296 / 320, 0.6, 0.5, 0, 0, 0])
+    assert trust(sides, person, one, several + 3).tolist() == pytest.approx(
+        [0, 0, 296 / 320, 0.6, 0.5, 0, 0, 0]
+    )
 
 
 @pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 0.02), ((2, 1, 0.5), 0.02), ((0.5, 0.25), 0.005)])

@@ -92,8 +92,12 @@ def lists(downloads, tmp_path_factory) -> Path:
     train, validation = (folder / "open_images" / split / "list.txt" for split in SPLITS)
     miap = "--miap", oi / "validation" / "miap-boxes.csv"
     together(
-        (PREP, "openimages", oi / "train" / "boxes.csv", "--output", train),
-        (PREP, "openimages", oi / "validation" / "boxes.csv", *miap, "--output", validation),
+        *(
+            (PREP, "openimages", oi / split / "boxes.csv", "--images", oi / split / "images", *more)
+            for split, more in zip(
+                SPLITS, [("--output", train), (*miap, "--output", validation)], strict=True
+            )
+        ),
         *(
             (
                 *(PREP, "widerface", wider / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"),
@@ -105,9 +109,7 @@ def lists(downloads, tmp_path_factory) -> Path:
     )
     together((PREP, "link", wider / "WIDER_train" / "images", folder / "wider" / "train"))
     merged, cleaned = folder / "merged" / "list.txt", folder / "cleaned" / "list.txt"
-    prefixes = "--prefix", *(f"{split}/images" for split in SPLITS)
-    together((PREP, "merge", train, validation, *prefixes, "--output", merged))
-    together((PREP, "link", oi, folder / "merged"), (PREP, "link", oi, folder / "cleaned"))
+    together((PREP, "merge", train, validation, "--output", merged))
     together(
         (PREP, "clean", merged, "--output", cleaned),
         (PREP, "anchors", merged, "--output", folder / "anchors.png"),

@@ -37,10 +37,9 @@ class Findings:
 
     Attributes:
         detections: what is counted, drawn and saved.
-        pairs: int64[N], number of the pair of face and person, from 1 on, 0 in none; None: not asked for.
-        tracks: int64[N], number of the track, from 1 on, 0 in none; None: not asked for.
-        hidden: [M, 4], boxes xyxy in pixels to be hidden.
-        hidden_tracks: int64[M], as ``tracks``.
+        pairs, tracks: int64[N], number of the pair of face and person, and of the track, from 1 on, 0 in
+            none; None: not asked for.
+        hidden, hidden_tracks: [M, 4], boxes xyxy in pixels to be hidden, and int64[M], as ``tracks``.
     """
 
     detections: Detections
@@ -69,9 +68,8 @@ class Selection:
     def __call__(self, found: Detections, tracks: np.ndarray | None = None) -> Findings:
         """Findings of all that was found, and its tracks if there are any."""
         numbers = np.zeros(len(found), np.int64) if tracks is None else tracks
-        large = (
-            (found.boxes[:, 2:] - found.boxes[:, :2]).min(1) >= self.min_size if self.min_size > 1 else True
-        )
+        sides = found.boxes[:, 2:] - found.boxes[:, :2]
+        large = (sides >= self.min_size).all(1) if self.min_size > 1 else True
         above = large & (found.scores > self.score)
         hidden = np.isin(found.labels, self.hidden) & large & (found.scores >= min(self.score, BLUR_SCORE))
         kept = found[above]
@@ -96,21 +94,18 @@ def pair_numbers(found: Detections) -> np.ndarray:
 
 @dataclass
 class Results:
-    """Writes and shows what is found, and counts it.
+    """Writes and shows what is found, and counts it; the first attributes are options of `detect.py`.
 
     Attributes:
         folder: where everything is written but the JSON file.
         score: what is found scores above this.
         stopwatch: the detector's; drawing and writing are added to it.
-        save_image, save_txt, save_crops: what is written there.
-        save_conf: whether a line of text ends with the score.
-        save_json: COCO-style file of all detections, or None.
-        show: whether images and frames are shown in a window.
-        verbose: whether a line is printed for each image and frame.
         blur: whether images are anonymised instead of annotated.
         least_drawn: least score that is drawn.
         faults: inputs that gave nothing.
         dropped: frames left out in real time; None where that cannot be.
+        images, annotations: what goes into the JSON file, as COCO has it.
+        counts: boxes by label.
     """
 
     folder: Path
@@ -201,10 +196,9 @@ class Results:
     def summary(self, seconds: float, classes: tuple[str, ...]) -> str:
         """The last line: what was found, how fast and where the time went (stages overlap), where it is."""
         frames = sum("frame" in image for image in self.images)
-        images = len(self.images) - frames
-        kinds = [counted(images, "image")] if images or not frames else []
-        kinds += [counted(frames, "frame")] if frames else []
-        unit, each = ("image", "an image") if images or not frames else ("frame", "a frame")
+        numbers = {"image": len(self.images) - frames, "frame": frames}
+        kinds = [counted(number, kind) for kind, number in numbers.items() if number] or ["0 images"]
+        unit, each = ("frame", "a frame") if frames == len(self.images) > 0 else ("image", "an image")
         number = max(len(self.images), 1)
         spent = self.stopwatch.seconds
         stages = ", ".join(f"{stage} {spent[stage] / number * 1e3:.1f}" for stage in STAGES if stage in spent)
@@ -263,19 +257,12 @@ def coco_annotations(findings: Findings, image_id: int, first_id: int) -> list[d
     found = findings.detections
     boxes, scores = found.boxes_xywh.round(4).tolist(), found.scores.astype(np.float64).round(6).tolist()
     rows = zip(boxes, scores, found.labels.tolist(), strict=True)
-    entries = [
-        {
-            "id": number,
-            "image_id": image_id,
-            "category_id": label,
-            "bbox": box,
-            "area": round(box[2] * box[3], 4),
-            "iscrowd": 0,
-            "score": score,
-        }
-        for number, (box, score, label) in enumerate(rows, first_id)
-    ]
-    for key, numbers in (("pair_id", findings.pairs), ("track_id", findings.tracks)):
-        for entry, number in zip(entries, [] if numbers is None else numbers.tolist(), strict=False):
-            entry[key] = number or None
+    entries = []
+    for index, (box, score, label) in enumerate(rows):
+        entry = {"id": first_id + index, "image_id": image_id, "category_id": label, "bbox": box}
+        entry |= {"area": round(box[2] * box[3], 4), "iscrowd": 0, "score": score}
+        for key, numbers in (("pair_id", findings.pairs), ("track_id", findings.tracks)):
+            if numbers is not None:
+                entry[key] = int(numbers[index]) or None
+        entries.append(entry)
     return entries

@@ -133,12 +133,8 @@ class Detections:
         names: Sequence[str] | None = None,
         colours: Sequence[tuple[int, int, int]] | None = None,
     ) -> np.ndarray:
-        """A copy of ``image`` with name and score at every box, the best on top; no caption covers a face.
-
-        Args:
-            image: uint8[height, width, 3], BGR.
-            names, colours: N names and BGR colours; those of the classes by default.
-        """
+        """A copy of ``image``, uint8[height, width, 3], BGR, with name and score at every box, the best on
+        top; no caption covers a face. N ``names`` and BGR ``colours`` are those of the classes by default."""
         names = names or self.class_names
         colours = colours or [CLASS_COLOURS[label] for label in self.labels.tolist()]
         order = np.argsort(self.scores, kind="stable")
@@ -279,13 +275,8 @@ def offsets_of(counts: Iterable[int]) -> np.ndarray:
 
 
 class ReadReport(NamedTuple):
-    """What a reader has to tell beside the detections; images by their keys, in the order asked for.
-
-    Attributes:
-        missing: images without a file.
-        miscounted: those whose count line is absent or not the number of lines that follow.
-        classless: those that have lines of five columns, read as faces.
-    """
+    """Keys of images without a file, of those whose count line is absent or not the number of lines that
+    follow, and of those that have lines of five columns, read as faces; in the order asked for."""
 
     missing: list[str]
     miscounted: list[str]
@@ -307,22 +298,14 @@ def read_predictions(folder: Path, images: Sequence[str]) -> tuple[BoxTable, Rea
         files = zip(paths, texts, strict=True)
         raise next(_fault(path, text) for path, text in files if parse([_tidy(text)]) is None)
     rows, counts, declared = parsed
-    table = BoxTable(
-        list(images),
-        offsets_of(counts),
-        xywh_to_xyxy(rows[:, :4]),
-        rows[:, 5].astype(np.int64),
-        rows[:, 4].copy(),
-    )
-    classless = np.unique(table.image_index[table.labels == NO_CLASS])
-    table.labels[table.labels == NO_CLASS] = CLASS_LABELS["face"]
-    missing = [content is None for content in contents]
-    states = list(zip(images, missing, counts, declared, strict=True))
-    return table, ReadReport(
-        missing=[image for image, gone, _, _ in states if gone],
-        miscounted=[image for image, gone, count, said in states if not gone and count != said],
-        classless=[images[i] for i in classless],
-    )
+    boxes, labels, scores = xywh_to_xyxy(rows[:, :4]), rows[:, 5].astype(np.int64), rows[:, 4].copy()
+    table = BoxTable(list(images), offsets_of(counts), boxes, labels, scores)
+    classless = np.unique(table.image_index[labels == NO_CLASS])
+    labels[labels == NO_CLASS] = CLASS_LABELS["face"]
+    missing = np.array([content is None for content in contents], bool)
+    miscounted = ~missing & (np.array(counts, int) != np.array(declared, int))
+    chosen = (np.flatnonzero(missing), np.flatnonzero(miscounted), classless)
+    return table, ReadReport(*([images[i] for i in indices] for indices in chosen))
 
 
 def write_prediction(
@@ -330,11 +313,7 @@ def write_prediction(
 ) -> None:
     """Writes one image's file atomically, numbers with nine digits: enough to give any float32 back.
 
-    Args:
-        path: the file; missing folders are made.
-        name: the image's name, for the first line.
-        boxes_xywh: float[N, 4], in pixels or normalised.
-        scores, labels: [N].
+    ``name``, of the image, stands in the first line; ``boxes_xywh`` are in pixels or normalised.
     """
     rows = zip(boxes_xywh.tolist(), scores.tolist(), labels.tolist(), strict=True)
     lines = [

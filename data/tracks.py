@@ -23,17 +23,10 @@ Item = TypeVar("Item")
 
 
 def pair_faces(faces: np.ndarray, persons: np.ndarray) -> np.ndarray:
-    """The person of each face; no person has two, and all pairs together fit as well as they can.
+    """The person of each face, xyxy [F, 4] and [P, 4]: int64[F], -1 for none.
 
-    A pair fits the better, the more of the face lies in the upper half of the person, and the nearer it is to
-    the middle of the person's upper edge, in heights of the face.
-
-    Args:
-        faces: [F, 4], xyxy.
-        persons: [P, 4], xyxy.
-
-    Returns:
-        int64[F]: index of the person, -1 for none.
+    No person has two, and all pairs together fit as well as they can: the better, the more of the face lies
+    in the upper half of the person, and the nearer it is to the middle of its edge, in heights of the face.
     """
     faces, persons = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (faces, persons))
     found = np.full(len(faces), -1)
@@ -54,11 +47,7 @@ def pair_faces(faces: np.ndarray, persons: np.ndarray) -> np.ndarray:
 class Tracker:
     """Gives the objects of a video numbers that stay the same over its frames, by ByteTrack.
 
-    Args:
-        score: a detection from this score on begins a track; weaker ones can only go on with one.
-
-    Raises:
-        UsageError: the package trackers is not installed.
+    A detection from ``score`` on begins a track; weaker ones can only go on with one.
     """
 
     def __init__(self, score: float) -> None:
@@ -69,12 +58,8 @@ class Tracker:
         self._numbers: dict[tuple[int, int], int] = {}
 
     def update(self, found: Detections, seconds: float) -> np.ndarray:
-        """Numbers of the detections of the next frame: int64[N], from 1 on, 0 where there is no track yet.
-
-        Args:
-            found: detections of all scores from `LEAST_SCORE` on.
-            seconds: when the frame was taken, from the start of the video.
-        """
+        """Numbers of the detections of the next frame, ``seconds`` after the first, of all scores from
+        `LEAST_SCORE` on: int64[N], from 1 on, 0 where there is no track yet."""
         numbers = np.zeros(len(found), np.int64)
         for label in {*found.labels.tolist(), *self._by_class}:
             rows = np.flatnonzero((found.labels == label) & (found.scores >= LEAST_SCORE))
@@ -97,12 +82,8 @@ def fill_gaps(
 ) -> Iterator[tuple[Item, np.ndarray]]:
     """Adds the boxes of tracks that were lost for at most ``most`` frames, on the straight line in between.
 
-    Args:
-        frames: what stands for a frame, its boxes [N, 4] and their tracks int[N], 0 for none.
-        most: as many frames are held back.
-
-    Yields:
-        Each frame and its boxes, [M, 4].
+    Of ``frames``, what stands for each, its boxes [N, 4] and their tracks int[N], 0 for none, ``most`` are
+    held back; yields each frame and its boxes, [M, 4].
     """
     waiting: deque[tuple[Item, list[np.ndarray]]] = deque()
     last: dict[int, tuple[int, np.ndarray]] = {}

@@ -17,8 +17,8 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,20 +45,13 @@ REMOVING = frozenset({"outside", "degenerate", "repeated"})
 #: Overlap above which two boxes of a class are one.
 MERGE_IOU = 0.9
 
-#: A box that leaves the image by less is within the rounding of the list's nine decimals.
-_ROUNDING = 1e-9
-
-#: Share of a face that has to lie in a person.
-_INSIDE = 0.5
-
-#: Pairs of boxes whose overlaps are in memory at once.
-_PAIRS_AT_ONCE = 1 << 20
-
+_ROUNDING = 1e-9  # a box that leaves the image by less is within that of the list's nine decimals
+_INSIDE = 0.5  # share of a face that has to lie in a person
+_PAIRS_AT_ONCE = 1 << 20  # pairs of boxes whose overlaps are in memory at once
 _SHEET_TILES = 36
 
 
-@dataclass
-class Finding:
+class Finding(NamedTuple):
     """A box that a rule applies to: image path, line of the image's header, class label, box as it was."""
 
     path: str
@@ -101,7 +94,7 @@ def clean(args: argparse.Namespace) -> int:
 
     images = write_list(args.output, cleaned(), labelled, images_dir)
     lines = args.output.with_name(f"{args.output.stem}.findings.jsonl")
-    write_text(lines, "".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
+    write_text(lines, "".join(json.dumps(finding._asdict()) + "\n" for finding in findings))
     by_rule = Counter(finding.rule for finding in findings)
     rows = [("boxes read", counts["boxes kept"] + sum(by_rule[rule] for rule in REMOVING))]
     rows += [(f"  {rule}, {'dropped' if rule in REMOVING else 'kept'}", by_rule[rule]) for rule in RULES]

@@ -18,11 +18,8 @@ from data.config import PIXEL_MEAN_BGR
 #: Sides of the random square crop as shares of the image's short side.
 CROP_SCALES = (0.3, 0.45, 0.6, 0.8, 1.0)
 
-#: Crops tried before the whole image is taken.
-CROP_ATTEMPTS = 250
-
-#: Crops judged at once: most images need few.
-CROP_BLOCK = 25
+#: Crops tried before the whole image is taken, and judged at once: most images need few.
+CROP_ATTEMPTS, CROP_BLOCK = 250, 25
 
 #: Sides of a window: least share of the image's short side, most of its long side.
 WINDOW_LIMITS = (0.3, 1.5)
@@ -59,11 +56,7 @@ class TrainTransform:
     def __call__(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Augments one image.
-
-        Returns:
-            uint8[image_size, image_size, 3], ``boxes_norm`` float32[M, 4] within 0..1, labels int64[M].
-        """
+        """uint8[image_size, image_size, 3], ``boxes_norm`` float32[M, 4] within 0..1, labels int64[M]."""
         cut = self._cut_crop if self.scales is None else self._cut_window
         image, boxes, labels = cut(image, boxes, labels, rng)
         if rng.random() < 0.5:
@@ -110,14 +103,8 @@ def zoom_out(
 def choose_crop(
     size: tuple[int, int], boxes: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int, int] | None:
-    """A random square that holds at least one box whole.
-
-    Args:
-        size: (height, width) of the image.
-        boxes: float32[N, 4]; an image without boxes takes any square.
-
-    Returns:
-        left, top, side; None if no square of `CROP_ATTEMPTS` will do.
+    """Left, top and side of a random square that holds one of the boxes whole, any square where there is no
+    box; None if none of `CROP_ATTEMPTS` will do. ``size`` is (height, width) of the image.
     """
     height, width = size
     for _ in range(CROP_ATTEMPTS // CROP_BLOCK):
@@ -143,7 +130,8 @@ def choose_window(
     aspect: float,
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """A window to be resized to a square, at a random place, that holds a box whole if one of several does.
+    """Left, top, width and height of a window to be resized to a square, at a random place, that holds a box
+    whole if one of `WINDOW_ATTEMPTS` does.
 
     Its scale is uniform in the logarithm, so that objects are seen as often small as large, whatever the size
     of the photo. A window may reach beyond the image, at most to `WINDOW_LIMITS` of its sides.
@@ -152,11 +140,7 @@ def choose_window(
         size: (height, width) of the image.
         boxes: float32[N, 4]; an image without boxes takes any window.
         image_size: side of the square.
-        scales: least and greatest factor of resizing.
-        aspect: factors of width and height differ by up to this one, either way.
-
-    Returns:
-        left, top, width, height.
+        scales, aspect: as in `TrainTransform`.
     """
     height, width = size
     low, high = WINDOW_LIMITS[0] * min(size), WINDOW_LIMITS[1] * max(size)
@@ -196,17 +180,10 @@ def boxes_in_window(
     least: tuple[float, float] = (0, 0),
     drop: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and ignore regions cut to a window; a box whose centre lies outside or that is too small becomes
-    an ignore region.
+    """Boxes and ignore regions cut to a window (left, top, width, height): float32[M, 4] in it, int64[M].
 
-    Args:
-        boxes, labels: float32[N, 4], int64[N].
-        window: left, top, width, height.
-        least: width and height of a box in it.
-        drop: leave such a box out instead.
-
-    Returns:
-        float32[M, 4] relative to the window, and their labels int64[M].
+    A box whose centre lies outside, or that is smaller than ``least`` (width, height), becomes an ignore
+    region or, with ``drop``, is left out.
     """
     left, top, width, height = window
     moved = boxes - np.float32([left, top, left, top])
@@ -250,13 +227,10 @@ def level_table(factor: float = 1.0, shift: float = 0.0) -> np.ndarray:
 def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> np.ndarray:
     """Turns the hue by ``hue`` of OpenCV's 180 steps and multiplies the saturation."""
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    tables = {}
-    if hue:
-        tables[0] = ((_LEVELS.astype(np.int64) + hue) % 180).astype(np.uint8)
-    if saturation != 1:
-        tables[1] = level_table(saturation)
-    for channel, table in tables.items():
-        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    turned = ((np.arange(256) + hue) % 180).astype(np.uint8)
+    for channel, table, changes in ((0, turned, hue != 0), (1, level_table(saturation), saturation != 1)):
+        if changes:
+            cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
 
 

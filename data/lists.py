@@ -167,9 +167,8 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def common_folder(lists: list[Path]) -> tuple[list[str], Path | None]:
-    """Folder above the images of all lists, and what leads from it to those of each ("" for nothing).
-
-    Where the images of a list are not known, there is no folder and nothing leads anywhere.
+    """What leads to the images of each list ("" for nothing) from the folder above them all, and that folder;
+    None where the images of a list are not known.
     """
     folders = [known_images(path) for path in lists]
     if None in folders:
@@ -301,14 +300,8 @@ def write_sheet(
 ) -> int:
     """Writes a contact sheet of annotated images; those that cannot be read are left out with a warning.
 
-    Args:
-        output: image to write.
-        images_dir: folder of the images.
-        entries: images and, where one of their boxes is to be shown from near and in red, its caption and x y
-            w h, normalised.
-
-    Returns:
-        The number of images shown.
+    ``entries`` are images and, where one of their boxes is to be shown from near and in red, its caption and
+    x y w h, normalised. Returns the number of images shown.
 
     Raises:
         DataError: none of the images can be read.

@@ -135,13 +135,8 @@ class WiderFaceDetection(Dataset):
 
 
 class ImageCache:
-    """Decoded images in one block of memory that a loader's processes share, who are forked after it is made.
-
-    It fills as images are read, and takes no more memory than that; what does not fit is left out.
-
-    Args:
-        images: number of the images.
-        size: bytes of the block.
+    """Decoded images in one block of ``size`` bytes that a loader's processes share, who are forked after it
+    is made. It fills as images are read, and takes no more memory than that; what does not fit is left out.
 
     Raises:
         UsageError: more than the machine's memory.
@@ -182,8 +177,7 @@ class Targets(NamedTuple):
     """What is known about the N images of a batch, their M boxes one after another.
 
     Attributes:
-        boxes_norm: float32 Tensor[M, 4], x1 y1 x2 y2 as shares of the image; those of the first image first.
-        labels: int64 Tensor[M].
+        boxes_norm, labels: float32 Tensor[M, 4], x1 y1 x2 y2 as shares of the image, and int64 Tensor[M].
         counts: int64 Tensor[N], boxes of each image.
         labelled: bool Tensor[N, classes]: whether the image's list is labelled for face, person.
         names: paths of the images.
@@ -228,14 +222,14 @@ def detection_collate(batch: Sequence[tuple[Tensor, dict]]) -> tuple[Tensor, Tar
 class EpochSampler(Sampler):
     """Batches of ``(index, seed)`` keys of one epoch, the same however many processes share it.
 
+    A last batch with fewer images than processes is left out.
+
     Args:
         list_sizes: images of each annotation list.
         repeats: how often each list is seen in an epoch; a fraction takes a random part of it.
         batch_size: images of a step, over all processes.
-        seed: seed of order and augmentation.
+        seed: of order and augmentation.
         rank, world_size: this process and how many there are; each batch is cut into contiguous shares.
-
-    A last batch with fewer images than processes is left out.
     """
 
     def __init__(
@@ -253,10 +247,8 @@ class EpochSampler(Sampler):
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        samples = sum(
-            round(size * repeat) for size, repeat in zip(self.list_sizes, self.repeats, strict=True)
-        )
-        full, rest = divmod(samples, self.batch_size)
+        pairs = zip(self.list_sizes, self.repeats, strict=True)
+        full, rest = divmod(sum(round(size * repeat) for size, repeat in pairs), self.batch_size)
         return full + (rest >= self.world_size)
 
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
@@ -273,11 +265,8 @@ class EpochSampler(Sampler):
         order = rng.permutation(np.concatenate(parts)).tolist()
         for step in range(self.first_step, len(self)):
             positions = range(step * self.batch_size, min((step + 1) * self.batch_size, len(order)))
-            share = slice(
-                len(positions) * self.rank // self.world_size,
-                len(positions) * (self.rank + 1) // self.world_size,
-            )
-            yield [(order[i], (self.seed, self.epoch, i)) for i in positions[share]]
+            first, end = (len(positions) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield [(order[i], (self.seed, self.epoch, i)) for i in positions[first:end]]
 
 
 def make_loader(

@@ -19,7 +19,7 @@ import pytest
 
 from convert_to_onnx import LIMITS
 from data.anchors import ALL_SIZES, IOUS, prior_recall, read_shapes
-from data.annotations import ImageAnnotation, labelled_classes, read_annotations
+from data.annotations import ImageAnnotation, image_folder, labelled_classes, read_annotations
 from data.config import CLASS_LABELS, cfg_mnet
 from data.predictions import BoxTable, read_predictions
 from models.arguments import DEFAULT_WEIGHTS
@@ -220,7 +220,9 @@ def test_splitting_keeps_everything_once(lists):
 def test_priors_cover_the_drawn_boxes(lists):
     assert (lists / "anchors.png").read_bytes().startswith(b"\x89PNG")
     folder = lists / "merged"
-    recall = prior_recall(read_shapes(folder / "list.txt", 640, folder / "images", None), cfg_mnet)
+    recall = prior_recall(
+        read_shapes(folder / "list.txt", 640, image_folder(folder / "list.txt"), None), cfg_mnet
+    )
     of_all_sizes = [row for row in recall if row.bounds == ALL_SIZES]
     labels = np.concatenate([a.labels for a in read_annotations(lists / "cleaned" / "list.txt")])
     counts = {name: (labels == label).sum() for name, label in CLASS_LABELS.items()}

@@ -276,8 +276,8 @@ def check_labelled_classes(
     """Makes sure that a list can be written, and ``dataset.json`` beside it with ``names`` and ``images``.
 
     Raises:
-        DataError: another list is in the folder, and labelled for other classes or has its images elsewhere;
-            the list is a folder.
+        DataError: another list in the folder is labelled for other classes or has its images elsewhere; the
+            list is a folder.
     """
     list_path = Path(list_path)
     if list_path.is_dir():

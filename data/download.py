@@ -144,31 +144,25 @@ def download(args: argparse.Namespace) -> int:
 
 
 def download_weights(folder: Path, base_url: str) -> None:
-    """Downloads what is missing of `WEIGHTS`; a file takes its name when its content is the published one.
-
-    Raises:
-        DataError: a file has another content, here or on the server, or does not come.
-    """
+    """Downloads what is missing of `WEIGHTS`; a file takes its name when its content is the published one."""
     with _session(1) as session:
         for name, published in WEIGHTS.items():
             path, new, url = folder / name, folder / f".{name}.new", f"{base_url}/{name}"
-            if path.exists():
-                digest, place = file_digest(path), f"{path}, which is there already"
-            else:
-                try:
-                    digest, place = fetch(url, new, session, threading.Event())[0], url
-                except requests.RequestException as error:
-                    answer = printable(str(error)) if error.response is not None else "no answer"
-                    what = f"{answer}; try again, or put the file there yourself: {path}"
-                    raise DataError(f"{url}: {what}") from None
+            is_there = path.exists()
+            try:
+                digest = file_digest(path) if is_there else fetch(url, new, session, threading.Event())[0]
+            except requests.RequestException as error:
+                answer = printable(str(error)) if error.response is not None else "no answer"
+                what = f"{answer}; try again, or put the file there yourself: {path}"
+                raise DataError(f"{url}: {what}") from None
             if digest != published:
                 new.unlink(missing_ok=True)
-                raise DataError(
-                    f"{place}: SHA-256 {digest}, expected {published}; it is not the published file"
-                )
-            if place == url:
+                place = f"{path}, which is there already" if is_there else url
+                what = f"SHA-256 {digest}, expected {published}; it is not the published file"
+                raise DataError(f"{place}: {what}")
+            if not is_there:
                 new.replace(path)
-            print(f"{path}: {'downloaded' if place == url else 'there already'}, SHA-256 as published")
+            print(f"{path}: {'there already' if is_there else 'downloaded'}, SHA-256 as published")
 
 
 def _download(urls: Mapping[str, str], folder: Path, workers: int) -> bool:
@@ -206,12 +200,8 @@ class Summary:
 def download_all(urls: Mapping[str, str], folder: Path, workers: int = 16) -> Summary:
     """Downloads what is not there yet; writes `SUMS` and `MISSING`. A folder is for one run at a time.
 
-    Args:
-        urls: address by path below ``folder``.
-
-    Raises:
-        DataError: the server refuses for good, or an address is none.
-        OSError: a file cannot be written.
+    ``urls`` are addresses by path below ``folder``; DataError where the server refuses for good, or an
+    address is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary, sums, stop = Summary(), read_sums(folder / SUMS), threading.Event()
@@ -255,11 +245,7 @@ def _session(workers: int) -> requests.Session:
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """SHA-256 by path of an earlier run's `SUMS`, none where there is no such file.
-
-    Raises:
-        DataError: not a text file.
-    """
+    """SHA-256 by path of an earlier run's `SUMS`, none where there is no such file."""
     text = read_text(path, "sums of files; remove it, and they are made anew") if path.exists() else ""
     return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)}
 
@@ -273,7 +259,6 @@ def fetch(url: str, path: Path, session: requests.Session, stop: threading.Event
 
     Raises:
         requests.RequestException: the server does not have it, all attempts failed, or ``stop`` was set.
-        OSError: the file cannot be written.
         DataError: the server refuses for good, or the address is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -366,9 +351,8 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int = _MOST_UNPACKED_BYTE
     """Unpacks a zip file and counts its files; those that are there already with the right size stay.
 
     Raises:
-        DataError: not a zip file, damaged, encrypted, a path that leaves the folder, goes too deep or through
-            a link, a link in it, or larger than ``max_bytes`` in all. All names are looked at before the
-            first file is written.
+        DataError: not a zip file, damaged, encrypted, larger than ``max_bytes`` in all, or a path that leaves
+            the folder, goes too deep or through a link; names are looked at before the first is written.
     """
     if not archive.is_file():
         raise DataError(f"{archive}: no such archive")
@@ -402,10 +386,8 @@ def _check_members(archive: Path, folder: Path, members: list[zipfile.ZipInfo], 
             raise DataError(f"{archive}: {info.filename!r:.80} leads out of the folder; nothing was unpacked")
         parents = PurePosixPath(info.filename).parents
         if len(parents) > _MOST_FOLDERS:
-            raise DataError(
-                f"{archive}: {info.filename!r:.80}... lies below {len(parents) - 1} folders; expected "
-                f"at most {_MOST_FOLDERS}, nothing was unpacked"
-            )
+            depth = f"lies below {len(parents) - 1} folders; expected at most {_MOST_FOLDERS}"
+            raise DataError(f"{archive}: {info.filename!r:.80}... {depth}, nothing was unpacked")
         for parent in parents[:-1]:
             if (folder / parent).is_symlink():
                 raise DataError(f"{folder / parent}: a link; remove it or unpack to another folder")

@@ -43,9 +43,6 @@ ATTRIBUTES: dict[str, tuple[str, str]] = {
     "depiction": ("IsDepiction", "IsDepictionOf"),
 }
 
-#: What becomes of boxes with an attribute.
-MARKED = {"group_of": "keep", "depiction": "drop"}
-
 COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 
 #: Boxes may stick out of the image (`clean` clips them), but by less than its size: else these are pixels.
@@ -72,13 +69,11 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("boxes")
     classes = list(LABEL_IDS)
     option(group, "--classes", "classes to take", default=classes, nargs="+", choices=classes)
-    for name, what in (
-        ("group_of", "one box around more than five that touch"),
-        ("depiction", "drawings, statues and the like"),
-    ):
-        text = f"boxes marked so ({what}): keep, make ignore regions, drop them, or drop their images"
-        kinds = ["keep", "ignore", "drop", "drop_image"]
-        option(group, f"--{name}", text, default=MARKED[name], choices=kinds)
+    kinds = ["keep", "ignore", "drop"]
+    text = "boxes around more than five that touch: keep them, make them ignore regions, or drop them"
+    option(group, "--group_of", text, default="keep", choices=kinds)
+    text = "boxes of drawings, statues and the like: likewise"
+    option(group, "--depiction", text, default="drop", choices=kinds)
     group = parser.add_argument_group("output")
     text = "list to write; dataset.json goes beside it"
     option(group, "--output --out", text, Path, required=True, metavar="FILE")
@@ -98,19 +93,18 @@ def openimages(args: argparse.Namespace) -> int:
     beside = args.csv[0].parent / "class-descriptions.csv"
     labels = label_of_ids(wanted, args.class_descriptions or (beside if beside.exists() else None))
     marked = {name: getattr(args, name) for name in ATTRIBUTES}
-    boxes, refused = _read(args.csv, args.miap, labels, marked, counts)
+    boxes = _read(args.csv, args.miap, labels, marked, counts)
     if boxes.is_empty():
         found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
         raise DataError(f"{args.csv[0]}: {found}")
     ids = _count_images(boxes, counts)
     boxes = _joined(boxes, counts)
-    if len(refused):
-        ids = ids.filter(~ids.is_in(refused.unique().implode()))
     if args.images is not None:
         has_file = (ids + ".jpg").is_in([path.name for path in args.images.iterdir()])
-        counts["images without a file, left out"] += (~has_file).sum()
+        counts["images without a file, left out"] = (~has_file).sum()
         ids = ids.filter(has_file)
-    _write(args.output, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
+        boxes = boxes if has_file.all() else boxes.filter(_is_in(ids))
+    _write(args.output, boxes)
     write_labelled_classes(args.output, wanted, args.images)
     print_rows(counts.items())
     print(f"{args.output}: {len(ids)} images, labelled for {' and '.join(wanted)}")
@@ -125,8 +119,8 @@ def _read(
     labels: Mapping[str, int],
     marked: Mapping[str, str],
     counts: Counter[str],
-) -> tuple[pl.DataFrame, pl.Series]:
-    """The boxes that are not dropped for a mark, and the ids of images that are to go for one."""
+) -> pl.DataFrame:
+    """Columns ``image``, ``label``, ``x y w h`` of the boxes that are not dropped for a mark."""
     sources = [(paths, labels)]
     if miap:
         persons = {mid: label for mid, label in labels.items() if label == CLASS_LABELS["person"]}
@@ -135,7 +129,6 @@ def _read(
     attributes = [name for name in ATTRIBUTES if marked[name] != "keep"]
     x1, x2, y1, y2 = map(pl.col, COORDINATES)
     box = {"x": x1, "y": y1, "w": x2 - x1, "h": y2 - y1}
-    refused = pl.Series(dtype=pl.String)
     tables: list[pl.DataFrame] = []
     for files, chosen in sources:
         boxes = pl.concat([read_rows(path, chosen, COORDINATES, attributes) for path in files])
@@ -144,15 +137,13 @@ def _read(
         for name in attributes:
             if boxes[name].any():
                 counts[f"boxes marked {name}, {marked[name]}"] += boxes[name].sum()
-            if marked[name] == "drop_image":
-                refused = refused.append(boxes["image"].filter(boxes[name]))
             if marked[name] == "ignore":
                 region = -pl.col("label").abs()
                 boxes = boxes.with_columns(label=pl.when(pl.col(name)).then(region).otherwise("label"))
             else:
                 boxes = boxes.filter(~pl.col(name))
         tables.append(boxes.select("image", "label", **box))
-    return pl.concat(tables), refused
+    return pl.concat(tables)
 
 
 def _is_in(ids: pl.Series) -> pl.Expr:
@@ -194,11 +185,7 @@ def _write(path: Path, boxes: pl.DataFrame) -> None:
 def label_of_ids(
     classes: Iterable[str] = tuple(LABEL_IDS), descriptions: Path | None = None
 ) -> dict[str, int]:
-    """Class label by the label ids of these classes.
-
-    Args:
-        classes: names of this project's classes.
-        descriptions: the class description CSV, by which display names are looked up; None takes `LABEL_IDS`.
+    """Class label by the label ids of these classes, which `LABEL_IDS` has, or a class description CSV.
 
     Raises:
         DataError: not such a CSV, or one without a display name of the classes.
@@ -220,11 +207,7 @@ def label_of_ids(
 
 
 def image_ids(path: Path, labels: Mapping[str, int] | None = None) -> pl.Series:
-    """Ids of the images with a row of these label ids (None: of any), each once, in CSV order.
-
-    Raises:
-        DataError: as `read_rows`.
-    """
+    """Ids of the images with a row of these label ids (None: of any), each once, in CSV order."""
     return read_rows(path, labels)["image"].unique(maintain_order=True)
 
 

@@ -134,7 +134,7 @@ def test_other_header_order_quotes_unknown_columns_bom_crlf_and_gzip(tmp_path):
     assert converted(path) == {"x.jpg": [[1, 0.2, 0.25, pytest.approx(0.1), 0.25]]}
 
 
-def test_attributes_keep_drop_or_drop_the_image(tmp_path):
+def test_attributes_keep_or_drop(tmp_path):
     path = write(
         tmp_path / "boxes.csv",
         row("a", FACE),
@@ -149,7 +149,6 @@ def test_attributes_keep_drop_or_drop_the_image(tmp_path):
         "a.jpg": 1,
         "c.jpg": 2,
     }
-    assert set(converted(path, "--group_of", "drop_image")) == {"c.jpg"}
 
 
 def test_images_of_one_class_are_counted_and_warned_of(tmp_path, capsys):

@@ -65,15 +65,13 @@ def divide(shared: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def encode(boxes_norm: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tensor:
-    """Offsets that turn ``priors`` into ``boxes_norm`` (SSD, Liu et al. 2016, section 2.2).
+    """Offsets Tensor[..., 4], dx dy dw dh, that turn ``priors`` into ``boxes_norm`` (SSD, Liu et al. 2016,
+    section 2.2).
 
     Args:
         boxes_norm: Tensor[..., 4], x1 y1 x2 y2, normalised, positive width and height.
         priors: Tensor[..., 4], cx cy w h, normalised.
         variances: scale of the centre offsets and of the log size offsets.
-
-    Returns:
-        Tensor[..., 4]: dx dy dw dh.
     """
     import torch  # here, because evaluators start without it
 
@@ -84,16 +82,8 @@ def encode(boxes_norm: Tensor, priors: Tensor, variances: tuple[float, float]) -
 
 
 def decode(loc: Tensor, priors: Tensor, variances: tuple[float, float]) -> Tensor:
-    """Boxes of offsets from priors, the inverse of `encode`.
-
-    Args:
-        loc: Tensor[..., 4], dx dy dw dh.
-        priors: Tensor[..., 4], cx cy w h, normalised.
-        variances: as in `encode`.
-
-    Returns:
-        Tensor[..., 4]: x1 y1 x2 y2, normalised, not clipped.
-    """
+    """Boxes Tensor[..., 4], x1 y1 x2 y2, normalised, not clipped, of offsets from priors; inverse of
+    `encode`."""
     import torch
 
     centre = priors[..., :2] + loc[..., :2] * variances[0] * priors[..., 2:]

@@ -79,13 +79,7 @@ def parser_of(docstring: str | None) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Number:
-    """The type of an argument: numbers in a range.
-
-    Attributes:
-        kind: ``int`` or ``float``.
-        least, most: of the range; with ``above``, ``least`` itself is outside.
-        metavar: what the help calls the value.
-    """
+    """The type of an argument: numbers in a range, with ``above`` without ``least`` itself."""
 
     kind: type
     least: float
@@ -126,13 +120,8 @@ def option(
 ) -> None:
     """Adds one argument in one line: ``option(group, "--top_k", "candidates before NMS", count, 5000)``.
 
-    Args:
-        group: parser or group.
-        flags: names, the one that gives the attribute first, other spellings behind: "--trained_model -m".
-        help: what it does.
-        type: how a value is read, e.g. `count`; None without ``choices`` or ``nargs``: a switch that is off.
-        default: its value where it is not given.
-        more: further arguments of ``add_argument``.
+    In ``flags`` the name that gives the attribute comes first, then other spellings: "--trained_model -m".
+    Without ``type``, ``choices`` and ``nargs`` it is a switch that is off.
     """
     if type is None and not more:
         group.add_argument(*flags.split(), action="store_true", help=help)
@@ -143,11 +132,7 @@ def option(
 
 
 def import_package(name: str, user: str) -> ModuleType:
-    """The optional package ``name``, which ``user`` needs.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """The optional package ``name``, which ``user`` needs; UsageError where it is not installed."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -211,30 +196,27 @@ def exit_code(main: Callable[[list[str] | None], int], argv: list[str] | None = 
     try:
         return main(argv)
     except UsageError as error:
-        return _complain(error, BAD_USAGE)
+        message, code = str(error), BAD_USAGE
     except DataError as error:
-        return _complain(error, BAD_DATA)
-    except KeyboardInterrupt as stop:
-        kept = "finished files are kept"
-        if isinstance(stop, Terminated):
-            return _complain(f"terminated; {kept}", TERMINATED)
-        return _complain(f"interrupted; {kept}", INTERRUPTED)
+        message, code = str(error), BAD_DATA
+    except Terminated:
+        message, code = "terminated; finished files are kept", TERMINATED
+    except KeyboardInterrupt:
+        message, code = "interrupted; finished files are kept", INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
         if error.errno is None:  # not from the system
             raise
-        return _complain(f"{error.filename2 or error.filename or 'an output'}: {error.strerror}", BAD_DATA)
+        place = error.filename2 or error.filename or "an output"
+        message, code = f"{place}: {error.strerror}", BAD_DATA
+    print(f"error: {message}", file=sys.stderr)
+    return code
 
 
 def _terminate(*_: object) -> NoReturn:
     raise Terminated
-
-
-def _complain(error: object, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
 
 
 class StopSignal:

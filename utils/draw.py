@@ -14,6 +14,9 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_PIXELS = 22  # cap height of this font at scale 1
 _NAME_LINE, _NAME_SCALE = 16, 0.36  # of a tile's name: height in pixels, size of the letters
 
+#: Of a tile, in pixels.
+SIDE = 240
+
 #: A box grows on each side by this share of its shorter side: chin, ears and hair reach beyond a face.
 MARGIN = 0.3
 
@@ -110,12 +113,8 @@ class _Caption:
 
 
 def hide_boxes(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """A copy of ``image`` in which nothing but the mean colour is left of ``boxes``, a little enlarged.
-
-    Args:
-        image: uint8[height, width, 3].
-        boxes: [N, 4], xyxy in pixels; parts outside of the image are cut.
-    """
+    """A copy of uint8[height, width, 3] in which nothing but the mean colour is left of ``boxes``, [N, 4]
+    xyxy in pixels, a little enlarged."""
     image = image.copy()
     height, width = image.shape[:2]
     for x1, y1, x2, y2 in np.asarray(boxes, np.float64).reshape(-1, 4).tolist():
@@ -134,16 +133,11 @@ def tile(
     colours: Sequence[tuple[int, int, int]],
     name: str,
     focus: np.ndarray | None = None,
-    side: int = 240,
 ) -> np.ndarray:
-    """A square image with boxes over a line with its name, for a contact sheet: uint8[height, side, 3], BGR.
+    """A square image with boxes over a line with its name, for a contact sheet: uint8[height, `SIDE`, 3].
 
-    Args:
-        image: uint8[height, width, 3], BGR.
-        boxes: [N, 4], xyxy in pixels of ``image``.
-        texts, colours: caption ("" for none) and BGR colour of each box.
-        name: what the line below says; the end of one that is too long.
-        focus: box in pixels around which to cut, with as much again on each side; None: the whole image.
+    ``image``, ``boxes``, ``texts`` and ``colours`` are as in `draw_boxes`. ``focus`` is a box in pixels
+    around which to cut, with as much again on each side.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = 0, 0, width, height
@@ -155,30 +149,27 @@ def tile(
         if right <= left or bottom <= top:  # a box wholly outside
             left, top, right, bottom = 0, 0, width, height
     cut = image[top:bottom, left:right]
-    scale = side / max(cut.shape[:2])
+    scale = SIDE / max(cut.shape[:2])
     size = [max(1, round(length * scale)) for length in cut.shape[1::-1]]
     cut = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     moved = (np.asarray(boxes, np.float64).reshape(-1, 4) - [left, top, left, top]) * scale
-    framed = np.full((side + _NAME_LINE, side, 3), _GREY, np.uint8)
+    framed = np.full((SIDE + _NAME_LINE, SIDE, 3), _GREY, np.uint8)
     framed[: size[1], : size[0]] = draw_boxes(cut, moved, texts, colours)
     shown = name
-    while len(shown) > 4 and cv2.getTextSize(shown, _FONT, _NAME_SCALE, 1)[0][0] > side - 6:
+    while len(shown) > 4 and cv2.getTextSize(shown, _FONT, _NAME_SCALE, 1)[0][0] > SIDE - 6:
         shown = f"...{shown.removeprefix('...')[1:]}"
-    baseline = (3, side + _NAME_LINE - 5)
+    baseline = (3, SIDE + _NAME_LINE - 5)
     cv2.putText(framed, shown, baseline, _FONT, _NAME_SCALE, (220, 220, 220), 1, cv2.LINE_AA)
     return framed
 
 
-def contact_sheet(tiles: Sequence[np.ndarray], columns: int = 6) -> np.ndarray:
-    """Tiles of one size in rows, two pixels apart: uint8[height, width, 3]."""
-    (height, width), gap = tiles[0].shape[:2], 2
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = (height + gap) * (i // columns), (width + gap) * (i % columns)
-        sheet[y : y + height, x : x + width] = tile
-    return sheet
+def contact_sheet(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles of one size, six in a row, two pixels apart: uint8[height, width, 3]."""
+    columns, gap = min(6, len(tiles)), 2
+    tiles = [np.pad(tile, ((0, gap), (0, gap), (0, 0))) for tile in tiles]
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    return np.vstack(rows)[:-gap, :-gap]
 
 
 def distinct_colour(number: int) -> tuple[int, int, int]:

@@ -22,11 +22,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; it replaces ``path`` when the block ends without error.
 
-    The temporary name keeps the suffix, since image writers choose the format by it. Missing parent
-    folders are made. On an error the temporary file is removed and ``path`` stays as it was.
-
-    Raises:
-        DataError: see `output_path`.
+    The temporary name keeps the suffix, since image writers choose the format by it. Missing parent folders
+    are made. On an error the temporary file is removed and ``path`` stays as it was.
     """
     path = output_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,18 +99,12 @@ def _sweep(folder: Path) -> None:
     """Removes the temporary files of processes that are gone."""
     for path in folder.rglob(".tmp-*"):
         number = path.name.split("-")[1]
-        if number.isdecimal() and not _is_running(int(number)):
+        try:
+            os.kill(int(number), 0)  # asks, and signals nothing
+        except (ProcessLookupError, OverflowError):
             path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # asks, and signals nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        except (PermissionError, ValueError):  # it is running, or this is no file of ours
+            pass
 
 
 @contextmanager

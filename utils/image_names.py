@@ -41,12 +41,8 @@ def leads_out(name: str) -> bool:
 
 
 def check_image_name(name: str, place: str) -> str:
-    """``name`` if it can stand in an annotation list and leads to an image below a folder.
-
-    Raises:
-        DataError: it is empty, not UTF-8 text in one line, has blanks at its ends, is absolute or goes up;
-            begins with ``place``.
-    """
+    """``name`` if it can stand in an annotation list and leads to an image below a folder; else a DataError
+    that begins with ``place``."""
     if not name or re.search(r"[\n\r\0\ud800-\udfff]", name):
         what = "has no name of one line of UTF-8 text"
     elif leads_out(name):
@@ -89,9 +85,6 @@ def read_image_list(path: str | os.PathLike) -> list[str]:
 
     Paths may have a slash in front. Of an annotation list, which begins with ``#``, the lines with a path are
     taken.
-
-    Raises:
-        DataError: no such file, or not text.
     """
     text = read_text(path, "a list with one image a line")
     lines = [line.strip() for line in text.split("\n")]
@@ -142,14 +135,8 @@ def images_below(folder: str | os.PathLike) -> list[str]:
 
 @dataclass(frozen=True)
 class Source:
-    """One image, video or camera.
-
-    Attributes:
-        kind: ``image``, ``video`` or ``camera``.
-        path: file, camera index or stream address.
-        output: relative path for what is written of it, unique in a run; below a named folder it repeats
-            the folder's layout.
-    """
+    """An ``image``, ``video`` or ``camera``: file, camera index or stream address, and the relative path for
+    what is written of it, unique in a run; below a named folder it repeats the folder's layout."""
 
     kind: str
     path: str

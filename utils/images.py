@@ -82,15 +82,8 @@ def _check_file(path: str | os.PathLike) -> None:
 
 
 def to_bgr(image: str | os.PathLike | Image.Image | np.ndarray, rgb: bool = False) -> np.ndarray:
-    """An image in any form as `read_image` gives it, uint8[height, width, 3], BGR.
-
-    Args:
-        image: a path, an image of Pillow, which is turned upright by its EXIF orientation, or an array.
-        rgb: whether the channels of an array are red, green, blue.
-
-    Raises:
-        DataError: a path that `read_image` refuses.
-    """
+    """An image in any form as `read_image` gives it, uint8[height, width, 3], BGR: a path, an image of
+    Pillow, which is turned upright by its EXIF orientation, or an array, whose channels may be ``rgb``."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if isinstance(image, Image.Image):
@@ -119,12 +112,8 @@ def _read_carefully(path: str | os.PathLike, decoded: np.ndarray | None) -> np.n
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8[height, width, 3], BGR, atomically, in the format of the file name's ending.
-
-    Raises:
-        DataError: the format cannot be written or cannot hold an image of that size.
-        OSError: the file cannot be written.
-    """
+    """Writes uint8[height, width, 3], BGR, atomically, in the format of the file name's ending; DataError
+    where that cannot be written or cannot hold an image of that size."""
     path = Path(path)
     try:
         done, content = cv2.imencode(path.suffix, image)
@@ -140,12 +129,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def write_figure(path: str | os.PathLike, figure: Figure, dots_per_inch: int) -> None:
-    """Writes a figure of matplotlib, atomically, in the format of the file name's ending.
-
-    Raises:
-        UsageError: the ending is none of a figure.
-        OSError: the file cannot be written.
-    """
+    """Writes a figure of matplotlib, atomically, in the format of the file name's ending; UsageError where
+    that is none of a figure."""
     if Path(path).suffix.lower() not in FIGURE_SUFFIXES:
         raise UsageError(f"{path}: expected a name that ends with {', '.join(FIGURE_SUFFIXES)}")
     with atomic_path(path) as temporary:
@@ -156,11 +141,8 @@ _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the image on its side
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(height, width) in pixels as `read_image` gives it, read from the file's header.
-
-    Raises:
-        DataError: no such file, not an image, or too large for `read_image`.
-    """
+    """(height, width) in pixels as `read_image` gives it, read from the file's header; DataError where there
+    is none or it is too large for `read_image`."""
     _check_file(path)
     try:
         with Image.open(path) as file:
@@ -202,11 +184,8 @@ def frames(
 
 @contextmanager
 def video_file(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yields ``write(frame)``; the mp4 file appears under its name at the end of the block.
-
-    Raises:
-        DataError: it cannot be written, or not as a whole.
-    """
+    """Yields ``write(frame)``; the mp4 file appears under its name at the end of the block. DataError where
+    it cannot be written as a whole."""
     with atomic_path(path) as temporary:
         video = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
         if not video.isOpened():

@@ -81,11 +81,7 @@ def full_curve(
 ) -> Curve:
     """A point for every detection that is not left out, by descending score; equal scores in their order.
 
-    Args:
-        scores: float64[N].
-        outcome: int8[N].
-        truths: number of boxes to be found.
-        order: `score_order` of ``scores``, where it is at hand.
+    ``scores`` float64[N], ``outcome`` int8[N], and ``order``, `score_order` of the scores if it is at hand.
     """
     order = score_order(scores) if order is None else order
     order = order[outcome[order] >= 0]
@@ -124,10 +120,7 @@ def wider_curve(bins: np.ndarray, outcome: np.ndarray, truths: int) -> Curve:
 def wider_areas(bins: np.ndarray, outcome: np.ndarray, group: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """float64[K]: `wider_curve` areas of K groups of images at once; NaN where there is nothing to find.
 
-    Args:
-        bins, outcome: as in `wider_curve`, of all detections.
-        group: int64[N], the group of each of them, from 0.
-        truths: int64[K], boxes to be found in each group.
+    ``group`` int64[N] is that of each detection, ``truths`` int64[K] the boxes to be found in each.
     """
     counted, hits = _cumulated(bins, outcome, group, len(truths))
     areas = _area(hits / np.maximum(truths, 1)[:, None], _envelope(hits / np.maximum(counted, 1)))
@@ -139,11 +132,8 @@ def image_costs(
 ) -> np.ndarray:
     """float64[I]: what the area under the 1,000-score curve would gain if an image were not in the set.
 
-    Args:
-        bins: `wider_bins` of the detections.
-        outcome: int8[N].
-        image_index: int64[N], the image of each detection, ascending.
-        truths: int64[I], boxes to be found in each image.
+    ``image_index`` int64[N] is the image of each detection, ascending, ``truths`` int64[I] the boxes to be
+    found in each.
     """
     counted, hits = _cumulated(bins, outcome)
     costs = np.zeros(len(truths))
@@ -172,5 +162,4 @@ def _envelope(precision: np.ndarray) -> np.ndarray:
 
 
 def _area(recall: np.ndarray, envelope: np.ndarray) -> np.ndarray:
-    steps = np.diff(recall, axis=-1, prepend=0)
-    return (steps * envelope).sum(-1)
+    return (np.diff(recall, axis=-1, prepend=0) * envelope).sum(-1)

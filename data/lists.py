@@ -85,7 +85,6 @@ def split_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("parts")
     option(group, "--val_share", "share of the images for validation", share, 0.1)
     option(group, "--seed", "another seed gives another split", natural, 0)
-    option(group, "--by_name", "do not read the images; equal ones may end up in both parts")
     group = parser.add_argument_group("output")
     output = "folder for the lists train/wider_train_gt.txt and val/wider_val_gt.txt"
     option(group, "--save_folder --name", output, Path, required=True, metavar="FOLDER")
@@ -101,12 +100,10 @@ def split(args: argparse.Namespace) -> int:
     """
     if not 0 < args.val_share < 1:
         raise UsageError(f"expected --val_share between 0 and 1, got {args.val_share}")
-    images_dir = (known_images if args.by_name else image_folder)(args.list, args.images)
-    annotations = read_annotations(args.list)
-    keys: Iterable[str] = (annotation.path for annotation in annotations)
-    if not args.by_name:
-        keys = map_ahead(lambda path: file_digest(images_dir / path), keys, workers=4, ahead=32)
-    seeded = (hashlib.sha256(f"{args.seed}:{key}".encode()).digest() for key in keys)
+    images_dir, annotations = image_folder(args.list, args.images), read_annotations(args.list)
+    files = (images_dir / annotation.path for annotation in annotations)
+    digests = map_ahead(file_digest, files, workers=4, ahead=32)
+    seeded = (hashlib.sha256(f"{args.seed}:{digest}".encode()).digest() for digest in digests)
     draws = [int.from_bytes(digest[:8]) / 2**64 for digest in seeded]
     if len(set(draws)) < 2:
         raise DataError(f"{args.list}: no image for val; expected two different images or more")
@@ -116,8 +113,7 @@ def split(args: argparse.Namespace) -> int:
         part = [a for a, draw in zip(annotations, draws, strict=True) if (draw < cut) == (name == "val")]
         write_list(path, part, labelled_classes(args.list), images_dir)
         print(f"{path}: {len(part)} images, {sum(map(len, part))} boxes")
-    if images_dir:
-        tell_next(targets)
+    tell_next(targets)
     return OK
 
 

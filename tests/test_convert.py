@@ -98,7 +98,7 @@ def test_the_commands_that_follow_an_import_work(export, tmp_path, monkeypatch, 
     look, split = (line.split()[2:] for line in capsys.readouterr().out.splitlines()[-2:])
     assert split[:3] == ["prep_data.py", "split", "datasets/set/train/wider_train_gt.txt"]
     assert main(look[1:]) == 0 and Path(look[-1]).is_file()
-    assert main([*split[1:], "--by_name"]) == 0
+    assert main(split[1:]) == 0
     training = capsys.readouterr().out.splitlines()[-1].split()[2:]
     assert training[0] == "train_changeclass.py" and training[-1] == "runs/set_split"
     short = ["--epochs", "1", "--image_size", "64", "--batch_size", "2", "--num_workers", "0", "--cpu"]

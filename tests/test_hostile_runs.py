@@ -51,7 +51,7 @@ def test_names_through_the_list_tools_the_dump_and_the_evaluator(tmp_path, weigh
         "clean list.txt --output a/list.txt",
         "check list.txt",
         "merge a/list.txt --output b/list.txt",
-        "split list.txt --save_folder parts --val_share 0.4 --by_name",
+        "split list.txt --save_folder parts --val_share 0.4",
         "export list.txt --format coco --output c.json",
         "import c.json --images images --output d/list.txt",
         "export list.txt --format yolo --output yolo",

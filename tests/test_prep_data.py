@@ -133,9 +133,7 @@ def test_split_keeps_equal_images_together_and_is_stable(tmp_path, listed):
 def test_split_of_a_small_list_leaves_no_part_empty(tmp_path, listed):
     output = tmp_path / "parts"
     for share, sizes in (("1e-9", [11, 1]), ("0.999999999", [1, 11])):
-        assert (
-            main(["split", str(listed), "--save_folder", str(output), "--val_share", share, "--by_name"]) == 0
-        )
+        assert main(["split", str(listed), "--save_folder", str(output), "--val_share", share]) == 0
         parts = [read_annotations(output / part / f"wider_{part}_gt.txt") for part in ("train", "val")]
         assert list(map(len, parts)) == sizes
     listed.write_text("# 0/0.png\n")

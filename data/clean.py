@@ -154,9 +154,8 @@ def clean_image(
 def _firsts(boxes: np.ndarray, labels: np.ndarray, iou: float) -> np.ndarray:
     """bool[N]: boxes that no earlier kept one of their label overlaps by more than ``iou``."""
     kept = np.ones(len(boxes), bool)
-    step = max(1, _PAIRS_AT_ONCE // max(1, len(boxes)))
-    for start in range(0, len(boxes), step):
-        rows = slice(start, start + step)
+    for rows in _blocks(len(boxes), len(boxes)):
+        start = rows.start
         alike = ious(boxes[rows], boxes[start:]) > iou
         alike = np.triu(alike & (labels[rows, None] == labels[start:]), 1)
         for row in np.flatnonzero(alike.any(1)):
@@ -169,11 +168,17 @@ def _faces_outside(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """bool[N]: faces that have less than `_INSIDE` of their area in every person."""
     outside = labels == CLASS_LABELS["face"]
     faces, persons = boxes[outside], boxes[labels == CLASS_LABELS["person"]]
-    step = max(1, _PAIRS_AT_ONCE // max(1, len(persons)))
-    parts = [faces[i : i + step] for i in range(0, len(faces), step)]
-    shared = np.concatenate([np.zeros(0), *(intersections(one, persons).max(1, initial=0) for one in parts)])
+    shared = np.zeros(len(faces))
+    for rows in _blocks(len(faces), len(persons)):
+        shared[rows] = intersections(faces[rows], persons).max(1, initial=0)
     outside[outside] = shared / areas(faces) < _INSIDE
     return outside
+
+
+def _blocks(count: int, others: int) -> Iterator[slice]:
+    """Slices of ``count`` boxes that make few enough pairs with the others to be in memory at once."""
+    step = max(1, _PAIRS_AT_ONCE // max(1, others))
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def iter_joined(path: str | os.PathLike, counts: Counter[str]) -> Iterator[ImageAnnotation]:

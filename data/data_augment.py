@@ -92,11 +92,9 @@ def zoom_out(
     image: np.ndarray, boxes: np.ndarray, factor: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts an image at a random place on a canvas ``factor`` times its size, filled with the mean colour."""
-    height, width = image.shape[:2]
-    canvas = _mean_canvas(int(height * factor), int(width * factor))
-    top = int(rng.integers(canvas.shape[0] - height + 1))
-    left = int(rng.integers(canvas.shape[1] - width + 1))
-    canvas[top : top + height, left : left + width] = image
+    down, right = (int(side * factor) - side for side in image.shape[:2])
+    top, left = int(rng.integers(down + 1)), int(rng.integers(right + 1))
+    canvas = _with_border(image, top, down - top, left, right - left)
     return canvas, boxes + np.float32([left, top, left, top])
 
 
@@ -164,13 +162,10 @@ def choose_window(
 def cut_window(image: np.ndarray, window: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:
     """What a window shows of the image, with other colours, and the mean colour beyond its edges."""
     left, top, width, height = window
-    x, y = max(left, 0), max(top, 0)
-    shown = distort_colours(image[y : top + height, x : left + width], rng)
-    if shown.shape[:2] == (height, width):
-        return shown
-    canvas = _mean_canvas(height, width)
-    canvas[y - top : y - top + shown.shape[0], x - left : x - left + shown.shape[1]] = shown
-    return canvas
+    right, bottom = left + width, top + height
+    shown = distort_colours(image[max(top, 0) : bottom, max(left, 0) : right], rng)
+    beyond = (-top, bottom - image.shape[0], -left, right - image.shape[1])
+    return _with_border(shown, *(max(side, 0) for side in beyond))
 
 
 def boxes_in_window(
@@ -237,11 +232,7 @@ def shift_hue_and_saturation(image: np.ndarray, hue: int, saturation: float) -> 
 def pad_to_square(image: np.ndarray) -> np.ndarray:
     """Fills the right or the bottom with the mean colour until the image is square."""
     height, width = image.shape[:2]
-    if height == width:
-        return image
-    canvas = _mean_canvas(max(height, width), max(height, width))
-    canvas[:height, :width] = image
-    return canvas
+    return _with_border(image, 0, max(width - height, 0), 0, max(height - width, 0))
 
 
 def mirror(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +254,8 @@ def resize(image: np.ndarray, side: int, interpolation: int) -> np.ndarray:
     return cv2.addWeighted(exact, 1, exact, 0, 0, dtype=cv2.CV_8U)  # a rounded and clipped cast
 
 
-def _mean_canvas(height: int, width: int) -> np.ndarray:
-    canvas = np.empty((height, width * 3), np.uint8)
-    canvas[:] = np.tile(np.uint8(PIXEL_MEAN_BGR), width)  # row by row: twenty times faster than by pixels
-    return canvas.reshape(height, width, 3)
+def _with_border(image: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """The image with so many pixels of the mean colour around it, itself where that is none."""
+    if not (top or bottom or left or right):
+        return image
+    return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=PIXEL_MEAN_BGR)

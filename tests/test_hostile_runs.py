@@ -33,11 +33,10 @@ UNLISTED = ("line\nbreak.png", " first.png", "carriage\rreturn.png", os.fsdecode
 
 
 def make_pictures(folder: Path, names: tuple[str, ...]) -> Path:
-    content = cv2.imencode(".png", np.full((32, 48, 3), 128, np.uint8))[1].tobytes()
-    for name in names:
+    for grey, name in enumerate(names, 100):
         path = folder / "odd #'1' ü" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(cv2.imencode(".png", np.full((32, 48, 3), grey, np.uint8))[1])
     return folder
 
 

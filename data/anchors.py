@@ -64,8 +64,7 @@ def anchors(args: argparse.Namespace) -> int:
     images_dir = None if args.assume_size else image_folder(args.list, args.images)
     shapes = read_shapes(args.list, side, images_dir, args.assume_size)
     print(f"{len(shapes)} boxes in a square of {side} px; percentiles {', '.join(map(str, PERCENTILES))}")
-    for name, columns in statistics(shapes).items():
-        print_rows((f"{name} {key}", "".join(f"{v:8.2f}" for v in values)) for key, values in columns.items())
+    print_statistics(shapes)
 
     sizes = shapes.sample(FIT_BOXES).boxes_cxcywh[:, 2:]
     print("\nk-means of the shapes: clusters, mean IoU, width x height")
@@ -135,16 +134,14 @@ def read_shapes(
     return shapes
 
 
-def statistics(shapes: BoxShapes) -> dict[str, dict[str, list[float]]]:
-    """`PERCENTILES` of width, height, size and height over width, by class name."""
-    found = {}
-    for label, name in CLASS_NAMES.items():
+def print_statistics(shapes: BoxShapes) -> None:
+    """Prints `PERCENTILES` of width, height, size and height over width of each class."""
+    for label in np.unique(shapes.labels).tolist():
         width, height = shapes[shapes.labels == label].boxes_cxcywh[:, 2:].T
-        if len(width):
-            size, ratio = np.sqrt(width * height), height / width
-            columns = {"width": width, "height": height, "size": size, "height_over_width": ratio}
-            found[name] = {key: np.percentile(v, PERCENTILES).tolist() for key, v in columns.items()}
-    return found
+        size, ratio = np.sqrt(width * height), height / width
+        columns = {"width": width, "height": height, "size": size, "height_over_width": ratio}
+        shares = {key: np.percentile(column, PERCENTILES) for key, column in columns.items()}
+        print_rows((f"{CLASS_NAMES[label]} {k}", "".join(f"{v:8.2f}" for v in s)) for k, s in shares.items())
 
 
 def shape_iou(sizes: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -297,21 +297,15 @@ def check_labelled_classes(
 def write_labelled_classes(
     list_path: str | os.PathLike, names: Iterable[str], images: str | os.PathLike | None = None
 ) -> None:
-    """Writes the ``dataset.json`` beside a list, without ``images`` with the folder that it named before;
-    errors as `check_labelled_classes`."""
-    names, folder = set(names), Path(list_path).parent
-    check_labelled_classes(list_path, names, images)
-    if images is None and (folder / DATASET_INFO).exists():
+    """Writes the ``dataset.json`` beside a list, without ``images`` with the folder that it named before,
+    whatever other lists are there: see `check_labelled_classes`."""
+    names, path = set(names), Path(list_path).parent / DATASET_INFO
+    if images is None and path.exists():
         images = _read_info(list_path)[1]
-    write_info(folder, names, images)
-
-
-def write_info(folder: Path, names: Iterable[str], images: str | os.PathLike | None) -> None:
-    """Writes the ``dataset.json`` of a folder as it is, whatever lists are there."""
     content: dict[str, object] = {"labelled_classes": [name for name in CLASS_LABELS if name in names]}
     if images is not None:
-        content["images"] = os.path.relpath(Path(images).resolve(), folder.resolve())
-    write_text(folder / DATASET_INFO, json.dumps(content) + "\n")
+        content["images"] = os.path.relpath(Path(images).resolve(), path.parent.resolve())
+    write_text(path, json.dumps(content) + "\n")
 
 
 def write_list(

@@ -23,7 +23,7 @@ from data.annotations import (
     labelled_classes,
     list_arguments,
     read_annotations,
-    write_info,
+    write_labelled_classes,
     write_list,
 )
 from data.config import CLASS_COLOURS, CLASS_NAMES
@@ -75,7 +75,7 @@ def link(args: argparse.Namespace) -> int:
         args.folder.mkdir(parents=True, exist_ok=True)
         made.symlink_to(source, target_is_directory=True)
     if os.path.realpath(images_of(beside)) != os.path.realpath(made):
-        write_info(args.folder, labelled_classes(beside), made)  # the folder in dataset.json counts more
+        write_labelled_classes(beside, labelled_classes(beside), made)  # what dataset.json says counts more
     print(f"{made} -> {made.readlink()}")
     return OK
 

@@ -6,6 +6,7 @@ import pytest
 
 from data.annotations import (
     ImageAnnotation,
+    check_labelled_classes,
     image_folder,
     labelled_classes,
     read_annotations,
@@ -53,7 +54,7 @@ def test_another_list_in_the_folder_keeps_its_labels(tmp_path):
     (tmp_path / "a.txt").write_text("# a.jpg\n")
     write_labelled_classes(tmp_path / "b.txt", ["face"])
     with pytest.raises(DataError, match=r"about a\.txt"):
-        write_labelled_classes(tmp_path / "b.txt", ["face", "person"])
+        check_labelled_classes(tmp_path / "b.txt", ["face", "person"])
     write_labelled_classes(tmp_path / "a.txt", ["face", "person"])
     assert labelled_classes(tmp_path / "a.txt") == ("face", "person")
 

@@ -36,7 +36,7 @@ import polars as pl
 from data.config import CLASS_LABELS, CLASS_NAMES
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, option
-from utils.files import atomic_path, read_json, reading, write_text
+from utils.files import atomic_path, output_path, read_json, reading, write_text
 from utils.image_names import check_image_name
 
 DATASET_INFO = "dataset.json"
@@ -279,9 +279,7 @@ def check_labelled_classes(
         DataError: another list in the folder is labelled for other classes or has its images elsewhere; the
             list is a folder.
     """
-    list_path = Path(list_path)
-    if list_path.is_dir():
-        raise DataError(f"{list_path}: a folder; expected the name of the list to write")
+    list_path = output_path(list_path)
     path, change = list_path.parent / DATASET_INFO, ""
     if path.exists() and set(names) != set(before := labelled_classes(list_path)):
         change = f"labelled for {', '.join(before)}, {list_path.name} for {', '.join(names)}"

@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import tee
 from pathlib import Path
@@ -28,6 +27,7 @@ from data.annotations import (
 )
 from data.config import CLASS_COLOURS, CLASS_NAMES
 from data.foreign import tell_next
+from data.predictions import BoxTable
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import BAD_DATA, OK, DataError, UsageError, count, natural, option, print_rows, share, warn
 from utils.draw import contact_sheet, tile
@@ -197,7 +197,8 @@ def check(args: argparse.Namespace) -> int:
     lines: dict[str, int] = {}
     images = problems = 0
     for annotation, found in map_ahead(decode, iter_annotations(args.list), os.cpu_count() or 2, ahead=16):
-        for name, mask in zip(("beyond the image", "without area"), box_faults(annotation), strict=True):
+        faults = box_faults(xywh_to_xyxy(annotation.boxes_xywh_norm))
+        for name, mask in zip(("beyond the image", "without area"), faults, strict=True):
             if mask.any():
                 first = annotation.boxes_xywh_norm[mask][0].round(6).tolist()
                 found.append(f"{mask.sum()} boxes {name}, the first {first}; clean takes care of them")
@@ -212,11 +213,10 @@ def check(args: argparse.Namespace) -> int:
     return BAD_DATA if problems else OK
 
 
-def box_faults(annotation: ImageAnnotation) -> tuple[np.ndarray, np.ndarray]:
-    """bool[N] and bool[N]: boxes that reach beyond the image, boxes without area."""
-    corners = xywh_to_xyxy(annotation.boxes_xywh_norm)
-    beyond = ((corners < -1e-8) | (corners > 1 + 1e-8)).any(1)
-    return beyond, (annotation.boxes_xywh_norm[:, 2:] <= 0).any(1)
+def box_faults(boxes_norm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """bool[N] and bool[N]: boxes xyxy that reach beyond the image, boxes without area."""
+    beyond = ((boxes_norm < -1e-8) | (boxes_norm > 1 + 1e-8)).any(1)
+    return beyond, (boxes_norm[:, 2:] <= boxes_norm[:, :2]).any(1)
 
 
 def stats_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,35 +229,29 @@ def stats(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py stats datasets/oi/val/wider_val_gt.txt
     """
-    images: Counter[str] = Counter()
-    boxes: Counter[str] = Counter()
-    faults: Counter[str] = Counter()
-    counts: list[int] = []
-    seen: set[str] = set()
-    regions = 0
-    for whole in iter_annotations(args.list):
-        annotation = whole.without_regions()
-        regions += len(whole) - len(annotation)
-        names = [CLASS_NAMES[label] for label in annotation.labels.tolist()]
-        present = set(names)
-        images["both" if len(present) == 2 else present.pop() if present else "none"] += 1
-        boxes.update(names)
-        counts.append(len(names))
-        beyond, flat = box_faults(annotation)
-        faults["boxes beyond the image"] += int(beyond.sum())
-        faults["boxes without area"] += int(flat.sum())
-        faults["images named again"] += annotation.path in seen
-        seen.add(annotation.path)
-    shares = {name: f"{number} ({number / len(counts):.1%})" for name, number in images.items()}
-    rows = [("images", len(counts))]
-    rows += [(f"  with {name}", shares.get(name, 0)) for name in ("both", *CLASS_NAMES.values(), "none")]
-    rows += [("boxes", boxes.total()), *((f"  {name}", boxes[name]) for name in CLASS_NAMES.values())]
-    if regions:
-        rows.append(("ignore regions", regions))
-    if counts:
-        quantiles = " / ".join(f"{number:g}" for number in np.quantile(counts, [0.5, 0.9, 0.99, 1]))
-        rows.append(("boxes an image, median / 90 % / 99 % / most", quantiles))
-    print_rows([*rows, *faults.items(), ("labelled for", " and ".join(labelled_classes(args.list)))])
+    annotations = read_annotations(args.list)
+    table = BoxTable.from_annotations(annotations)
+    numbers = range(len(annotations))
+    face, person = (np.isin(numbers, table.of_class(label).image_index) for label in CLASS_NAMES)
+    kinds = {
+        "both": face & person,
+        "face": face & ~person,
+        "person": person & ~face,
+        "none": ~(face | person),
+    }
+    shares = {name: f"{mask.sum()} ({mask.mean():.1%})" if mask.any() else 0 for name, mask in kinds.items()}
+    rows = [("images", len(annotations)), *((f"  with {name}", text) for name, text in shares.items())]
+    rows.append(("boxes", len(table)))
+    rows += [(f"  {name}", (table.labels == label).sum()) for label, name in CLASS_NAMES.items()]
+    if table.regions:
+        rows.append(("ignore regions", len(table.regions)))
+    if annotations:
+        quantiles = np.quantile(np.diff(table.offsets), [0.5, 0.9, 0.99, 1])
+        rows.append(("boxes an image, median / 90 % / 99 % / most", " / ".join(f"{q:g}" for q in quantiles)))
+    beyond, flat = box_faults(table.boxes)
+    rows += [("boxes beyond the image", beyond.sum()), ("boxes without area", flat.sum())]
+    rows.append(("images named again", len(annotations) - len({a.path for a in annotations})))
+    print_rows([*rows, ("labelled for", " and ".join(labelled_classes(args.list)))])
     return OK
 
 
@@ -275,16 +269,10 @@ def draw(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py draw datasets/oi/val/wider_val_gt.txt --output val.jpg --number 24
     """
-    images_dir = image_folder(args.list, args.images)
-    chance = random.Random(args.seed)
-    chosen: list[ImageAnnotation] = []
-    for seen, annotation in enumerate(iter_annotations(args.list), 1):
-        if len(chosen) < args.number:
-            chosen.append(annotation)
-        elif (place := chance.randrange(seen)) < args.number:
-            chosen[place] = annotation
-    if not chosen:
+    images_dir, annotations = image_folder(args.list, args.images), read_annotations(args.list)
+    if not annotations:
         raise DataError(f"{args.list}: names no image")
+    chosen = random.Random(args.seed).sample(annotations, min(args.number, len(annotations)))
     shown = write_sheet(args.output, images_dir, [(annotation, None) for annotation in chosen])
     colours = f"{CLASS_NAMES[1]} orange, {CLASS_NAMES[2]} blue, what is ignored grey"
     print(f"{args.output}: {shown} images; {colours}")

@@ -259,15 +259,15 @@ def write_yolo(folder: Path, lists: dict[str, Path], images_dirs: dict[str, Path
     return int(counts[0]), int(counts[1])
 
 
-def _write_part(folder: Path, part: str, path: Path, images_dir: Path, names: tuple[str, ...]) -> list[int]:
+def _write_part(folder: Path, part: str, path: Path, images_dir: Path, names: tuple[str, ...]) -> np.ndarray:
     """Writes labels and links of one list; returns the numbers of images, boxes and boxes left out."""
     numbers = {CLASS_LABELS[name]: number for number, name in enumerate(names)}
-    counts = [0, 0, 0]
+    counts = np.zeros(3, int)
     for kind in ("images", "labels"):
         (folder / kind / part).mkdir(parents=True)
     for annotation in map(ImageAnnotation.without_regions, iter_annotations(path)):
         place = f"{path}:{annotation.line}"
-        name = PurePosixPath(check_image_name(annotation.path, place))
+        name = PurePosixPath(annotation.path)
         if "images" in name.parts[:-1]:
             raise DataError(
                 f"{place}: {name}: YOLO would look for its labels beside a folder images; rename it"
@@ -285,5 +285,5 @@ def _write_part(folder: Path, part: str, path: Path, images_dir: Path, names: tu
         rows = [row for row in zip(annotation.labels.tolist(), centred, strict=True) if row[0] in numbers]
         lines = [f"{numbers[label]} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
         label.write_text("".join(lines), encoding="utf-8")
-        counts = [counts[0] + 1, counts[1] + len(lines), counts[2] + len(annotation) - len(lines)]
+        counts += [1, len(lines), len(annotation) - len(lines)]
     return counts

@@ -51,7 +51,7 @@ _LABELS = (*CLASS_NAMES, *(-label for label in CLASS_NAMES))
 COORDINATE_LIMIT = 1e6
 
 
-@dataclass
+@dataclass(slots=True)
 class ImageAnnotation:
     """Labelled boxes of one image.
 

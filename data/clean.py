@@ -182,20 +182,12 @@ def _blocks(count: int, others: int) -> Iterator[slice]:
 
 
 def iter_joined(path: str | os.PathLike, counts: Counter[str]) -> Iterator[ImageAnnotation]:
-    """Images of a list, each once, at its first place, with the boxes of all its places; errors as reading.
-
-    The list is read up to three times; only images that are in it more than once are held.
-    """
-    times = Counter(annotation.path for annotation in iter_annotations(path))
-    parts: dict[str, list[ImageAnnotation]] = {name: [] for name in times if times[name] > 1}
-    for annotation in iter_annotations(path) if parts else ():
-        if annotation.path in parts:
-            parts[annotation.path].append(annotation)
+    """Images of a list, each once, at its first place, with the boxes of all its places."""
+    parts: dict[str, list[ImageAnnotation]] = {}
     for annotation in iter_annotations(path):
-        if times[annotation.path] == 1:
-            yield annotation
-        elif same := parts.pop(annotation.path, None):
-            counts["images joined"] += len(same) - 1
-            labels = np.concatenate([part.labels for part in same])
-            boxes = np.concatenate([part.boxes_xywh_norm for part in same])
-            yield ImageAnnotation(annotation.path, labels, boxes, annotation.line)
+        parts.setdefault(annotation.path, []).append(annotation)
+    for name, same in parts.items():
+        counts["images joined"] += len(same) - 1
+        labels = np.concatenate([part.labels for part in same])
+        boxes = np.concatenate([part.boxes_xywh_norm for part in same])
+        yield ImageAnnotation(name, labels, boxes, same[0].line)

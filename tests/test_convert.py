@@ -20,7 +20,7 @@ from utils.images import write_image
 
 
 def picture(path: Path, height: int = 20, width: int = 10) -> None:
-    write_image(path, np.zeros((height, width, 3), np.uint8))
+    write_image(path, np.full((height, width, 3), sum(path.name.encode()) % 256, np.uint8))
 
 
 def write(path: Path, text: str) -> Path:

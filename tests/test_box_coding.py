@@ -5,14 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.box_utils import (
-    cxcywh_to_xywh,
-    decode,
-    encode,
-    xywh_to_cxcywh,
-    xywh_to_xyxy,
-    xyxy_to_xywh,
-)
+from utils.box_utils import cxcywh_to_xywh, decode, encode, xywh_to_cxcywh, xywh_to_xyxy, xyxy_to_xywh
 
 VARIANCES = (0.1, 0.2)
 

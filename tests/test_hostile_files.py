@@ -313,11 +313,7 @@ READERS: dict[str, tuple[str, str | Callable[[Path], bytes], Callable[[Path], ob
     "Pascal VOC": (".xml", VOC, read_voc_file),
     "YOLO": (".txt", "0 0.5 0.5 0.2 0.2\n1 0.1 0.2 0.3 0.4\n", at("a.txt", read_labels_of_yolo)),
     "sums": ("", f"{'a' * 64}  images/1.jpg\n{'b' * 64}  images/2.jpg\n", read_sums),
-    "results.csv": (
-        ".csv",
-        "epoch,steps,lr\n1,10,0.001\n2,10,0.001\n",
-        at("results.csv", read_results),
-    ),
+    "results.csv": (".csv", "epoch,steps,lr\n1,10,0.001\n2,10,0.001\n", at("results.csv", read_results)),
     "zip": (".zip", zip_file, lambda path: unpack_zip(path, path.parent / "out", 10**6)),
     "weights": (".pth", weights_file, read_checkpoint),
     "jpg": (".jpg", picture("JPEG"), read_picture),

@@ -145,10 +145,7 @@ def test_attributes_keep_or_drop(tmp_path):
     )
     assert {k: len(v) for k, v in converted(path).items()} == {"a.jpg": 2, "c.jpg": 2}
     assert set(converted(path, "--depiction", "keep")) == {"a.jpg", "b.jpg", "c.jpg"}
-    assert {k: len(v) for k, v in converted(path, "--group_of", "drop").items()} == {
-        "a.jpg": 1,
-        "c.jpg": 2,
-    }
+    assert {k: len(v) for k, v in converted(path, "--group_of", "drop").items()} == {"a.jpg": 1, "c.jpg": 2}
 
 
 def test_images_of_one_class_are_counted_and_warned_of(tmp_path, capsys):

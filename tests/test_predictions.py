@@ -12,14 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.predictions import (
-    BoxTable,
-    Detections,
-    is_whole,
-    parse,
-    read_predictions,
-    write_prediction,
-)
+from data.predictions import BoxTable, Detections, is_whole, parse, read_predictions, write_prediction
 from tests.conftest import table_of
 from utils.box_utils import xywh_to_xyxy
 from utils.cli import DataError, UsageError
@@ -215,12 +208,7 @@ def test_detections_clipped_to_their_image():
 
 def test_detections_as_plain_data_and_drawn():
     content = json.loads(json.dumps(FOUND[:1].to_dict()))
-    assert content == {
-        "boxes": [[-5, 10, 20, 30]],
-        "scores": [0.75],
-        "labels": [1],
-        "class_names": ["face"],
-    }
+    assert content == {"boxes": [[-5, 10, 20, 30]], "scores": [0.75], "labels": [1], "class_names": ["face"]}
     image = np.zeros((80, 100, 3), np.uint8)
     assert FOUND.draw(image).any() and not image.any()
 

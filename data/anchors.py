@@ -168,10 +168,10 @@ def k_means(sizes: np.ndarray, k: int) -> tuple[np.ndarray, float]:
             distance = np.square(1 - shape_iou(sizes, centres).max(1)).clip(1e-12)
             next_one = generator.choice(len(sizes), p=distance / distance.sum())
             centres = np.vstack([centres, sizes[next_one]])
-        nearest = None
+        nearest = np.full(len(sizes), -1)
         for _ in range(100):
             assigned = shape_iou(sizes, centres).argmax(1)
-            if nearest is not None and (assigned == nearest).all():
+            if (assigned == nearest).all():
                 break
             nearest = assigned
             centres = np.array(

@@ -8,7 +8,6 @@ import math
 import os
 import random
 from collections.abc import Iterable, Iterator
-from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +44,8 @@ def iter_sizes(path: Path, images_dir: Path) -> Iterator[tuple[ImageAnnotation, 
     Raises:
         DataError: an image that cannot be read, with file and line; see also `iter_annotations`.
     """
-    annotations, named = tee(iter_annotations(path))
-    sizes = read_sizes(images_dir, (annotation.path for annotation in named))
+    annotations = read_annotations(path)
+    sizes = read_sizes(images_dir, (annotation.path for annotation in annotations))
     for annotation, size in zip(annotations, sizes, strict=True):
         if isinstance(size, DataError):
             raise DataError(f"{path}:{annotation.line}: {size}")

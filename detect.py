@@ -25,9 +25,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.config import CLASS_LABELS
-from data.outputs import BLUR_SCORE, Findings, Results, Selection
+from data.outputs import BLUR_SCORE, LEAST_SCORE, Findings, Results, Selection, Tracker, fill_gaps
 from data.predictions import Detections
-from data.tracks import LEAST_SCORE, Tracker, fill_gaps
 from models.arguments import (
     add_detection_arguments,
     add_network_arguments,

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from data.outputs import Tracker, fill_gaps, pair_faces
 from data.predictions import Detections
-from data.tracks import Tracker, fill_gaps, pair_faces
 from utils.cli import UsageError
 
 

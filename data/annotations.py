@@ -170,10 +170,8 @@ def _parse_carefully(path: str | os.PathLike, first: int, lines: list[bytes]) ->
             )
         if row[0] not in _LABELS:
             known = ", ".join(f"{label} {name}" for label, name in CLASS_NAMES.items())
-            raise DataError(
-                f"{path}:{number}: found label {row[0]:g}; expected one of: {known}, or negative to ignore a "
-                f"region"
-            )
+            expected = f"expected one of: {known}, or negative to ignore a region"
+            raise DataError(f"{path}:{number}: found label {row[0]:g}; {expected}")
         rows.append(row)
     return np.reshape(rows, (-1, 5))
 
@@ -190,9 +188,8 @@ def write_annotations(path: str | os.PathLike, annotations: Iterable[ImageAnnota
             count += 1
             check_image_name(annotation.path, str(path))
             if not (np.abs(annotation.boxes_xywh_norm) <= COORDINATE_LIMIT).all():
-                raise DataError(
-                    f"{annotation.path}: a box beyond {COORDINATE_LIMIT:g} times the image's size; correct it"
-                )
+                what = f"a box beyond {COORDINATE_LIMIT:g} times the image's size; correct it"
+                raise DataError(f"{annotation.path}: {what}")
             rows = zip(annotation.labels.tolist(), annotation.boxes_xywh_norm.tolist(), strict=True)
             lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y, w, h) in rows]
             file.write("".join([f"# {annotation.path}\n", *lines]))

@@ -169,9 +169,8 @@ def kind_of(source: Path, images_dir: Path | None) -> str:
     if len(there) > 1:
         raise UsageError(f"{source}: found {' and '.join(there)}; say which, e.g. --format {there[0]}")
     if not there and texts:
-        raise UsageError(
-            f"{source}: text files alone; if they are YOLO labels, give the images with --images"
-        )
+        what = "text files alone; if they are YOLO labels, give the images with --images"
+        raise UsageError(f"{source}: {what}")
     if not there:
         raise DataError(
             f"{source}: no export of a kind that is known; expected data.yaml or labels/ (YOLO), "

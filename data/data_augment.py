@@ -145,13 +145,10 @@ def choose_window(
     for _ in range(WINDOW_ATTEMPTS):
         side = image_size / math.exp(rng.uniform(*np.log(scales)))
         stretch = math.exp(rng.uniform(-0.5, 0.5) * math.log(aspect))
-        window_width, window_height = (
-            max(round(min(max(side * factor, low), high)), 1) for factor in (stretch, 1 / stretch)
-        )
-        left, top = (
-            int(rng.integers(min(0, room), max(0, room) + 1))
-            for room in (width - window_width, height - window_height)
-        )
+        sides = (min(max(side * factor, low), high) for factor in (stretch, 1 / stretch))
+        window_width, window_height = (max(round(length), 1) for length in sides)
+        rooms = width - window_width, height - window_height
+        left, top = (int(rng.integers(min(0, room), max(0, room) + 1)) for room in rooms)
         x1, y1, x2, y2 = boxes.T
         inside = (x1 >= left) & (y1 >= top) & (x2 <= left + window_width) & (y2 <= top + window_height)
         if inside.any() or not len(boxes):

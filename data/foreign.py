@@ -158,9 +158,7 @@ def match_classes(source: Path, parts: list[Part], given: dict[str, str]) -> dic
             unclear.append((name, "face" if hints & _FACE_WORDS else "person"))
     if unclear:
         listed = ", ".join(f"{name} ({counts[name]} boxes)" for name, _ in unclear)
-        options = " ".join(
-            f'"{name}={label}"' if " " in name else f"{name}={label}" for name, label in unclear
-        )
+        options = " ".join(f'"{n}={own}"' if " " in n else f"{n}={own}" for n, own in unclear)
         raise DataError(
             f"{source}: is it a face, a person, or neither: {listed}? Say so, e.g. --category {options} "
             f"(or =none to leave out)"

@@ -175,10 +175,8 @@ def _read_voc_file(path: Path, images_dir: Path, inner: Path) -> ForeignImage:
             if not np.isfinite(numbers).all() or x2 < x1 or y2 < y1:
                 raise ValueError
         except _MALFORMED:
-            raise DataError(
-                f"{path}: object {index}: found {found}; expected a name and a bndbox with xmin, ymin, xmax, "
-                f"ymax"
-            ) from None
+            expected = f"a name and a bndbox with {', '.join(_CORNERS)}"
+            raise DataError(f"{path}: object {index}: found {found}; expected {expected}") from None
         names.append(name)
         corners.append(numbers)
     boxes = np.maximum(np.reshape(corners, (-1, 4)) - 1, 0)  # the first pixel is 1; some tools count from 0

@@ -137,11 +137,10 @@ def merge(args: argparse.Namespace) -> int:
     labelled = labelled_classes(args.lists[0])
     for path in args.lists:
         if (names := labelled_classes(path)) != labelled:
-            first = f"{args.lists[0]} for {' and '.join(labelled)}"
-            raise DataError(
-                f"{path} is labelled for {' and '.join(names)}, {first}: "
-                f"add what is missing with pseudo_label first, or train on both lists"
+            found = (
+                f"{path} is labelled for {' and '.join(names)}, {args.lists[0]} for {' and '.join(labelled)}"
             )
+            raise DataError(f"{found}: add what is missing with pseudo_label first, or train on both lists")
 
     def merged() -> Iterator[ImageAnnotation]:
         seen: dict[str, int] = {}

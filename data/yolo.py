@@ -65,9 +65,8 @@ def _layout(source: Path, images_dir: Path | None) -> list[tuple[str, Path, Path
         places += [(part, place / "images", place / "labels") for part, place in split_folders(source)]
     found = [place for place in places if place[1].is_dir() and place[2].is_dir()]
     if not found and not images.is_dir():
-        raise UsageError(
-            f"{source}: a YOLO label file does not name its image: give the images with --images"
-        )
+        what = "a YOLO label file does not name its image: give the images with --images"
+        raise UsageError(f"{source}: {what}")
     return found or [("", images, labels)]
 
 
@@ -269,9 +268,8 @@ def _write_part(folder: Path, part: str, path: Path, images_dir: Path, names: tu
         place = f"{path}:{annotation.line}"
         name = PurePosixPath(annotation.path)
         if "images" in name.parts[:-1]:
-            raise DataError(
-                f"{place}: {name}: YOLO would look for its labels beside a folder images; rename it"
-            )
+            what = "YOLO would look for its labels beside a folder images; rename it"
+            raise DataError(f"{place}: {name}: {what}")
         image, label = folder / "images" / part / name, folder / "labels" / part / name.with_suffix(".txt")
         source = images_dir / name
         if not source.is_file():

@@ -136,9 +136,8 @@ def import_package(name: str, user: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UsageError(
-            f"{user} needs the package {name}, which cannot be imported ({error}); pip install {name}"
-        ) from None
+        what = f"the package {name}, which cannot be imported ({error}); pip install {name}"
+        raise UsageError(f"{user} needs {what}") from None
 
 
 def print_rows(rows: Iterable[tuple[object, object]]) -> None:

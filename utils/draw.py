@@ -44,9 +44,8 @@ def draw_boxes(
     height, width = image.shape[:2]
     line = max(1, round(max(height, width) / 300))
     limit = 4 * max(height, width)
-    corners = (
-        np.nan_to_num(boxes, nan=0.0, posinf=limit, neginf=-limit).clip(-limit, limit).round().astype(int)
-    )
+    finite = np.nan_to_num(boxes, nan=0.0, posinf=limit, neginf=-limit)
+    corners = finite.clip(-limit, limit).round().astype(int)
     for (x1, y1, x2, y2), colour in zip(corners.tolist(), colours, strict=True):
         thin = max(1, min(abs(x2 - x1), abs(y2 - y1)) // 10)  # a small box stays see-through
         cv2.rectangle(image, (x1, y1), (x2, y2), colour, min(line, thin))

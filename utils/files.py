@@ -84,9 +84,8 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(
-                f"{folder}: another run is writing to this folder; wait for it to end, or take another"
-            ) from None
+            what = "another run is writing to this folder; wait for it to end, or take another"
+            raise DataError(f"{folder}: {what}") from None
         _held.add(descriptor)
         _sweep(folder)
         yield

@@ -120,10 +120,8 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     except cv2.error:
         done = False
     if not done:
-        height, width = image.shape[:2]
-        raise DataError(
-            f"{path}: an image of {width}x{height} pixels cannot be written as {path.suffix or 'no format'}"
-        )
+        what = f"an image of {image.shape[1]}x{image.shape[0]} pixels"
+        raise DataError(f"{path}: {what} cannot be written as {path.suffix or 'no format'}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.data)  # unlike tofile, it tells why it cannot be written
 

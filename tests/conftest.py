@@ -18,6 +18,7 @@ from data.predictions import BoxTable
 from models.checkpoint import DEFAULT_WEIGHTS, load_network, save_checkpoint
 from models.onnx_export import export
 from models.retinaface import RetinaFace
+from prep_data import main
 from tests.two_processes import TwoProcesses
 from utils.box_utils import xywh_to_xyxy
 from utils.images import write_image
@@ -27,6 +28,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+
+
+def prep(*words: object) -> int:
+    """What a step of `prep_data.py` ends with."""
+    return main([str(word) for word in words])
 
 
 def json_of(main: Callable[[list[str]], int], *arguments: object) -> dict:

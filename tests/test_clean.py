@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data import clean as clean_module
 from data.annotations import ImageAnnotation, read_annotations, write_annotations, write_labelled_classes
 from data.clean import clean_image, iter_joined
-from prep_data import main
+from tests.conftest import prep
 from utils.images import read_image, write_image
 
 
@@ -150,7 +150,7 @@ def test_command_reports_counts_findings_and_a_sheet(tmp_path, capsys):
     boxes = [[0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.4, 0.4], [-0.1, 0, 0.3, 0.3], [2, 2, 1, 1]]
     write_annotations(path, [ImageAnnotation("a.png", [2, 2, 1, 1], boxes), ImageAnnotation("gone.png")])
     output = tmp_path / "out" / "list.txt"
-    assert main(["clean", str(path), "--output", str(output)]) == 0
+    assert prep("clean", path, "--output", output) == 0
     printed = capsys.readouterr().out
     assert "repeated, dropped         1" in printed
     findings = [
@@ -165,15 +165,15 @@ def test_command_reports_counts_findings_and_a_sheet(tmp_path, capsys):
         "box_xywh_norm": boxes[1],
     }
     assert read_image(tmp_path / "out" / "list.findings.jpg").shape == (256, 4 * 242 - 2, 3)
-    assert main(["clean", str(output), "--output", str(output)]) == 0
+    assert prep("clean", output, "--output", output) == 0
     assert [len(a) for a in read_annotations(output)] == [2, 0]
     write_labelled_classes(path, ["face"])
-    assert main(["clean", str(path), "--output", str(tmp_path / "faces" / "list.txt")]) == 0
+    assert prep("clean", path, "--output", tmp_path / "faces" / "list.txt") == 0
     assert (
         "face_outside, kept        0" in capsys.readouterr().out.split("faces/")[0].rsplit("boxes read", 1)[1]
     )
     with pytest.raises(SystemExit, match="2"):
-        main(["clean", str(path), "--output", str(output), "--merge_iou", "90"])
+        prep("clean", path, "--output", output, "--merge_iou", "90")
 
 
 def test_published_list(reference, tmp_path):
@@ -184,8 +184,8 @@ def test_published_list(reference, tmp_path):
     """
     (source,) = (reference / "openimages_val").glob("*.csv.gz")
     first, second = tmp_path / "a" / "list.txt", tmp_path / "b" / "list.txt"
-    assert main(["openimages", str(source), "--output", str(first)]) == 0
-    assert main(["clean", str(first), "--output", str(second)]) == 0
+    assert prep("openimages", source, "--output", first) == 0
+    assert prep("clean", first, "--output", second) == 0
     findings = [
         json.loads(line) for line in (tmp_path / "b" / "list.findings.jsonl").read_text().splitlines()
     ]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 import train_changeclass
 from data.annotations import ImageAnnotation, image_folder, labelled_classes, read_annotations, write_list
 from data.foreign import Part, match_classes
-from prep_data import main
-from tests.conftest import same
+from tests.conftest import prep, same
 from utils.cli import DataError, UsageError
 from utils.images import write_image
 
@@ -73,7 +72,7 @@ def export(tmp_path) -> Path:
 @pytest.mark.parametrize("given_", ["", "data.yaml"])
 def test_an_export_of_persons_stays_persons_in_all_parts(tmp_path, export, capsys, given_):
     output = tmp_path / "out"
-    assert main(["import", str(export / given_), "--output", str(output)]) == 0
+    assert prep("import", export / given_, "--output", output) == 0
     for part, images, folder in (("train", 3, "train"), ("val", 2, "valid"), ("test", 1, "test")):
         path = output / part / f"wider_{part}_gt.txt"
         assert labelled_classes(path) == ("person",)
@@ -84,7 +83,7 @@ def test_an_export_of_persons_stays_persons_in_all_parts(tmp_path, export, capsy
     assert "part images empty face person train 3 0 0 3 val 2 0 0 2 test 1 1 0 0" in " ".join(printed.split())
     assert "taken:" not in printed  # as they are named
     assert f"look: python3 prep_data.py draw {output}/train/wider_train_gt.txt" in printed
-    assert main(["check", str(output / "train" / "wider_train_gt.txt")]) == 0
+    assert prep("check", output / "train" / "wider_train_gt.txt") == 0
 
 
 def test_the_commands_that_follow_an_import_work(export, tmp_path, monkeypatch, capsys):
@@ -94,11 +93,11 @@ def test_the_commands_that_follow_an_import_work(export, tmp_path, monkeypatch, 
     for folder in ("valid/images", "valid/labels", "valid"):
         (export / folder).rmdir()
     monkeypatch.chdir(tmp_path)
-    assert main(["import", str(export), "--output", "datasets/set"]) == 0
+    assert prep("import", export, "--output", "datasets/set") == 0
     look, split = (line.split()[2:] for line in capsys.readouterr().out.splitlines()[-2:])
     assert split[:3] == ["prep_data.py", "split", "datasets/set/train/wider_train_gt.txt"]
-    assert main(look[1:]) == 0 and Path(look[-1]).is_file()
-    assert main(split[1:]) == 0
+    assert prep(*look[1:]) == 0 and Path(look[-1]).is_file()
+    assert prep(*split[1:]) == 0
     training = capsys.readouterr().out.splitlines()[-1].split()[2:]
     assert training[0] == "train_changeclass.py" and training[-1] == "runs/set_split"
     short = ["--epochs", "1", "--image_size", "64", "--batch_size", "2", "--num_workers", "0", "--cpu"]
@@ -108,7 +107,7 @@ def test_the_commands_that_follow_an_import_work(export, tmp_path, monkeypatch, 
 
 def test_by_default_the_lists_go_to_a_folder_of_their_own(export, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["import", export.name]) == 0
+    assert prep("import", export.name) == 0
     assert (tmp_path / "datasets" / export.name / "val" / "wider_val_gt.txt").is_file()
     assert capsys.readouterr().err == ""
 
@@ -117,7 +116,7 @@ def test_a_part_that_is_not_there_is_named(export, tmp_path, capsys):
     (export / "test" / "images" / "test0.jpg").unlink()
     (export / "test" / "images").rmdir()
     (export / "train" / "labels" / "other.txt").touch()
-    assert main(["import", str(export), "--output", str(tmp_path / "out")]) == 0
+    assert prep("import", export, "--output", tmp_path / "out") == 0
     said = capsys.readouterr().err
     assert "data.yaml: test: '../test/images': not there, left out" in said
     assert "1 label files have no image" in said and "other.txt" in said
@@ -126,7 +125,7 @@ def test_a_part_that_is_not_there_is_named(export, tmp_path, capsys):
 
 def test_one_list_cannot_hold_parts(export, tmp_path):
     with pytest.raises(UsageError, match="expected a folder, for train and val and test"):
-        main(["import", str(export), "--output", str(tmp_path / "list.txt")])
+        prep("import", export, "--output", tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def test_names_that_do_not_say_it_are_asked_for(export, tmp_path, names, options
         write(export / "valid" / "labels" / f"valid{i}.txt", "")
     arguments = ["import", str(export), "--output", str(tmp_path / "out"), "--category", *options]
     with pytest.raises((DataError, UsageError), match=message):
-        main(arguments[: None if options else -1])
+        prep(*arguments[: None if options else -1])
     assert not (tmp_path / "out").exists()
 
 
@@ -162,11 +161,11 @@ def test_what_is_asked_for_can_be_given(export, tmp_path, capsys):
     for i in range(2):
         write(export / "valid" / "labels" / f"valid{i}.txt", "")
     arguments = ["import", str(export), "--output", str(tmp_path / "out"), "--category"]
-    assert main([*arguments, "Head=face"]) == 0
+    assert prep(*arguments, "Head=face") == 0
     assert [box[0] for box in boxes_of(train)["train0.jpg"]] == [1, 2]
     printed = capsys.readouterr().out
     assert "taken: Head as face, pedestrian as person\n" in printed and "left out: 1 of helmet" in printed
-    assert main([*arguments, "Head=none"]) == 0
+    assert prep(*arguments, "Head=none") == 0
     assert labelled_classes(train) == ("person",)
 
 
@@ -188,7 +187,7 @@ def test_parts_of_labels_with_the_images_elsewhere(export, tmp_path):
         for kind in ("images", "labels"):
             (export / part / kind).rename(tmp_path / kind / part)
     arguments = ["import", str(tmp_path / "labels"), "--images", str(tmp_path / "images"), "--format", "yolo"]
-    assert main([*arguments, "--category", "0=person", "--output", str(tmp_path / "out")]) == 0
+    assert prep(*arguments, "--category", "0=person", "--output", tmp_path / "out") == 0
     assert len(boxes_of(tmp_path / "out" / "val" / "wider_val_gt.txt")) == 2
 
 
@@ -208,22 +207,19 @@ def test_numbers_are_never_guessed(labels, tmp_path):
     with pytest.raises(
         DataError, match=r"have no names: 0 \(1 boxes\); say which is, e\.g\. --category 0=person"
     ):
-        main(["import", str(labels), "--output", str(output)])
-    assert main(["import", str(labels), "--output", str(output), "--category", "0=person"]) == 0
+        prep("import", labels, "--output", output)
+    assert prep("import", labels, "--output", output, "--category", "0=person") == 0
     assert (labelled_classes(output), boxes_of(output)) == (("person",), {"a.jpg": [[2, 0.4, 0.3, 0.2, 0.4]]})
     write(labels / "labels" / "classes.txt", "face\n")
-    assert (
-        main(["import", str(labels / "labels"), "--images", str(labels / "images"), "--output", str(output)])
-        == 0
-    )
+    assert prep("import", labels / "labels", "--images", labels / "images", "--output", output) == 0
     assert boxes_of(output)["a.jpg"][0][0] == 1
 
 
 def test_label_files_alone_need_their_images(labels):
     with pytest.raises(UsageError, match="give the images with --images"):
-        main(["import", str(labels / "labels")])
+        prep("import", labels / "labels")
     with pytest.raises(UsageError, match="give the images with --images"):
-        main(["import", str(labels / "labels"), "--format", "yolo"])
+        prep("import", labels / "labels", "--format", "yolo")
 
 
 @pytest.mark.parametrize(
@@ -245,16 +241,16 @@ def test_lines_of_yolo(labels, tmp_path, line, expected):
     arguments = ["import", str(labels), "--output", str(tmp_path / "list.txt"), "--category", "0=person"]
     if expected is None:
         with pytest.raises(DataError, match=r"a\.txt:2: found .*expected 'class cx cy w h'"):
-            main(arguments)
+            prep(*arguments)
     else:
-        assert main(arguments) == 0
+        assert prep(*arguments) == 0
         assert boxes_of(tmp_path / "list.txt")["a.jpg"] == [[2, *expected]]
 
 
 def test_points_of_a_pose_are_not_a_polygon(labels, tmp_path):
     write(labels / "data.yaml", "train: images\nkpt_shape: [3, 2]\nnames: {0: person}\n")
     write(labels / "labels" / "a.txt", "0 0.5 0.5 0.2 0.4 0 0 1 1 0.3 0.3\n")
-    assert main(["import", str(labels), "--output", str(tmp_path / "out")]) == 0
+    assert prep("import", labels, "--output", tmp_path / "out") == 0
     expected = {"a.jpg": [[2, 0.4, 0.3, 0.2, 0.4]]}
     assert boxes_of(tmp_path / "out" / "train" / "wider_train_gt.txt") == expected
 
@@ -262,20 +258,20 @@ def test_points_of_a_pose_are_not_a_polygon(labels, tmp_path):
 def test_images_of_which_none_has_labels(labels, tmp_path):
     (labels / "labels" / "a.txt").rename(labels / "labels" / "b.txt")
     with pytest.raises(DataError, match=r"1 images and no label file; expected .*labels/a\.txt"):
-        main(["import", str(labels), "--output", str(tmp_path / "out"), "--category", "0=person"])
+        prep("import", labels, "--output", tmp_path / "out", "--category", "0=person")
 
 
 def test_a_yaml_with_a_list_of_images(labels, tmp_path):
     write(labels / "data.yaml", "path: ../nowhere\ntrain: train.txt\nnames: [face]\n")
     write(labels / "train.txt", "./images/a.jpg\n")
-    assert main(["import", str(labels), "--output", str(tmp_path / "out")]) == 0
+    assert prep("import", labels, "--output", tmp_path / "out") == 0
     train = tmp_path / "out" / "train" / "wider_train_gt.txt"
     assert boxes_of(train) == {"images/a.jpg": [[1, 0.4, 0.3, 0.2, 0.4]]}
     assert (image_folder(train) / "images" / "a.jpg").is_file()
     for bad in ("../images/a.jpg", "/etc/a.jpg", "C:\\a.jpg"):
         write(labels / "train.txt", f"./images/a.jpg\n{bad}\n")
         with pytest.raises(DataError, match=r"train\.txt:2: the image .* leads out of its folder"):
-            main(["import", str(labels), "--output", str(tmp_path / "out")])
+            prep("import", labels, "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +294,7 @@ def test_a_yaml_with_a_list_of_images(labels, tmp_path):
 def test_what_is_no_export_is_told(tmp_path, make, message):
     make(tmp_path / "thing")
     with pytest.raises((DataError, UsageError), match=message):
-        main(["import", str(tmp_path / "thing"), "--output", str(tmp_path / "out")])
+        prep("import", tmp_path / "thing", "--output", tmp_path / "out")
 
 
 # COCO
@@ -323,7 +319,7 @@ def test_all_parts_of_a_coco_export(tmp_path, capsys):
     for part in ("train", "valid"):
         picture(folder / part / "a.jpg")
         write(folder / part / "_annotations.coco.json", json.dumps(coco()))
-    assert main(["import", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert prep("import", folder, "--output", tmp_path / "out") == 0
     for part, name in (("train", "train"), ("val", "valid")):
         path = tmp_path / "out" / part / f"wider_{part}_gt.txt"
         assert boxes_of(path) == {"a.jpg": [[2, 0.1, 0.1, 0.3, 0.2]]}
@@ -334,12 +330,12 @@ def test_all_parts_of_a_coco_export(tmp_path, capsys):
 
 def test_coco_there_and_back(tmp_path, listed):
     file, output = tmp_path / "coco.json", tmp_path / "back" / "list.txt"
-    assert main(["export", str(listed), "--format", "coco", "--output", str(file)]) == 0
+    assert prep("export", listed, "--format", "coco", "--output", file) == 0
     content = json.loads(file.read_text())
     assert content["categories"] == [{"id": 1, "name": "face"}, {"id": 2, "name": "person"}]
     assert content["images"][0] == {"id": 1, "file_name": "0/0.png", "width": 80, "height": 60}
     assert len(content["annotations"]) == 18
-    assert main(["import", str(file), "--format", "coco", "--output", str(output)]) == 0
+    assert prep("import", file, "--format", "coco", "--output", output) == 0
     same(output, listed, atol=2e-8)
     assert [a.path for a in read_annotations(output)] == [a.path for a in read_annotations(listed)]
 
@@ -381,7 +377,7 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 10, "height": 20}
 def test_coco_that_is_broken(tmp_path, content, message):
     file = write(tmp_path / "coco.json", content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DataError, match=message):
-        main(["import", str(file), "--output", str(tmp_path / "out" / "list.txt")])
+        prep("import", file, "--output", tmp_path / "out" / "list.txt")
     assert not (tmp_path / "out").exists()
 
 
@@ -391,11 +387,11 @@ def test_coco_without_images_is_warned_of_and_polygons_become_boxes(tmp_path, ca
         write(tmp_path / "c.json", json.dumps(coco(annotations=[polygon]))),
         tmp_path / "out" / "l.txt",
     )
-    assert main(["import", str(file), "--output", str(output)]) == 0
+    assert prep("import", file, "--output", output) == 0
     assert boxes_of(output) == {"a.jpg": [[2, 0.1, 0.1, 0.3, 0.2]]}
     assert "its images are not there, e.g. a.jpg; give their folder with --images" in capsys.readouterr().err
     picture(tmp_path / "pictures" / "a.jpg")
-    assert main(["import", str(file), "--output", str(output), "--images", str(tmp_path / "pictures")]) == 0
+    assert prep("import", file, "--output", output, "--images", tmp_path / "pictures") == 0
     assert image_folder(output) == tmp_path / "pictures"
 
 
@@ -422,7 +418,7 @@ def test_all_parts_of_a_voc_export(tmp_path):
     write(
         folder / "train" / "b.xml", VOC.format(name="called otherwise.jpg").replace("<width>10</width>", "")
     )
-    assert main(["import", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert prep("import", folder, "--output", tmp_path / "out") == 0
     boxes = [[2, 0.1, 0.1, 0.3, 0.2], [1, 0, 0, 0.5, 0.5]]
     path = tmp_path / "out" / "train" / "wider_train_gt.txt"
     assert boxes_of(path) == {"a.jpg": boxes, "b.jpg": boxes}
@@ -434,7 +430,7 @@ def test_all_parts_of_a_voc_export(tmp_path):
 def test_the_layout_of_voc_itself(tmp_path):
     picture(tmp_path / "VOC" / "JPEGImages" / "a.jpg")
     write(tmp_path / "VOC" / "Annotations" / "a.xml", VOC.format(name="a.jpg"))
-    assert main(["import", str(tmp_path / "VOC"), "--output", str(tmp_path / "out")]) == 0
+    assert prep("import", tmp_path / "VOC", "--output", tmp_path / "out") == 0
     assert image_folder(tmp_path / "out" / "wider_gt.txt") == tmp_path / "VOC" / "JPEGImages"
 
 
@@ -453,7 +449,7 @@ def test_the_layout_of_voc_itself(tmp_path):
 def test_voc_that_is_broken(tmp_path, text, message):
     write(tmp_path / "voc" / "a.xml", text)
     with pytest.raises(DataError, match=message):
-        main(["import", str(tmp_path / "voc"), "--output", str(tmp_path / "out")])
+        prep("import", tmp_path / "voc", "--output", tmp_path / "out")
 
 
 # CrowdHuman
@@ -492,7 +488,7 @@ def crowd(tmp_path) -> Path:
 def test_crowdhuman(tmp_path, crowd, options, person, ignored, capsys):
     output = tmp_path / "out" / "list.txt"
     images = ["--images", str(tmp_path / "Images")]
-    assert main(["import", str(crowd), *images, "--output", str(output), *options]) == 0
+    assert prep("import", crowd, *images, "--output", output, *options) == 0
     assert boxes_of(output) == {
         "273271,1a0d.jpg": [person, ignored, [-2, 0, 0, 0.1, 0.1]],
         "284193,b5.jpg": [],
@@ -530,30 +526,30 @@ def test_crowdhuman_that_is_broken(tmp_path, crowd, line, message):
     crowd.write_text(crowd.read_text() + f"\n{line}\n")
     images = ["--images", str(tmp_path / "Images")]
     with pytest.raises(DataError, match=message):
-        main(["import", str(crowd), *images, "--output", str(tmp_path / "out")])
+        prep("import", crowd, *images, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_crowdhuman_needs_its_images_and_others_have_no_two_boxes(crowd, export):
     with pytest.raises(DataError, match="no sizes of its images; give their folder with --images"):
-        main(["import", str(crowd)])
+        prep("import", crowd)
     with pytest.raises(UsageError, match="--boxes full: goes with CrowdHuman's .odgt; .* is yolo"):
-        main(["import", str(export), "--boxes", "full"])
+        prep("import", export, "--boxes", "full")
 
 
 # export to YOLO
 
 
 def test_export_to_yolo_twice_into_a_folder_by_two_dots(tmp_path, listed, monkeypatch):
-    assert main(["split", str(listed), "--save_folder", str(tmp_path / "parts"), "--val_share", "0.3"]) == 0
+    assert prep("split", listed, "--save_folder", tmp_path / "parts", "--val_share", "0.3") == 0
     lists = {part: tmp_path / "parts" / part / f"wider_{part}_gt.txt" for part in ("train", "val")}
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     arguments = ["export", *map(str, lists.values()), "--format", "yolo", "--output", "../yolo"]
-    assert main(arguments) == 0
+    assert prep(*arguments) == 0
     stale = tmp_path / "yolo" / "labels" / "train" / "stale.txt"
     stale.touch()
-    assert main(arguments) == 0
+    assert prep(*arguments) == 0
     assert not stale.exists()
     assert sorted(path.name for path in (tmp_path / "yolo").iterdir()) == ["data.yaml", "images", "labels"]
     for part, path in lists.items():
@@ -564,7 +560,7 @@ def test_export_to_yolo_twice_into_a_folder_by_two_dots(tmp_path, listed, monkey
         } == images  # of that part alone
     text = (tmp_path / "yolo" / "data.yaml").read_text()
     assert text.endswith("train: images/train\nval: images/val\nnames:\n  0: face\n  1: person\n")
-    assert main(["import", "../yolo", "--output", "back"]) == 0
+    assert prep("import", "../yolo", "--output", "back") == 0
     for part, path in lists.items():
         same(Path("back", part, f"wider_{part}_gt.txt"), path, atol=3e-9)
 
@@ -572,15 +568,15 @@ def test_export_to_yolo_twice_into_a_folder_by_two_dots(tmp_path, listed, monkey
 def test_export_to_yolo_leaves_a_folder_of_others_alone(tmp_path, listed, export, capsys):
     arguments = ["export", str(listed), "--format", "yolo", "--output"]
     with pytest.raises(DataError, match="data.yaml: there already, not from an export; take another folder"):
-        main([*arguments, str(export)])
+        prep(*arguments, export)
     with pytest.raises(DataError, match="images: there already"):
-        main([*arguments, str(listed.parent)])
-    assert main([*arguments, str(tmp_path / "yolo")]) == 0
+        prep(*arguments, listed.parent)
+    assert prep(*arguments, tmp_path / "yolo") == 0
     assert "no val" in capsys.readouterr().err
     with listed.open("a") as file:
         file.write("# gone.jpg\n")
     with pytest.raises(DataError, match=r"list\.txt:\d+: .*gone\.jpg: no such image"):
-        main([*arguments, str(tmp_path / "yolo")])
+        prep(*arguments, tmp_path / "yolo")
     assert (tmp_path / "yolo" / "labels" / "train" / "0" / "0.txt").is_file()
 
 
@@ -594,18 +590,7 @@ def test_export_to_yolo_leaves_a_folder_of_others_alone(tmp_path, listed, export
 def test_lists_that_do_not_say_their_part(tmp_path, names, message):
     lists = [str(write(tmp_path / name, "# a.jpg\n")) for name in names]
     with pytest.raises(UsageError, match=message):
-        main(
-            [
-                "export",
-                *lists,
-                "--format",
-                "yolo",
-                "--output",
-                str(tmp_path / "yolo"),
-                "--images",
-                str(tmp_path),
-            ]
-        )
+        prep("export", *lists, "--format", "yolo", "--output", tmp_path / "yolo", "--images", tmp_path)
 
 
 coordinate = st.floats(0, 1).map(lambda v: round(v, 6))
@@ -635,14 +620,14 @@ def test_import_of_an_export_is_the_list(tmp_path_factory, parts, labelled):
         ]
         write_list(lists[part], found, labelled, folder / "images")
     output = folder / "yolo"
-    assert main(["export", *map(str, lists.values()), "--format", "yolo", "--output", str(output)]) == 0
-    assert main(["import", str(output), "--output", str(folder / "back")]) == 0
+    assert prep("export", *lists.values(), "--format", "yolo", "--output", output) == 0
+    assert prep("import", output, "--output", folder / "back") == 0
     for part, path in lists.items():
         back = folder / "back" / part / f"wider_{part}_gt.txt"
         same(back, path, atol=3e-9)
         assert labelled_classes(back) == tuple(labelled)
         file, back = folder / f"{part}.json", folder / "coco" / part / "list.txt"
-        assert main(["export", str(path), "--format", "coco", "--output", str(file)]) == 0
-        assert main(["import", str(file), "--images", str(folder / "images"), "--output", str(back)]) == 0
+        assert prep("export", path, "--format", "coco", "--output", file) == 0
+        assert prep("import", file, "--images", folder / "images", "--output", back) == 0
         same(back, path, atol=2e-7)
         assert labelled_classes(back) == tuple(labelled)

@@ -14,7 +14,7 @@ from data.annotations import (
     write_list,
 )
 from data.wider_face import WiderFaceDetection
-from prep_data import main
+from tests.conftest import prep
 from utils.cli import DataError
 
 
@@ -97,23 +97,21 @@ def test_steps_hand_the_images_on(tmp_path, listed, capsys):
     with listed.open("a") as file:
         file.write("1 0.9 0.9 0.3 0.3\n")  # beyond the image, so that there is a finding
     clean = ["clean", str(listed), "--output", str(out / "clean" / "list.txt")]
-    assert main(clean) == 0
+    assert prep(*clean) == 0
     assert (out / "clean" / "list.findings.jpg").is_file()
-    assert (
-        main(["split", str(out / "clean" / "list.txt"), "--save_folder", str(out), "--val_share", "0.4"]) == 0
-    )
+    assert prep("split", out / "clean" / "list.txt", "--save_folder", out, "--val_share", "0.4") == 0
     parts = [out / part / f"wider_{part}_gt.txt" for part in ("train", "val")]
-    assert main(["merge", *map(str, parts), "--output", str(out / "merged" / "list.txt")]) == 0
+    assert prep("merge", *parts, "--output", out / "merged" / "list.txt") == 0
     lists = [out / "clean" / "list.txt", *parts, out / "merged" / "list.txt"]
     for path in lists:
         assert image_folder(path).samefile(photos)
-        assert main(["check", str(path)]) == 0
+        assert prep("check", path) == 0
     assert WiderFaceDetection(lists).read(0).shape == (60, 80, 3)
     photos.rename(tmp_path / "moved")
     capsys.readouterr()
-    assert main(clean) == 0
+    assert prep(*clean) == 0
     assert "list.findings.jpg: not drawn, as" in capsys.readouterr().err
-    assert main(["link", str(tmp_path / "moved"), str(out / "clean")]) == 0
+    assert prep("link", tmp_path / "moved", out / "clean") == 0
     assert image_folder(out / "clean" / "list.txt").samefile(tmp_path / "moved")
 
 
@@ -123,7 +121,7 @@ def test_merged_lists_reach_images_in_several_folders(tmp_path, listed):
     (listed.parent / "images" / "0" / "0.png").rename(tmp_path / "elsewhere" / "x.png")
     write_list(other, [ImageAnnotation("x.png")], ["face", "person"], tmp_path / "elsewhere")
     listed.write_text("# 1/1.png\n")
-    assert main(["merge", str(listed), str(other), "--output", str(tmp_path / "merged" / "list.txt")]) == 0
+    assert prep("merge", listed, other, "--output", tmp_path / "merged" / "list.txt") == 0
     merged = tmp_path / "merged" / "list.txt"
     assert [a.path for a in read_annotations(merged)] == ["all/images/1/1.png", "elsewhere/x.png"]
-    assert main(["check", str(merged)]) == 0
+    assert prep("check", merged) == 0

@@ -19,8 +19,7 @@ from data.annotations import (
     write_list,
 )
 from data.predictions import BoxTable
-from prep_data import main
-from tests.conftest import same
+from tests.conftest import prep, same
 from utils.cli import DataError, UsageError
 from utils.images import write_image
 
@@ -33,7 +32,7 @@ def wider(folder: Path, text: str, *options: str) -> dict[str, list[list[float]]
     write_image(folder / "images" / "0--A" / "a.jpg", np.zeros((50, 100, 3), np.uint8))
     write_image(folder / "images" / "0--A" / "b.jpg", np.zeros((50, 100, 3), np.uint8))
     arguments = ["widerface", str(source), "--images", str(folder / "images"), "--output", str(output)]
-    assert main([*arguments, *options]) == 0
+    assert prep(*arguments, *options) == 0
     assert labelled_classes(output) == ("face",)
     return {a.path: a.boxes_xywh_norm.round(6).tolist() for a in read_annotations(output)}
 
@@ -91,90 +90,71 @@ def test_wider_missing_images_can_be_left_out(tmp_path):
 
 def test_link_is_made_once_and_never_over_something_else(tmp_path, listed):
     pictures = str(listed.parent / "images")
-    assert main(["link", pictures, str(tmp_path / "train")]) == 0
-    assert main(["link", pictures, str(tmp_path / "train")]) == 0
+    assert prep("link", pictures, tmp_path / "train") == 0
+    assert prep("link", pictures, tmp_path / "train") == 0
     assert (tmp_path / "train" / "images" / "0" / "0.png").is_file()
     with pytest.raises(DataError, match="no such folder"):
-        main(["link", str(tmp_path / "none"), str(tmp_path / "train")])
+        prep("link", tmp_path / "none", tmp_path / "train")
     with pytest.raises(DataError, match="a link to"):
-        main(["link", str(tmp_path), str(tmp_path / "train")])
+        prep("link", tmp_path, tmp_path / "train")
     with pytest.raises(DataError, match="there already"):
-        main(["link", str(tmp_path), str(listed.parent)])
+        prep("link", tmp_path, listed.parent)
 
 
 def test_split_keeps_equal_images_together_and_is_stable(tmp_path, listed):
     for seed in range(6):
         output = tmp_path / f"split{seed}"
-        arguments = [
-            "split",
-            str(listed),
-            "--save_folder",
-            str(output),
-            "--val_share",
-            "0.4",
-            "--seed",
-            str(seed),
-        ]
-        assert main(arguments) == 0
+        arguments = "split", listed, "--save_folder", output, "--val_share", 0.4, "--seed", seed
+        assert prep(*arguments) == 0
         train, val = (read_annotations(output / part / f"wider_{part}_gt.txt") for part in ("train", "val"))
         names = [{a.path for a in part} for part in (train, val)]
         assert len(names[0]) + len(names[1]) == 12
         assert not names[0] & names[1]
         assert ("1/10.png" in names[0]) == ("2/11.png" in names[0])
         assert image_folder(output / "val" / "wider_val_gt.txt") == listed.parent / "images"
-        assert main(arguments) == 0
-        assert [a.path for a in read_annotations(output / "val" / "wider_val_gt.txt")] == [
-            a.path for a in val
-        ]
+        assert prep(*arguments) == 0
+        again = read_annotations(output / "val" / "wider_val_gt.txt")
+        assert [a.path for a in again] == [a.path for a in val]
     with pytest.raises(UsageError, match="between 0 and 1"):
-        main(["split", str(listed), "--save_folder", str(tmp_path / "x"), "--val_share", "1"])
+        prep("split", listed, "--save_folder", tmp_path / "x", "--val_share", "1")
 
 
 def test_split_of_a_small_list_leaves_no_part_empty(tmp_path, listed):
     output = tmp_path / "parts"
     for share, sizes in (("1e-9", [11, 1]), ("0.999999999", [1, 11])):
-        assert main(["split", str(listed), "--save_folder", str(output), "--val_share", share]) == 0
+        assert prep("split", listed, "--save_folder", output, "--val_share", share) == 0
         parts = [read_annotations(output / part / f"wider_{part}_gt.txt") for part in ("train", "val")]
         assert list(map(len, parts)) == sizes
     listed.write_text("# 0/0.png\n")
     with pytest.raises(DataError, match="no image for val; expected two different images"):
-        main(["split", str(listed), "--save_folder", str(output)])
+        prep("split", listed, "--save_folder", output)
 
 
 def test_merge(tmp_path, listed, capsys):
     output = tmp_path / "merged" / "list.txt"
     with pytest.raises(DataError, match=r"list\.txt:1: 0/0\.png is in .*too"):
-        main(["merge", str(listed), str(listed), "--output", str(output)])
+        prep("merge", listed, listed, "--output", output)
     assert not output.exists()
-    assert main(["merge", str(listed), str(listed), "--output", str(output), "--on_repeat", "first"]) == 0
+    assert prep("merge", listed, listed, "--output", output, "--on_repeat", "first") == 0
     same(output, listed)
     faces = tmp_path / "faces" / "list.txt"
     write_list(faces, [ImageAnnotation("f.png")], ["face"])
     with pytest.raises(DataError, match="labelled for face, .* for face and person: add what is missing"):
-        main(["merge", str(listed), str(faces), "--output", str(output)])
+        prep("merge", listed, faces, "--output", output)
 
 
 def test_stats_and_draw(tmp_path, listed, capsys):
-    assert main(["stats", str(listed)]) == 0
+    assert prep("stats", listed) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "images 12 with both 6 (50.0%) with face 3 (25.0%) with person 0 with none 3 (25.0%)" in printed
     assert "boxes 18 face 12 person 6" in printed
     empty = tmp_path / "empty.txt"
     empty.touch()
-    assert main(["stats", str(empty)]) == 0
-    assert main(["draw", str(listed), "--output", str(tmp_path / "sheet.png"), "--number", "5"]) == 0
+    assert prep("stats", empty) == 0
+    assert prep("draw", listed, "--output", tmp_path / "sheet.png", "--number", "5") == 0
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     with pytest.raises(DataError, match="names no image"):
-        main(
-            [
-                "draw",
-                str(empty),
-                "--output",
-                str(tmp_path / "x.png"),
-                "--images",
-                str(listed.parent / "images"),
-            ]
-        )
+        prep("draw", empty, "--output", tmp_path / "x.png", "--images", listed.parent / "images")
 
 
 def test_ignore_regions_are_no_boxes(tmp_path, listed, capsys):
@@ -183,17 +163,17 @@ def test_ignore_regions_are_no_boxes(tmp_path, listed, capsys):
         annotation.labels = -annotation.labels
     regions = listed.parent / "regions.txt"
     write_annotations(regions, annotations)
-    assert main(["stats", str(regions)]) == 0
+    assert prep("stats", regions) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "with none 12 (100.0%)" in printed and "boxes 0 face 0 person 0 ignore regions 18" in printed
-    assert main(["draw", str(regions), "--output", str(tmp_path / "sheet.png")]) == 0
-    assert main(["check", str(regions)]) == 0
-    assert main(["export", str(regions), "--format", "coco", "--output", str(tmp_path / "coco.json")]) == 0
+    assert prep("draw", regions, "--output", tmp_path / "sheet.png") == 0
+    assert prep("check", regions) == 0
+    assert prep("export", regions, "--format", "coco", "--output", tmp_path / "coco.json") == 0
     assert json.loads((tmp_path / "coco.json").read_text())["annotations"] == []
-    assert main(["export", str(regions), "--format", "yolo", "--output", str(tmp_path / "yolo")]) == 0
+    assert prep("export", regions, "--format", "yolo", "--output", tmp_path / "yolo") == 0
     assert not any(f.read_text() for f in (tmp_path / "yolo" / "labels").rglob("*.txt"))
     with pytest.raises(DataError, match="no box with an area"):
-        main(["anchors", str(regions), "--output", str(tmp_path / "anchors")])
+        prep("anchors", regions, "--output", tmp_path / "anchors")
     assert not len(BoxTable.from_annotations(annotations))
 
 
@@ -202,7 +182,7 @@ def test_ignore_regions_are_no_boxes(tmp_path, listed, capsys):
 
 def test_check_finds_everything(listed, capsys):
     def check() -> tuple[int, str]:
-        code = main(["check", str(listed)])
+        code = prep("check", listed)
         return code, capsys.readouterr().out
 
     code, printed = check()
@@ -229,13 +209,13 @@ def test_check_finds_everything(listed, capsys):
 
 def test_every_step_has_help_and_errors_are_one_line(repository, capsys):
     with pytest.raises(SystemExit):
-        main(["-h"])
+        prep("-h")
     printed = capsys.readouterr().out
     first = "download unpack openimages widerface pseudo_label clean anchors"
     for step in f"{first} link split merge check stats draw export import".split():
         assert f"\n    {step}" in printed
         with pytest.raises(SystemExit):
-            main([step, "-h"])
+            prep(step, "-h")
         assert f"Example:\n  python3 prep_data.py {step} " in capsys.readouterr().out
     for arguments, code in ((["stats", "none.txt"], 1), (["split", "none.txt"], 2), ([], 2)):
         done = subprocess.run(

@@ -63,13 +63,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         kind, _, unknown = message.partition("unrecognized arguments: ")
         if unknown and not kind:
-            message = f"{unknown}: not known{self._nearest(unknown.split())}"
+            name = next((text.partition("=")[0] for text in unknown.split() if text.startswith("--")), "")
+            near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.6)
+            message = f"{unknown}: not known" + (f"; did you mean {near[0]}?" if near else "")
         self.exit(BAD_USAGE, f"error: {message}; {self.prog} -h explains\n")
-
-    def _nearest(self, unknown: list[str]) -> str:
-        name = next((text.partition("=")[0] for text in unknown if text.startswith("--")), "")
-        near = difflib.get_close_matches(name, self._option_string_actions, 1, 0.6)
-        return f"; did you mean {near[0]}?" if near else ""
 
 
 def parser_of(docstring: str | None) -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from data.anchors import BoxShapes, best_prior_iou, k_means, prior_recall, propo
 from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet, cfg_re50
 from layers.functions.prior_box import PriorBox
-from prep_data import main
+from tests.conftest import prep
 from utils.cli import DataError, UsageError
 
 SIDE = 160
@@ -97,16 +97,16 @@ def test_command_writes_plot_and_numbers(tmp_path, capsys):
     output = tmp_path / "anchors.png"
     arguments = ["anchors", str(path), "--output", str(output)]
     with pytest.raises(DataError, match="images: no such folder"):
-        main(arguments)
-    assert main([*arguments, "--assume_size", "480", "640"]) == 0
+        prep(*arguments)
+    assert prep(*arguments, "--assume_size", "480", "640") == 0
     assert output.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "40 boxes in a square of 640 px" in printed and "\n 12  0." in printed
     with pytest.raises(SystemExit, match="2"):
-        main([*arguments, "--assume_size", "0", "640"])
+        prep(*arguments, "--assume_size", "0", "640")
     arguments[arguments.index(str(output))] = str(tmp_path / "anchors.odd")
     with pytest.raises(UsageError, match="ends with .png"):
-        main([*arguments, "--assume_size", "480", "640"])
+        prep(*arguments, "--assume_size", "480", "640")
 
 
 def test_published_list(reference, tmp_path):

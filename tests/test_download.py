@@ -17,7 +17,7 @@ import pytest
 from data import download
 from data.download import BOXES, CLASS_DESCRIPTIONS, MISSING, SUMS, WEIGHTS, download_all
 from data.open_images import LABEL_IDS
-from prep_data import main
+from tests.conftest import prep
 from utils.cli import DataError, UsageError
 from utils.files import file_digest, locked
 
@@ -251,7 +251,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path):
             run.kill()
             run.wait()
         server.delay = 0
-        assert main(command[2:]) == 0
+        assert prep(*command[2:]) == 0
         folder = tmp_path / "validation"
         assert sorted(p.name for p in (folder / "images").glob("*.jpg")) == [
             f"{i:016x}.jpg" for i in range(39)
@@ -267,20 +267,20 @@ def test_classes_and_limit(tmp_path, capsys):
     with Server() as server:
         open_images(server)
         arguments = ["download", "--split", "validation", "--base_url", server.url + "/", "--save_folder"]
-        assert main([*arguments, str(tmp_path / "b"), "--classes", "person", "--limit", "3"]) == 0
+        assert prep(*arguments, tmp_path / "b", "--classes", "person", "--limit", "3") == 0
         found = sorted(p.stem for p in (tmp_path / "b" / "validation" / "images").iterdir())
         assert found == [f"{i:016x}" for i in (1, 3, 5)]
         names = sorted(p.name for p in (tmp_path / "b" / "validation").iterdir())
         assert names == sorted(["boxes.csv", "class-descriptions.csv", "images", MISSING, SUMS])
         with locked(tmp_path / "b" / "validation"), pytest.raises(DataError, match="another run"):
-            main([*arguments, str(tmp_path / "b")])
+            prep(*arguments, tmp_path / "b")
         boxes = server.files[BOXES["validation"]]
         server.files[BOXES["validation"]] = boxes.replace(f"{1:016x}".encode(), b"a?b")
         with pytest.raises(DataError, match=r"'a\?b' is not an image id"):
-            main([*arguments, str(tmp_path / "c")])
+            prep(*arguments, tmp_path / "c")
         del server.files[BOXES["validation"]]
         with pytest.raises(DataError, match="the server does not have it; check --base_url"):
-            main([*arguments, str(tmp_path / "d")])
+            prep(*arguments, tmp_path / "d")
 
 
 # Published weights
@@ -299,9 +299,9 @@ def test_weights_are_downloaded_once(tmp_path, published, capsys):
     with Server(("", "drop", "cut", "503")) as server:
         server.files = dict(published)
         arguments = ["download", "--weights", "--save_folder", str(tmp_path), "--base_url", server.url]
-        assert main(arguments) == 0
+        assert prep(*arguments) == 0
         asked = server.requests.total()
-        assert main(arguments) == 0
+        assert prep(*arguments) == 0
         assert server.requests.total() == asked
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == published
     assert capsys.readouterr().out.count("there already, SHA-256 as published") == 2
@@ -314,14 +314,14 @@ def test_weights_of_another_content_are_refused(tmp_path, published):
         with pytest.raises(
             DataError, match=r"/b\.pth: SHA-256 \w+, expected \w+; it is not the published file"
         ):
-            main(arguments)
+            prep(*arguments)
         assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
         del server.files["b.pth"]
         with pytest.raises(DataError, match=r"/b\.pth: 404 .*put the file there yourself: .*b\.pth"):
-            main(arguments)
+            prep(*arguments)
         (tmp_path / "a.tar").write_bytes(b"mine")
         with pytest.raises(DataError, match=r"a\.tar, which is there already: SHA-256"):
-            main(arguments)
+            prep(*arguments)
     assert (tmp_path / "a.tar").read_bytes() == b"mine"
 
 
@@ -332,4 +332,4 @@ def test_the_published_sums(reference):
 
 def test_neither_a_part_nor_weights(tmp_path):
     with pytest.raises(UsageError, match="expected --split and --save_folder, or --weights"):
-        main(["download", "--save_folder", str(tmp_path)])
+        prep("download", "--save_folder", tmp_path)

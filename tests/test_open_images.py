@@ -15,7 +15,7 @@ from data import open_images
 from data.annotations import labelled_classes, read_annotations
 from data.open_images import image_ids, label_of_ids
 from data.predictions import write_prediction
-from prep_data import main
+from tests.conftest import prep
 from utils.cli import DataError
 from wider_openimagespersonface_evaluate import evaluation
 
@@ -38,7 +38,7 @@ def write(path: Path, *lines: str, header: str = HEADER) -> Path:
 
 
 def convert(path: Path, output: Path, *options: str | Path) -> None:
-    assert main(["openimages", str(path), "--output", str(output), *map(str, options)]) == 0
+    assert prep("openimages", path, "--output", output, *options) == 0
 
 
 def converted(path: Path, *options: str | Path) -> dict[str, list[list[float]]]:
@@ -196,7 +196,7 @@ def test_a_test_split_of_miap_is_scored(tmp_path, capsys):
     )
     boxes, output = write(tmp_path / "boxes.csv", row("a", FACE), row("z", PERSON)), tmp_path / "list.txt"
     options = "--classes", "person", "--group_of", "ignore", "--output", str(output)
-    assert main(["openimages", str(boxes), "--miap", str(miap), *options]) == 0
+    assert prep("openimages", boxes, "--miap", miap, *options) == 0
     told = dict(line.strip().rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told["boxes marked group_of, ignore"] == told["of person alone"] == "2"
     assert told["boxes of person"] == "1" and told["of face alone"] == "0"
@@ -310,12 +310,12 @@ def test_one_class_is_taken_alone(tmp_path, capsys):
         write(tmp_path / "boxes.csv", row("a", FACE), row("a", MAN), row("b", MAN)),
         tmp_path / "f.txt",
     )
-    assert main(["openimages", str(path), "--output", str(output), "--classes", "face"]) == 0
+    assert prep("openimages", path, "--output", output, "--classes", "face") == 0
     assert {k: [b[0] for b in v] for k, v in as_dict(output).items()} == {"a.jpg": [1]}
     assert labelled_classes(output) == ("face",)
     assert "warning" not in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        main(["openimages", str(path), "--output", str(output), "--classes", "cat"])
+        prep("openimages", path, "--output", output, "--classes", "cat")
 
 
 def test_published_list(reference, tmp_path, capsys):

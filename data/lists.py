@@ -133,14 +133,18 @@ def merge(args: argparse.Namespace) -> int:
     Example:
       python3 prep_data.py merge a/train/gt.txt b/train/gt.txt --output ab/train/gt.txt
     """
-    prefixes, root = common_folder(args.lists)
+    root, prefixes = None, [""] * len(args.lists)  # where the images of a list are not known
+    folders = [known_images(path) for path in args.lists]
+    if None not in folders:
+        folders = [folder.resolve() for folder in folders]
+        root = Path(os.path.commonpath(folders))
+        prefixes = ["" if folder == root else folder.relative_to(root).as_posix() for folder in folders]
     labelled = labelled_classes(args.lists[0])
     for path in args.lists:
         if (names := labelled_classes(path)) != labelled:
-            found = (
-                f"{path} is labelled for {' and '.join(names)}, {args.lists[0]} for {' and '.join(labelled)}"
-            )
-            raise DataError(f"{found}: add what is missing with pseudo_label first, or train on both lists")
+            first = f"{args.lists[0]} for {' and '.join(labelled)}"
+            advice = "add what is missing with pseudo_label first, or train on both lists"
+            raise DataError(f"{path} is labelled for {' and '.join(names)}, {first}: {advice}")
 
     def merged() -> Iterator[ImageAnnotation]:
         seen: dict[str, int] = {}
@@ -158,18 +162,6 @@ def merge(args: argparse.Namespace) -> int:
     images = write_list(args.output, merged(), labelled, root)
     print(f"{args.output}: {images} images of {len(args.lists)} lists")
     return OK
-
-
-def common_folder(lists: list[Path]) -> tuple[list[str], Path | None]:
-    """What leads to the images of each list ("" for nothing) from the folder above them all, and that folder;
-    None where the images of a list are not known.
-    """
-    folders = [known_images(path) for path in lists]
-    if None in folders:
-        return [""] * len(lists), None
-    folders = [folder.resolve() for folder in folders]
-    root = Path(os.path.commonpath(folders))
-    return ["" if folder == root else folder.relative_to(root).as_posix() for folder in folders], root
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:

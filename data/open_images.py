@@ -64,6 +64,8 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--images --images_dir", text, Path, metavar="FOLDER")
     text = "take the persons from these MIAP files, which box all of them, and only the images in them"
     option(group, "--miap", text, Path, nargs="+", default=[], metavar="CSV")
+    text = "human-verified image labels; a class that is verified, present or absent, counts as labelled"
+    option(group, "--image_labels", text, Path, nargs="+", default=[], metavar="CSV")
     text = "label ids by display name (default: class-descriptions.csv beside the first CSV, if it is there)"
     option(group, "--class_descriptions", text, Path, metavar="CSV")
     group = parser.add_argument_group("boxes")
@@ -74,6 +76,11 @@ def openimages_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--group_of", text, default="keep", choices=kinds)
     text = "boxes of drawings, statues and the like: likewise"
     option(group, "--depiction", text, default="drop", choices=kinds)
+    text = (
+        "images with boxes of one class alone, where the other may be there unlabelled: keep, drop, or "
+        "split them into the folders both, face and person beside --output, each with its dataset.json"
+    )
+    option(group, "--one_class", text, default="keep", choices=["keep", "drop", "split"])
     group = parser.add_argument_group("output")
     text = "list to write; dataset.json goes beside it"
     option(group, "--output --out", text, Path, required=True, metavar="FILE")
@@ -89,7 +96,8 @@ def openimages(args: argparse.Namespace) -> int:
     """
     counts: Counter[str] = Counter()
     wanted = [name for name in LABEL_IDS if name in args.classes]
-    check_labelled_classes(args.output, wanted, args.images)
+    if args.one_class != "split":
+        check_labelled_classes(args.output, wanted, args.images)
     beside = args.csv[0].parent / "class-descriptions.csv"
     labels = label_of_ids(wanted, args.class_descriptions or (beside if beside.exists() else None))
     marked = {name: getattr(args, name) for name in ATTRIBUTES}
@@ -97,19 +105,25 @@ def openimages(args: argparse.Namespace) -> int:
     if boxes.is_empty():
         found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
         raise DataError(f"{args.csv[0]}: {found}")
-    ids = _count_images(boxes, counts)
+    found = _classes_of_images(boxes, counts)
     boxes = _joined(boxes, counts)
     if args.images is not None:
-        has_file = (ids + ".jpg").is_in([path.name for path in args.images.iterdir()])
+        has_file = (found["image"] + ".jpg").is_in([path.name for path in args.images.iterdir()])
         counts["images without a file, left out"] = (~has_file).sum()
-        ids = ids.filter(has_file)
-        boxes = boxes if has_file.all() else boxes.filter(_is_in(ids))
-    _write(args.output, boxes)
-    write_labelled_classes(args.output, wanted, args.images)
+        found = found.filter(has_file)
+    parts = {"": found["image"]}
+    if args.one_class != "keep" and len(wanted) > 1:
+        parts = _by_labelled_classes(found, [read_rows(path, labels) for path in args.image_labels])
+        parts = parts if args.one_class == "split" else {"": parts["both"]}
     print_rows(counts.items())
-    print(f"{args.output}: {len(ids)} images, labelled for {' and '.join(wanted)}")
-    if counts["  of face alone"] + counts["  of person alone"] and len(wanted) > 1:
-        warn("images of one class may hold the other, unlabelled: see pseudo_label")
+    for name, ids in parts.items():
+        path, labelled = args.output.parent / name / args.output.name, [name] if name in LABEL_IDS else wanted
+        _write(path, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
+        write_labelled_classes(path, labelled, args.images)
+        print(f"{path}: {len(ids)} images, labelled for {' and '.join(labelled)}")
+    alone = counts["  of face alone"] + counts["  of person alone"]
+    if args.one_class == "keep" and alone and len(wanted) > 1:
+        warn("images of one class may hold the other, unlabelled: see pseudo_label and --one_class split")
     return OK
 
 
@@ -161,8 +175,9 @@ def _joined(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
     return boxes
 
 
-def _count_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.Series:
-    """The ids of the images in the order of ``boxes``; an ignore region counts as its class."""
+def _classes_of_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
+    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person``, whether it has one or an
+    ignore region of it."""
     has = [(pl.col("label").abs() == label).any().alias(name) for name, label in CLASS_LABELS.items()]
     found = boxes.group_by("image", maintain_order=True).agg(has)
     for name, label in CLASS_LABELS.items():
@@ -171,7 +186,19 @@ def _count_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.Series:
     counts["  of both"] = (found["face"] & found["person"]).sum()
     counts["  of face alone"] = (~found["person"]).sum()
     counts["  of person alone"] = (~found["face"]).sum()
-    return found["image"]
+    return found
+
+
+def _by_labelled_classes(found: pl.DataFrame, verified: list[pl.DataFrame]) -> dict[str, pl.Series]:
+    """Ids of images that are labelled for both classes, for faces and for persons alone."""
+    ids, is_labelled = found["image"], {}
+    for name, label in CLASS_LABELS.items():
+        is_labelled[name] = found[name]
+        for table in verified:
+            of_class = table.filter(pl.col("label") == label)["image"]
+            is_labelled[name] |= ids.is_in(of_class.implode())
+    face, person = is_labelled.values()
+    return {"both": ids.filter(face & person), "face": ids.filter(~person), "person": ids.filter(~face)}
 
 
 def _write(path: Path, boxes: pl.DataFrame) -> None:

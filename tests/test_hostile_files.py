@@ -143,6 +143,9 @@ def read_boxes_csv(path: Path) -> None:
 def read_image_labels(path: Path) -> None:
     boxes = path.with_name("boxes.csv")
     boxes.write_text(BOXES_CSV)
+    output = path.parent / "list" / "list.txt"
+    options = "--output", str(output), "--one_class", "drop", "--image_labels", str(path)
+    main(["openimages", str(boxes), *options])
     openimages.read_ground_truth(boxes, path)
 
 

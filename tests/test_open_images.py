@@ -148,13 +148,30 @@ def test_attributes_keep_or_drop(tmp_path):
     assert {k: len(v) for k, v in converted(path, "--group_of", "drop").items()} == {"a.jpg": 1, "c.jpg": 2}
 
 
-def test_images_of_one_class_are_counted_and_warned_of(tmp_path, capsys):
-    lines = row("a", FACE), row("a", MAN), row("b", FACE), row("c", PERSON), row("d", FACE)
-    assert len(converted(write(tmp_path / "boxes.csv", *lines))) == 4
-    printed = capsys.readouterr()
-    counts = counts_in(printed.out)
-    assert [counts[f"  of {which}"] for which in ("both", "face alone", "person alone")] == [1, 2, 1]
-    assert "images of one class may hold the other, unlabelled: see pseudo_label" in printed.err
+def test_images_of_one_class(tmp_path, capsys):
+    path = write(
+        tmp_path / "boxes.csv",
+        row("a", FACE),
+        row("a", MAN),
+        row("b", FACE),
+        row("c", PERSON),
+        row("d", FACE),
+    )
+    verified = write(
+        tmp_path / "labels.csv", f"d,verification,{PERSON},0", header="ImageID,Source,LabelName,Confidence"
+    )
+    assert set(converted(path, "--one_class", "drop")) == {"a.jpg"}
+    assert set(converted(path, "--one_class", "drop", "--image_labels", verified)) == {"a.jpg", "d.jpg"}
+    capsys.readouterr()
+    convert(path, tmp_path / "split" / "list.txt", "--one_class", "split", "--image_labels", verified)
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"{tmp_path / 'split' / 'both' / 'list.txt'}: 2 images, labelled for face and person",
+        f"{tmp_path / 'split' / 'face' / 'list.txt'}: 1 images, labelled for face",
+        f"{tmp_path / 'split' / 'person' / 'list.txt'}: 1 images, labelled for person",
+    ]
+    assert labelled_classes(tmp_path / "split" / "both" / "list.txt") == ("face", "person")
+    assert labelled_classes(tmp_path / "split" / "face" / "list.txt") == ("face",)
+    assert set(as_dict(tmp_path / "split" / "person" / "list.txt")) == {"c.jpg"}
 
 
 def test_persons_from_miap_and_images_without_file(tmp_path, capsys):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from data.predictions import Detections
+from layers.functions.prior_box import prior_boxes
 from models.arguments import add_weights_arguments, weights_path
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize, Thresholds
@@ -166,7 +167,7 @@ def compare(
     if outputs == "detections":
         expected = detector.postprocess(loc, logits, size, [size] * len(batch))
         return compare_detections(found, expected, exact)
-    priors = detector.priors(size) * torch.tensor([width, height, width, height])
+    priors = prior_boxes(detector.cfg, size) * torch.tensor([width, height, width, height])
     boxes, scores = decode(loc, priors, detector.cfg.variances), logits.softmax(-1)
     if outputs != "boxes":
         found[0] = decode(found[0], priors, detector.cfg.variances)

@@ -77,7 +77,6 @@ from utils.cli import (
     count,
     natural,
     option,
-    overlap,
     parser_of,
     pixels,
     positive,
@@ -207,12 +206,11 @@ def add_start_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
-    option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=list(LOC_LOSSES))
+    option(group, "--loc_loss", "localisation loss", default="smooth_l1", choices=LOC_LOSSES)
     mine = "take hard negatives from the whole batch, wherever they are, not so many from each image"
     option(group, "--mine_batch", mine)
     balance = "weigh a box by the root of the number of its priors, so that large ones do not dominate"
     option(group, "--balance", balance)
-    option(group, "--match_iou", "overlap from which a prior learns a box", overlap, 0.45)
     teachers = (
         "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
     )
@@ -368,7 +366,6 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
         learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
         criterion=MultiBoxLoss(
             cfg,
-            match_iou=args.match_iou,
             mine_batch=args.mine_batch,
             balance=args.balance,
             loc_loss=args.loc_loss,

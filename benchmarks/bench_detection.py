@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.tables import machine, median_times, write_table
 from data.config import cfg_mnet
 from detect import DEFAULT_SCORE
+from layers.functions.prior_box import prior_boxes
 from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network
 from models.detector import Detector, Thresholds
@@ -133,7 +134,7 @@ def by_stage(args: argparse.Namespace, detector: Detector, path: str) -> list:
             torch.cuda.synchronize()
 
     def post() -> None:
-        detector.priors.clear()
+        prior_boxes.cache_clear()
         detector.postprocess(*outputs, inputs.shape[2:], [image.shape[:2]])
 
     times = median_times(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data.config import PIXEL_MEAN_BGR, PYRAMID
 from data.predictions import Detections
-from layers.functions.prior_box import PriorBox
+from layers.functions.prior_box import prior_boxes
 from models.checkpoint import load_network, weights_path
 from models.onnx_network import OnnxNetwork, is_onnx
 from models.retinaface import RetinaFace, fold_batch_norm
@@ -139,7 +139,6 @@ class Detector:
                 f"the network finds {' and '.join(self.cfg.class_names)}, asked for was {unknown[0]}"
             )
         self.classes = tuple(classes or self.cfg.class_names)
-        self.priors = PriorBox(self.cfg)
         self.stopwatch = Stopwatch()
         if isinstance(network, OnnxNetwork):
             self._check_options(network, compile)
@@ -304,7 +303,7 @@ class Detector:
         kind, image, prior = (ahead > margin).nonzero(as_tuple=True)
         scores = logits[image, prior].T.contiguous().softmax(0)  # by planes: ten times faster
         scores = scores.gather(0, kind[None] + 1)[0]
-        priors = self.priors(tuple(input_size), loc.device)
+        priors = prior_boxes(self.cfg, tuple(input_size), loc.device)
         boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
         if any(view.finer or view.coarser for view in views):
             sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)

@@ -207,8 +207,8 @@ def training_step(
     if soft_targets is not None:
         soft_positives = DistillationLoss.positives(soft_targets, soft)
     counts = scalars([len(matches.prior), soft_positives, len(images), int(stop)], device)
-    positives, soft_positives, seen, stops = sum_over_processes(counts)
-    positives, soft_positives = positives.clamp(min=1), soft_positives.clamp(min=1)
+    seen, stops = sum_over_processes(counts)[2:]
+    positives, soft_positives = counts[:2].clamp(min=1)
 
     recipe.optimizer.zero_grad(set_to_none=True)
     with precision:

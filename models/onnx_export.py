@@ -63,7 +63,7 @@ class ExportedNetwork(nn.Module):
 
 
 def priors_in_pixels(cfg: ModelConfig, feature_sizes: Sequence, image_size: Sequence) -> Tensor:
-    """`PriorBox` in operations that can be traced, for sizes that are not known yet: Tensor[P, 4], pixels."""
+    """`prior_boxes` in pixels, in operations that can be traced for sizes that are not known yet."""
     height, width = image_size
     levels = []
     for (rows, columns), stride, shapes in zip(feature_sizes, cfg.strides, cfg.prior_shapes(), strict=True):

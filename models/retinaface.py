@@ -53,7 +53,7 @@ class RetinaFace(nn.Module):
 
         Returns:
             ``loc`` Tensor[N, P, 4], offsets from the priors, and ``logits`` Tensor[N, P, classes], before
-            softmax, background first. P and its order are those of `PriorBox`.
+            softmax, background first. P and its order are those of `prior_boxes`.
         """
         return self.heads(self.features(images))
 

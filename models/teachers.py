@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torchvision.models import detection, get_model, get_model_weights, list_mod
 
 from data.config import CLASS_LABELS, ModelConfig
 from data.predictions import Detections
-from layers.functions.prior_box import PriorBox
+from layers.functions.prior_box import prior_boxes
 from layers.modules.distillation import DistillationLoss, SoftTargets
 from models.checkpoint import load_network
 from models.retinaface import RetinaFace, fold_batch_norm
@@ -54,9 +54,6 @@ class Teachers(nn.Module):
         self.cfg = cfg
         self.networks = nn.ModuleList(fold_batch_norm(teacher) for teacher in networks)
         self.requires_grad_(False)
-        self._prior_boxes = [PriorBox(teacher.cfg) for teacher in networks]
-        self._own_priors = PriorBox(cfg)
-        self._other_priors = lru_cache(maxsize=8)(self._compare_priors)
         known = [
             [any(self._row(teacher, ratio, name) for teacher in networks) for name in cfg.class_names]
             for ratio in cfg.heights_over_widths
@@ -70,7 +67,7 @@ class Teachers(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> SoftTargets:
         """What the teachers find in ``images`` Tensor[N, 3, height, width]."""
-        outputs = [self._on_own_priors(i, images) for i in range(len(self.networks))]
+        outputs = [self._on_own_priors(teacher, images) for teacher in self.networks]
         batch, cells = outputs[0][0].shape[:2]
         ratios, classes = len(self.cfg.heights_over_widths), len(self.cfg.class_names)
         scores = images.new_zeros(batch, cells, ratios, classes)
@@ -94,25 +91,16 @@ class Teachers(nn.Module):
         ratios, names = teacher.cfg.heights_over_widths, teacher.cfg.class_names
         return (ratios.index(ratio), names.index(name) + 1) if ratio in ratios and name in names else None
 
-    def _on_own_priors(self, i: int, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _on_own_priors(self, teacher: RetinaFace, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and offsets from the student's priors: Tensors[N, cells * sizes, its ratios, ...]."""
-        teacher = self.networks[i]
         loc, logits = (output.float() for output in teacher(images))
-        if priors := self._other_priors(i, (images.shape[2], images.shape[3]), images.device):
-            own, theirs = priors
+        if teacher.cfg.clip_priors != self.cfg.clip_priors:  # else both have the same
+            place = (images.shape[2], images.shape[3]), images.device
+            own = prior_boxes(replace(teacher.cfg, clip_priors=self.cfg.clip_priors), *place)
+            theirs = prior_boxes(teacher.cfg, *place)
             loc = encode(decode(loc, theirs, teacher.cfg.variances), own, self.cfg.variances)
         ratios = len(teacher.cfg.heights_over_widths)
         return tuple(t.unflatten(1, (-1, ratios)) for t in (logits.softmax(2), loc))
-
-    def _compare_priors(
-        self, i: int, size: tuple[int, int], device: torch.device
-    ) -> tuple[Tensor, Tensor] | None:
-        """The student's priors with a teacher's ratios, and the teacher's own where one of the two clips."""
-        ratios = self.cfg.heights_over_widths
-        own = self._own_priors(size).view(-1, len(ratios), 4)
-        own = own[:, [ratios.index(ratio) for ratio in self.networks[i].cfg.heights_over_widths]]
-        own, theirs = own.reshape(-1, 4), self._prior_boxes[i](size)
-        return None if torch.equal(own, theirs) else (own.to(device), theirs.to(device))
 
 
 def load_teachers(

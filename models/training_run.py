@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from data.annotations import DATASET_INFO
 from data.config import CLASS_COLOURS, CLASS_NAMES, ModelConfig
 from data.wider_face import WiderFaceDetection
-from layers.modules.multibox_loss import MultiBoxLoss
+from layers.functions.matching import BEST_PRIOR_IOU
 from models.checkpoint import Checkpoint, save_checkpoint
 from models.engine import Recipe, bare, train_one_epoch
 from models.retinaface import RetinaFace
@@ -362,7 +362,7 @@ def misfits(dataset: WiderFaceDetection, cfg: ModelConfig, image_size: int) -> l
             )
     boxes = dataset.table.boxes[dataset.table.labels > 0]
     # Without a prior at this overlap a box is dropped, see `match`.
-    least = min(min(cfg.min_sizes)) * MultiBoxLoss(cfg).best_prior_iou ** 0.5
+    least = min(min(cfg.min_sizes)) * BEST_PRIOR_IOU**0.5
     small = np.sqrt(areas(boxes)) * image_size < least
     if small.sum() > MANY * len(small):
         found.append(

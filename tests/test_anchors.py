@@ -15,7 +15,7 @@ from data import anchors
 from data.anchors import BoxShapes, best_prior_iou, k_means, prior_recall, propose, read_shapes, shape_iou
 from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet, cfg_re50
-from layers.functions.prior_box import PriorBox
+from layers.functions.prior_box import prior_boxes
 from tests.conftest import prep
 from utils.cli import DataError, UsageError
 
@@ -37,7 +37,7 @@ def shapes_of(boxes, labels=None) -> BoxShapes:
 @example(boxes=[(0, 143.5, 41, 50)], cfg=cfg_mnet, side=150)  # the last centre is clipped
 def test_best_prior_is_that_of_all_priors(boxes, cfg, side):
     shapes = replace(shapes_of(boxes), side=side)
-    priors = box_convert(PriorBox(cfg)((side, side)).double() * side, "cxcywh", "xyxy")
+    priors = box_convert(prior_boxes(cfg, (side, side)).double() * side, "cxcywh", "xyxy")
     expected = box_iou(box_convert(torch.tensor(boxes, dtype=torch.float64), "cxcywh", "xyxy"), priors)
     # Priors are rounded to float32.
     np.testing.assert_allclose(best_prior_iou(shapes, cfg).max(1), expected.max(1).values, atol=2e-6)

@@ -17,6 +17,7 @@ import models.detector
 import models.scales
 from data.config import cfg_mnet, cfg_re50, one_class
 from data.predictions import Detections
+from layers.functions.prior_box import prior_boxes
 from models.checkpoint import load_network
 from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.retinaface import RetinaFace
@@ -176,7 +177,7 @@ def test_a_batch_equals_single_images_in_order(network):
 def test_a_threshold_of_zero_keeps_every_prior(network, image):
     limits = Thresholds(score=0.0, top_k=10**6, nms_iou=1.0, keep_top_k=10**6)
     detector = Detector(network, thresholds=limits, scales=1)
-    assert len(detector(image)) == 2 * len(detector.priors(image.shape[:2]))
+    assert len(detector(image)) == 2 * len(prior_boxes(detector.cfg, image.shape[:2]))
 
 
 def test_classes_are_looked_for_alone(network, image):

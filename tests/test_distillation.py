@@ -10,7 +10,7 @@ import torch
 
 from data.config import cfg_mnet, one_class
 from layers.functions.matching import Matches, choose_targets
-from layers.functions.prior_box import PriorBox
+from layers.functions.prior_box import prior_boxes
 from layers.modules.distillation import DistillationLoss, SoftTargets
 from models.retinaface import RetinaFace
 from models.teachers import Teachers
@@ -48,7 +48,7 @@ def test_a_one_class_parent_speaks_about_faces_on_square_priors(networks, images
         loc, logits = parent(images)
     torch.testing.assert_close(targets.scores[:, square, 0], logits.softmax(2)[..., 1], atol=1e-4, rtol=1e-4)
     # The parent's priors are not clipped, so its offsets differ; the boxes are the same.
-    own, theirs = PriorBox(cfg_mnet)(SIZE), PriorBox(parent.cfg)(SIZE)
+    own, theirs = prior_boxes(cfg_mnet, SIZE), prior_boxes(parent.cfg, SIZE)
     assert not torch.equal(own[square], theirs)
     boxes = decode(targets.loc[:, square, 0], own[square], cfg_mnet.variances)
     torch.testing.assert_close(boxes, decode(loc, theirs, cfg_mnet.variances), atol=1e-3, rtol=1e-3)

@@ -14,7 +14,7 @@ import torch
 import convert_to_onnx
 import detect
 from data.config import cfg_mnet, cfg_re50, one_class
-from layers.functions.prior_box import PriorBox, feature_sizes
+from layers.functions.prior_box import feature_sizes, prior_boxes
 from models.arguments import DEFAULT_WEIGHTS
 from models.checkpoint import load_network, save_checkpoint
 from models.detector import Detector, InputSize, Thresholds
@@ -131,7 +131,7 @@ def test_boxes_and_detections_of_the_graph_are_ours(network, files, pictures, ki
             continue
         likely = raw[1].softmax(-1)[..., 1:].amax(-1) > 0.02
         height, width = picture.shape[:2]
-        priors = detector.priors((height, width)) * torch.tensor([width, height, width, height])
+        priors = prior_boxes(detector.cfg, (height, width)) * torch.tensor([width, height, width, height])
         boxes = decode(raw[0], priors, network.cfg.variances)
         assert np.abs(found[0] - boxes.numpy())[likely.numpy()].max(initial=0) < 1e-2
         assert np.abs(found[1] - raw[1].softmax(-1).numpy()).max() < 1e-4
@@ -142,7 +142,7 @@ def test_priors_of_the_graph_are_the_priors(cfg):
     """Those of the graph are in pixels and rounded once more: an ulp of a coordinate up to 100."""
     size = (75, 110)
     found = priors_in_pixels(cfg, feature_sizes(cfg, size), size)
-    expected = PriorBox(cfg)(size) * torch.tensor([size[1], size[0]] * 2)
+    expected = prior_boxes(cfg, size) * torch.tensor([size[1], size[0]] * 2)
     assert torch.allclose(found, expected, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.config import PYRAMID
+from layers.functions.prior_box import prior_boxes
 from models.checkpoint import DEFAULT_WEIGHTS, load_network
 from models.detector import Detector, InputSize, Thresholds, View
 from models.scales import check_scales, trust
@@ -156,7 +157,7 @@ def test_a_box_found_at_two_scales_is_one(network):
     size, half = (512, 512), (256, 256)
 
     def outputs(side: float, input_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        priors = detector.priors(input_size)
+        priors = prior_boxes(detector.cfg, input_size)
         loc, logits = torch.zeros(1, len(priors), 4), torch.zeros(1, len(priors), 3)
         logits[..., 0] = 20
         middle = (priors[:, :2] - 0.5).norm(dim=1).argmin()

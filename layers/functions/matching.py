@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+#: Least overlap of a truth with its best prior.
+BEST_PRIOR_IOU = 0.2
+
 #: Pairs of truth and prior that `match` works on at once; each takes about 200 bytes.
 MAX_PAIRS = 2**20
 
@@ -93,13 +96,12 @@ def match(
     counts: Tensor,
     grids: PriorGrids,
     match_iou: float = 0.45,
-    best_prior_iou: float = 0.2,
 ) -> Matches:
     """Gives priors to the truths of a batch.
 
     A prior takes the truth that it overlaps most, from ``match_iou`` on (the first of equal ones). Besides,
     every truth gets the prior that overlaps it most, the last truth where several want the same; a truth
-    for which this is below ``best_prior_iou`` is dropped. As in the published code, a dropped truth still
+    for which this is below `BEST_PRIOR_IOU` is dropped. As in the published code, a dropped truth still
     takes the place of another in its best prior if that is matched.
 
     Only pairs that can reach the IoU in question are looked at: for a truth and a grid these lie in a window
@@ -134,7 +136,7 @@ def match(
     owner = image.new_full((nowhere + 1,), len(boxes_norm))
     owner.scatter_reduce_(0, key, truth.where(best, len(boxes_norm)), "amin")
     matched = owner < len(boxes_norm)
-    matched.index_fill_(0, best_key.where(best_iou >= best_prior_iou, nowhere), True)
+    matched.index_fill_(0, best_key.where(best_iou >= BEST_PRIOR_IOU, nowhere), True)
     owner.scatter_reduce_(0, best_key, everyone, "amax", include_self=False)
 
     key = matched[:nowhere].nonzero()[:, 0]

@@ -9,29 +9,30 @@ from torch import Tensor, nn
 from data.config import ModelConfig
 from data.wider_face import Targets
 from layers.functions.matching import MAX_PAIRS, Matches, PriorGrids, match, much_covered
-from layers.functions.prior_box import PriorBox, feature_sizes, priors_per_cell
+from layers.functions.prior_box import feature_sizes, prior_boxes, priors_per_cell
 from utils.box_utils import decode, encode
 
+#: Localisation losses, the values of ``--loc_loss``: of offsets, and of decoded boxes.
+LOC_LOSSES = ("smooth_l1", "giou")
 
-def giou_loss(found: Tensor, wanted: Tensor, reduction: str = "none") -> Tensor:
-    """1 - generalised IoU (Rezatofighi et al. 2019) of each box with the other of its row.
+#: Weight of the localisation loss.
+LOC_WEIGHT = 2.0
+
+#: Hard negatives of an image for each of its positives.
+NEGATIVES_PER_POSITIVE = 7
+
+
+def giou_loss(found: Tensor, wanted: Tensor) -> Tensor:
+    """Tensor[K]: 1 - generalised IoU (Rezatofighi et al. 2019) of each box with the other of its row.
 
     Equal to torchvision's ``generalized_box_iou_loss``, whose masks make a GPU's host wait ten times a step.
-
-    Args:
-        found, wanted: Tensor[K, 4], x1 y1 x2 y2.
-        reduction: ``sum``, or ``none`` for a Tensor[K].
+    Both are Tensor[K, 4], x1 y1 x2 y2.
     """
     least, most = torch.minimum(found, wanted), torch.maximum(found, wanted)
     shared = (least[:, 2:] - most[:, :2]).clamp(min=0).prod(1)
     union = sum((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (found, wanted)) - shared
     hull = (most[:, 2:] - least[:, :2]).prod(1)
-    loss = 1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)
-    return loss.sum() if reduction == "sum" else loss
-
-
-#: Localisation losses by the value of ``--loc_loss``: of offsets, and of decoded boxes.
-LOC_LOSSES = {"smooth_l1": F.smooth_l1_loss, "giou": giou_loss}
+    return 1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)
 
 
 class MultiBoxLoss(nn.Module):
@@ -44,8 +45,6 @@ class MultiBoxLoss(nn.Module):
 
     Args:
         cfg: network, for priors and variances.
-        match_iou, best_prior_iou: see `match`.
-        negatives_per_positive: hard negatives of an image for each of its positives.
         negatives_of_empty: hard negatives of an image without positives.
         mine_batch: the hard negatives are those of the whole batch, so that an image with many positives does
             not take easy ones while another with few leaves hard ones out.
@@ -53,44 +52,33 @@ class MultiBoxLoss(nn.Module):
             that a large box with sixty does not outweigh a small one with eight; the mean weight is 1 (in
             each process).
         loc_loss: one of `LOC_LOSSES`.
-        loc_weight: weight of the localisation loss.
     """
 
     def __init__(
         self,
         cfg: ModelConfig,
-        match_iou: float = 0.45,
-        best_prior_iou: float = 0.2,
-        negatives_per_positive: int = 7,
         negatives_of_empty: int = 7,
         mine_batch: bool = False,
         balance: bool = False,
         loc_loss: str = "smooth_l1",
-        loc_weight: float = 2.0,
     ) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.match_iou, self.best_prior_iou = match_iou, best_prior_iou
-        self.negatives_per_positive, self.negatives_of_empty = negatives_per_positive, negatives_of_empty
-        self.mine_batch, self.balance = mine_batch, balance
-        self.loc_loss, self.loc_weight = loc_loss, loc_weight
-        self._prior_box = PriorBox(cfg)
+        self.cfg, self.loc_loss = cfg, loc_loss
+        self.negatives_of_empty, self.mine_batch, self.balance = negatives_of_empty, mine_batch, balance
         self._grids: dict[tuple[tuple[int, int], torch.device], PriorGrids] = {}
 
     def grids(self, image_size: tuple[int, int], device: torch.device) -> PriorGrids:
         """Priors of an image size, made once."""
         key = image_size, device
         if key not in self._grids:
-            levels = feature_sizes(self.cfg, image_size)
-            priors = self._prior_box(image_size, device)
+            levels, priors = feature_sizes(self.cfg, image_size), prior_boxes(self.cfg, image_size, device)
             self._grids = {key: PriorGrids.of(priors, levels, priors_per_cell(self.cfg))}
         return self._grids[key]
 
     def match(self, targets: Targets, image_size: tuple[int, int]) -> Matches:
         """Gives the priors of a batch their truths, where these are."""
         grids = self.grids(image_size, targets.labels.device)
-        truths = targets.boxes_norm, targets.labels, targets.counts
-        return match(*truths, grids, self.match_iou, self.best_prior_iou)
+        return match(targets.boxes_norm, targets.labels, targets.counts, grids)
 
     def labelled(self, targets: Targets, image_size: tuple[int, int]) -> Tensor:
         """bool Tensor[N, 1 or P, classes]: where labels tell whether there is an object of the class.
@@ -134,30 +122,18 @@ class MultiBoxLoss(nn.Module):
         if positives is None:
             positives = max(len(matches.prior), 1)
         return {
-            "loc": self.loc_weight * self._loc_sum(loc, matches, priors) / positives,
+            "loc": LOC_WEIGHT * self._loc_sum(loc, matches, priors) / positives,
             "class": self._class_sum(logits, matches, unknown) / positives,
         }
 
     def _loc_sum(self, loc: Tensor, matches: Matches, priors: Tensor) -> Tensor:
         offsets, priors = loc[matches.image, matches.prior].float(), priors[matches.prior]
-        loss, boxes = LOC_LOSSES[self.loc_loss], matches.boxes_norm
-        if self.loc_loss == "smooth_l1":
-            found, wanted = offsets, encode(boxes, priors, self.cfg.variances)
+        if self.loc_loss == "giou":
+            losses = giou_loss(decode(offsets, priors, self.cfg.variances), matches.boxes_norm)
         else:
-            found, wanted = decode(offsets, priors, self.cfg.variances), boxes
-        if not self.balance:
-            return loss(found, wanted, reduction="sum")
-        of_priors = loss(found, wanted, reduction="none")
-        of_priors = of_priors.sum(1) if of_priors.ndim > 1 else of_priors
-        return (of_priors * self._weights(matches)).sum()
-
-    @staticmethod
-    def _weights(matches: Matches) -> Tensor:
-        """Tensor[K], see ``balance``."""
-        alike = torch.ones_like(matches.truth, dtype=torch.float32)
-        counts = alike.new_zeros(matches.truths).index_add_(0, matches.truth, alike)
-        weights = counts[matches.truth].rsqrt()
-        return weights * (len(weights) / weights.sum())
+            wanted = encode(matches.boxes_norm, priors, self.cfg.variances)
+            losses = F.smooth_l1_loss(offsets, wanted, reduction="none").sum(1)
+        return self._sum(losses, matches)
 
     def _class_sum(self, logits: Tensor, matches: Matches, unknown: Tensor) -> Tensor:
         image, prior = self._hard_negatives(logits, matches, unknown)
@@ -165,13 +141,17 @@ class MultiBoxLoss(nn.Module):
         unknown = unknown.expand(-1, logits.shape[1], -1)[image, prior]
         merged = torch.cat([negative[:, :1], negative[:, 1:].masked_fill(~unknown, -torch.inf)], 1)
         positive = logits[matches.image, matches.prior].float()
-        if self.balance:
-            found = (
-                F.cross_entropy(positive, matches.labels, reduction="none") * self._weights(matches)
-            ).sum()
-        else:
-            found = F.cross_entropy(positive, matches.labels, reduction="sum")
+        found = self._sum(F.cross_entropy(positive, matches.labels, reduction="none"), matches)
         return found + (negative.logsumexp(1) - merged.logsumexp(1)).sum()
+
+    def _sum(self, losses: Tensor, matches: Matches) -> Tensor:
+        """The sum of Tensor[K] losses of matched priors, see ``balance``."""
+        if self.balance:
+            counts = losses.new_zeros(matches.truths)
+            counts.index_add_(0, matches.truth, torch.ones_like(losses))
+            weights = counts[matches.truth].rsqrt()
+            losses = losses * weights * (len(weights) / weights.sum())
+        return losses.sum()
 
     @torch.no_grad()
     def _hard_negatives(self, logits: Tensor, matches: Matches, unknown: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +169,7 @@ class MultiBoxLoss(nn.Module):
 
         positives = matches.image.new_zeros(matches.batch_size)
         positives.index_add_(0, matches.image, torch.ones_like(matches.image))
-        wanted = self.negatives_per_positive * positives
+        wanted = NEGATIVES_PER_POSITIVE * positives
         wanted = wanted.masked_fill(positives == 0, self.negatives_of_empty)
         wanted = torch.minimum(wanted, logits.shape[1] - positives)
         if self.mine_batch:

@@ -91,7 +91,7 @@ from utils.processes import cores, keep_freed_memory, processes, rank, world_siz
 from wider_openimagespersonface_evaluate.evaluation import evaluate
 
 #: Arguments that may differ between a run and its continuation.
-FREE_ON_RESUME = {"resume", "num_workers", "cache", "device", "cpu", "compile", "save_folder", "images"}
+FREE_ON_RESUME = {"resume", "num_workers", "cache", "device", "cpu", "save_folder", "images"}
 FREE_ON_RESUME |= {"val_dataset", "val_every", "patience", "debug_images"}
 
 #: Values of arguments by --preset; an argument that is given counts more.
@@ -247,7 +247,6 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--freeze_bn", action=switch, default=False, help=frozen)
     option(group, "--sync_bn", "batch norm over the images of all processes, on CUDA")
     option(group, "--amp", "bfloat16 in the network")
-    option(group, "--compile", "torch.compile; pays off in long runs on a GPU")
     option(group, "--seed", "seed of weights, order and augmentation", natural, 0)
     devices = "cpu, cuda, cuda:1, mps; auto takes the fastest there is"
     option(group, "--device", devices, default="auto", metavar="DEVICE")
@@ -357,9 +356,12 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
     """What a training step needs, for a network on its device and epochs of so many steps."""
     cfg = network.cfg
     teachers, distillation = load_teachers(args.teacher, args.distil, cfg, device)
+    shared = network
+    if world_size() > 1:
+        shared = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
     return Recipe(
         average=RunningAverage(network, args.ema) if args.ema else None,
-        network=wrap(network, args.compile, device),
+        network=shared,
         optimizer=make_optimizer(
             network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
         ),
@@ -403,15 +405,6 @@ def load_start(
     if pretrain is None:
         return "started from nothing"
     return load_backbone(network, None if network.cfg.backbone == "resnet50" else pretrain)
-
-
-def wrap(network: nn.Module, compiled: bool, device: torch.device) -> nn.Module:
-    """The network as the steps call it, compiled and shared between processes."""
-    if compiled:  # a shorter last batch is compiled for itself, else all become dynamic, which is slower
-        network = torch.compile(network, dynamic=False)
-    if world_size() > 1:
-        network = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
-    return network
 
 
 def settings_of(arguments: dict) -> dict:

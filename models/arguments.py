@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 import torch
 
 from data.config import CLASS_NAMES, GREATEST_SCALE, NETWORKS
-from models.checkpoint import DEFAULT_WEIGHTS, weights_path
+from models.checkpoint import DEFAULT_WEIGHTS, load_network, weights_path
 from models.detector import PRECISIONS, Detector, InputSize, Thresholds
 from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
 from utils.cli import Number, UsageError, count, option, overlap, score
@@ -21,7 +20,6 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is", str, "auto")
     option(group, "--cpu", "same as --device cpu")
     option(group, "--precision", "arithmetic of the network", default="fp32", choices=list(PRECISIONS))
-    option(group, "--compile", "torch.compile; pays off for many images of one size")
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser, what: str) -> argparse._ArgumentGroup:
@@ -89,21 +87,21 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
         UsageError: arguments out of range, no such device, no default weights.
         DataError: a checkpoint that cannot be used.
     """
-    path, options = weights_path(args.trained_model), {"precision": args.precision}
-    create = partial(Detector.from_checkpoint, path, args.network)
-    if args.runtime == "openvino":
-        if not is_onnx(path):
-            raise UsageError(
-                f"--runtime openvino: runs .onnx files, which convert_to_onnx.py writes; not {path}"
-            )
-        network = OnnxNetwork(path, args.network, args.runtime, args.precision)
-        create, options = partial(Detector, network), {}
-    return create(
-        **options,
+    path, precision = weights_path(args.trained_model), args.precision
+    if is_onnx(path):
+        network, precision = OnnxNetwork(path, args.network, args.runtime, precision), "fp32"
+    elif args.runtime != RUNTIMES[0]:
+        raise UsageError(
+            f"--runtime {args.runtime}: runs .onnx files, which convert_to_onnx.py writes; not {path}"
+        )
+    else:
+        network = load_network(path, args.network)
+    return Detector(
+        network,
+        precision=precision,
         device=device_of(args),
         thresholds=Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k),
         classes=args.classes,
         input_size=input_size,
         scales="auto" if args.scales == ["auto"] else args.scales,
-        compile=args.compile,
     )

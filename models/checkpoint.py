@@ -14,8 +14,6 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,11 +188,7 @@ def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaF
     Raises:
         DataError: see `read_checkpoint`; also a network of another kind, missing or unexpected weights.
     """
-    return build_network(read_checkpoint(path), network)
-
-
-def build_network(checkpoint: Checkpoint, network: str | None = None) -> RetinaFace:
-    """As `load_network`, of a file already read."""
+    checkpoint = read_checkpoint(path)
     path, cfg = checkpoint.path, checkpoint.cfg
     if cfg is None:
         some = ", ".join(list(checkpoint.state_dict)[:3])
@@ -266,19 +260,6 @@ def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object)
         temporary.write_bytes(content)
 
 
-def _load_report(path: Path, loaded: Iterable[str], unused: Iterable[str], *notes: str) -> str:
-    """What was taken from a file and what was not, for a person to read."""
-
-    def by_part(names: Iterable[str]) -> str:
-        return ", ".join(f"{part} {n}" for part, n in Counter(name.split(".")[0] for name in names).items())
-
-    loaded = list(loaded)
-    lines = [f"{path}: {len(loaded)} tensors loaded ({by_part(loaded)})", *notes]
-    if unused := list(unused):
-        lines.append(f"not used: {by_part(unused)}")
-    return "\n  ".join(lines)
-
-
 def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> str:
     """Loads ImageNet weights of MobileNetV1 x0.25 or ResNet50 into the backbone; returns what was loaded.
 
@@ -295,8 +276,7 @@ def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> s
         found = read_checkpoint(path).state_dict
     wanted = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
     load_strictly(model.body, wanted, Path(path))
-    loaded = (f"body.{name}" for name in wanted)
-    return _load_report(Path(path), loaded, found.keys() - wanted, "started anew: fpn, ssh, heads")
+    return f"{path}: {len(wanted)} tensors loaded, without the classifier; started anew: fpn, ssh, heads"
 
 
 def _download_resnet50() -> tuple[str, dict[str, Tensor]]:
@@ -319,15 +299,11 @@ def init_from_face(model: RetinaFace, path: str | os.PathLike) -> str:
     less a constant; the other priors start at fixed probabilities: in both cases nothing fires but faces.
 
     Raises:
-        DataError: see `read_checkpoint`; not a one-class RetinaFace of the same backbone.
+        DataError: see `load_network`; not a one-class RetinaFace of the same backbone.
     """
-    checkpoint = read_checkpoint(path)
-    cfg, parent_cfg = model.cfg, one_class(model.cfg)
-    if checkpoint.cfg is None or checkpoint.cfg != parent_cfg:
-        found = "no RetinaFace" if checkpoint.cfg is None else _kind(checkpoint.cfg)
-        raise DataError(f"{checkpoint.path}: {found}; expected {_kind(parent_cfg)}")
-    parent = build_network(checkpoint)
-
+    parent, cfg = load_network(path), model.cfg
+    if parent.cfg != one_class(cfg):
+        raise DataError(f"{path}: {_kind(parent.cfg)}; expected {_kind(one_class(cfg))}")
     shared = {k: v for k, v in parent.state_dict().items() if not k.startswith(("ClassHead.", "BboxHead."))}
     model.load_state_dict(shared, strict=False)
     ratios = len(cfg.heights_over_widths)
@@ -349,12 +325,10 @@ def init_from_face(model: RetinaFace, path: str | os.PathLike) -> str:
             for rows, old_rows in zip(_rows(own, 4), _rows(old, 4), strict=True):
                 rows.zero_()[square] = old_rows
     priors = f"{', '.join(str(i + 1) for i in square)} of {priors_per_cell(cfg)} (ratio 1)"
-    return _load_report(
-        checkpoint.path,
-        parent.state_dict(),
-        (name for name in checkpoint.state_dict if name.startswith(LANDMARK_HEAD)),
-        f"face rows of both heads copied to priors {priors}",
-        "started so that nothing fires: the other priors, and person on every prior",
+    return (
+        f"{path}: {len(parent.state_dict())} tensors loaded, without the landmark head\n"
+        f"  face rows of both heads copied to priors {priors}\n"
+        f"  started so that nothing fires: the other priors, and person on every prior"
     )
 
 

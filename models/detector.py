@@ -63,12 +63,9 @@ class Thresholds:
     keep_top_k: int = 750
 
     def __post_init__(self) -> None:
-        for name in ("score", "nms_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"expected a {name} threshold from 0 to 1, got {getattr(self, name)}")
-        for name in ("top_k", "keep_top_k"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        shares, counts = (self.score, self.nms_iou), (self.top_k, self.keep_top_k)
+        if not all(0 <= share <= 1 for share in shares) or min(counts) < 1:
+            raise UsageError(f"expected score and nms_iou from 0 to 1, both counts from 1 on; got {self}")
 
 
 class View(NamedTuple):
@@ -95,11 +92,10 @@ class Detector:
         network: the network; a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU.
             None: that of `DEFAULT_WEIGHTS`.
         device: where to run it.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``fp32``, ``bf16`` or ``fp16``; an `OnnxNetwork` has its own.
         thresholds: what becomes a detection.
         classes: names of the classes to look for; all that the network knows by default.
         input_size: how images are resized.
-        compile: run the network through ``torch.compile``; pays off for many images of one size.
         scales: sizes at which an image is looked at, as factors of its own. ``auto`` takes 1,
             doubles up to 1024 pixels unless ``input_size`` settles the size, and adds a longer side of 416
             and in large images 640, 1280 and so on; or 1 alone where the input has a fixed size. 1 is the
@@ -124,7 +120,6 @@ class Detector:
         thresholds: Thresholds | None = None,
         classes: Sequence[str] | None = None,
         input_size: InputSize | None = None,
-        compile: bool = False,
         scales: Literal["auto"] | float | Sequence[float] = "auto",
     ) -> None:
         network = load_network(weights_path(None)) if network is None else network
@@ -141,12 +136,12 @@ class Detector:
         self.classes = tuple(classes or self.cfg.class_names)
         self.stopwatch = Stopwatch()
         if isinstance(network, OnnxNetwork):
-            self._check_options(network, compile)
-            self.network = network
+            self._check_options(network)
+            self.network, self.dtype = network, torch.float32
             self.input_size = InputSize(fixed=network.image_size) if network.image_size else self.input_size
         else:
-            folded = fold_batch_norm(network).to(self.device, self.dtype, memory_format=torch.channels_last)
-            self.network = torch.compile(folded) if compile else folded
+            folded = fold_batch_norm(network)
+            self.network = folded.to(self.device, self.dtype, memory_format=torch.channels_last)
         self.scales = check_scales(scales)
         self._as_published = self.scales == (1,)
         if self.input_size.fixed:
@@ -161,18 +156,15 @@ class Detector:
 
         Options are those of `Detector`, errors also those of `load_network` and `OnnxNetwork`.
         """
-        load = OnnxNetwork if is_onnx(path) else load_network
-        return cls(load(path, network), **options)
+        if is_onnx(path):
+            precision = options.pop("precision", "fp32")
+            return cls(OnnxNetwork(path, network, precision=precision), **options)
+        return cls(load_network(path, network), **options)
 
-    def _check_options(self, network: OnnxNetwork, compile: bool) -> None:
+    def _check_options(self, network: OnnxNetwork) -> None:
         """Raises UsageError for options that are settled by an ONNX file."""
         if self.device.type != "cpu":
             raise UsageError(f"{network.path}: runs on the CPU, not on {self.device}; give --device cpu")
-        if self.dtype != torch.float32 or compile:
-            raise UsageError(
-                f"{network.path}: its precision is that of the file; leave out --precision and --compile "
-                f"(convert_to_onnx.py --precision writes others)"
-            )
         if network.image_size and self.input_size not in (InputSize(), InputSize(fixed=network.image_size)):
             height, width = network.image_size
             raise UsageError(
@@ -199,7 +191,9 @@ class Detector:
         photos = [to_bgr(image, rgb) for image in images]
         batches: dict[tuple[int, int], list[tuple[int, View]]] = {}
         for index, photo in enumerate(photos):
-            check_image(photo)
+            if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+                found = f"{photo.dtype}{list(photo.shape)}"
+                raise ValueError(f"expected uint8[height, width, 3], but got {found}")
             sizes = self._input_sizes(photo.shape[:2])
             for level, size in enumerate(sizes):
                 view = View(photo.shape[:2], level, len(sizes) - 1 - level)
@@ -368,12 +362,6 @@ class Detector:
                 f"images of {size[1]}x{size[0]} pixels, {count} at once, need more memory than is free; "
                 f"take a smaller batch or smaller images (--long_side){fewer}"
             ) from None
-
-
-def check_image(image: np.ndarray) -> None:
-    """Raises ValueError unless ``image`` is uint8[height, width, 3] with at least one pixel."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"expected uint8[height, width, 3], but got {image.dtype}{list(image.shape)}")
 
 
 def raise_error(error: Exception) -> NoReturn:

@@ -283,10 +283,8 @@ def scalars(values: Sequence[float | Tensor], device: torch.device) -> Tensor:
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """A network without what DDP and torch.compile put around it."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
-    return getattr(network, "_orig_mod", network)
+    """A network without what DDP puts around it."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def freeze_batch_norm(network: nn.Module) -> None:

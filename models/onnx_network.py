@@ -135,7 +135,10 @@ class OnnxNetwork:
         precision: str = "fp32",
     ) -> None:
         if precision not in (OPENVINO_PRECISIONS if runtime == "openvino" else ("fp32",)):
-            raise UsageError(f"--precision {precision}: {runtime} does not compute a .onnx file in it")
+            raise UsageError(
+                f"--precision {precision}: {runtime} does not compute a .onnx file in it, its precision is "
+                f"that of the file; leave it out (convert_to_onnx.py --precision writes others)"
+            )
         self.path, self.runtime = Path(path), runtime
         self.session = open_session(self.path)
         self.input, self.batch_size, self.image_size = self._read_input()

@@ -76,7 +76,7 @@ def test_help_shows_a_default_of_zero_and_paths_in_one_piece(monkeypatch):
     text = parser_made_by(train_changeclass.parse_args).format_help()
     assert text.count("wider_OIpersonface1103/train/wider_train_gt.txt)") == 1
     words = " ".join(text.split())
-    assert "order and augmentation (default: 0)" in words and "bfloat16 in the network --compile" in words
+    assert "order and augmentation (default: 0)" in words and "bfloat16 in the network --seed" in words
 
 
 @each_parser

@@ -243,7 +243,6 @@ def test_files_and_options_that_do_not_fit(tmp_path, files):
     for options, message in [
         ({"device": "meta"}, "give --device cpu"),
         ({"precision": "fp16"}, "its precision is that of the file"),
-        ({"compile": True}, "leave out --precision and --compile"),
         ({"input_size": InputSize(long_side=640)}, "takes 96x64 pixels and no other size"),
     ]:
         with pytest.raises(UsageError, match=message):

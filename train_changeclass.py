@@ -54,6 +54,7 @@ from data.config import CLASS_COLOURS, CLASS_LABELS, CLASS_NAMES, NETWORKS, labe
 from data.data_augment import TrainTransform
 from data.outputs import counted
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
+from layers.functions.matching import prior_grids
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
 from models.arguments import pick_device
 from models.checkpoint import (
@@ -419,7 +420,7 @@ def debug_image(sample: tuple[Tensor, dict], criterion: MultiBoxLoss) -> np.ndar
     side, cpu = image.shape[0], torch.device("cpu")
     _, targets = detection_collate([sample])
     matches = criterion.match(targets, (side, side))
-    priors = criterion.grids((side, side), cpu).corners[matches.prior].numpy() * side
+    priors = prior_grids(criterion.cfg, (side, side), cpu).corners[matches.prior].numpy() * side
     drawn = draw_boxes(image.numpy(), priors, [""] * len(priors), [(255, 255, 255)] * len(priors))
     labels = target["labels"].tolist()
     return draw_boxes(

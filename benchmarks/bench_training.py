@@ -31,6 +31,7 @@ from data.annotations import ImageAnnotation, write_annotations
 from data.config import cfg_mnet
 from data.data_augment import TrainTransform
 from data.wider_face import EpochSampler, Targets, WiderFaceDetection, make_loader
+from layers.functions.prior_box import prior_boxes
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.engine import Recipe, network_input, train_one_epoch
 from models.retinaface import RetinaFace
@@ -111,7 +112,7 @@ def step_row(boxes: int, repeats: int) -> list:
     criterion, device = MultiBoxLoss(cfg_mnet), torch.device("cpu")
     images = network_input(torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8))
     targets = random_targets(boxes, BATCH)
-    priors = criterion.grids((SIZE, SIZE), device).priors
+    priors = prior_boxes(criterion.cfg, (SIZE, SIZE), device)
     unknown = torch.zeros(BATCH, 1, 2, dtype=torch.bool)
     loc, logits = (t.detach().requires_grad_() for t in network(images))
     outputs: list[torch.Tensor] = []
@@ -241,7 +242,7 @@ def as_the_original(dataset: WiderFaceDetection, batch: int, device: torch.devic
     """Images a second with the plain augmentation in 4 workers, float32 images, plain loss."""
     network = RetinaFace(cfg_mnet).to(device)
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
-    priors = MultiBoxLoss(cfg_mnet).grids((SIZE, SIZE), device).priors
+    priors = prior_boxes(cfg_mnet, (SIZE, SIZE), device)
     loader = DataLoader(
         _PlainDataset(dataset), batch, shuffle=True, num_workers=4, collate_fn=lambda samples: samples
     )

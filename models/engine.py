@@ -20,6 +20,7 @@ from data.config import PIXEL_MEAN_BGR, ModelConfig
 from data.predictions import BoxTable
 from data.wider_face import Targets, WiderFaceDetection
 from layers.functions.matching import choose_targets
+from layers.functions.prior_box import prior_boxes
 from layers.modules.distillation import DistillationLoss
 from layers.modules.multibox_loss import MultiBoxLoss
 from models.detector import Detector, detect_images
@@ -196,7 +197,7 @@ def training_step(
     image_size = inputs.shape[2], inputs.shape[3]
     precision = torch.autocast(device.type, torch.bfloat16) if recipe.amp else nullcontext()
     matches = recipe.criterion.match(targets, image_size)
-    priors = recipe.criterion.grids(image_size, device).priors
+    priors = prior_boxes(recipe.criterion.cfg, image_size, device)
     labelled = recipe.criterion.labelled(targets, image_size)
     soft_targets, soft_positives = None, 0
     if recipe.teachers is not None:

@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layers.functions.matching import prior_grids
 from layers.functions.prior_box import prior_boxes
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -263,7 +264,8 @@ def pretended_device() -> Iterator[PretendedDevice]:
         there = {key: pretended.has(value[0][0][0]) for key, value in groups.items()}
         return {(CUDA if there[key] else key[0], key[1]): value for key, value in groups.items()}
 
-    prior_boxes.cache_clear()  # those of another pretended device are not on this one
+    for cached in (prior_boxes, prior_grids):  # those of another pretended device are not on this one
+        cached.cache_clear()
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch, "autocast", lambda kind, *a, **k: autocast("cpu", *a, **k)))
         stack.enter_context(patch.object(torch._C, "_group_tensors_by_device_and_dtype", by_device))

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from data.config import cfg_mnet, cfg_re50
 from layers.functions import matching
-from layers.functions.matching import PriorGrids, match, much_covered
-from layers.functions.prior_box import feature_sizes, prior_boxes, priors_per_cell
+from layers.functions.matching import PriorGrids, match, much_covered, prior_grids
 from tests.plain.training import match_one
 from tests.training_data import one_thread  # noqa: F401
 
 
 def grids_of(cfg, image_size: tuple[int, int]) -> PriorGrids:
-    return PriorGrids.of(prior_boxes(cfg, image_size), feature_sizes(cfg, image_size), priors_per_cell(cfg))
+    return prior_grids(cfg, image_size, torch.device("cpu"))
 
 
 #: One level of 2 x 2 cells and one square prior a cell: centres at 0.25 and 0.75, sides of 0.5.

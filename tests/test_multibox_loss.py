@@ -11,6 +11,8 @@ from torchvision.ops import generalized_box_iou_loss
 
 from data.config import cfg_mnet
 from data.wider_face import Targets
+from layers.functions.matching import prior_grids
+from layers.functions.prior_box import prior_boxes
 from layers.modules import multibox_loss as loss_module
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss, giou_loss
 from tests.plain.training import multibox_loss
@@ -24,7 +26,7 @@ SIZE = (96, 96)
 def case(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Targets]:
     """Random outputs and targets of a batch: loc, logits, targets."""
     generator = torch.Generator().manual_seed(seed)
-    priors = len(MultiBoxLoss(cfg_mnet).grids(SIZE, torch.device("cpu")).priors)
+    priors = len(prior_boxes(cfg_mnet, SIZE))
     loc = torch.randn(len(counts), priors, 4, generator=generator, requires_grad=True)
     logits = (torch.randn(len(counts), priors, 3, generator=generator) * 3).requires_grad_()
     boxes = [random_boxes(count, seed + i) for i, count in enumerate(counts)]
@@ -40,7 +42,7 @@ def known(batch: int) -> torch.Tensor:
 
 def loss_of(criterion: MultiBoxLoss, loc, logits, targets, unknown) -> dict[str, torch.Tensor]:
     matches = criterion.match(targets, SIZE)
-    return criterion(loc, logits, matches, criterion.grids(SIZE, loc.device).priors, unknown)
+    return criterion(loc, logits, matches, prior_boxes(cfg_mnet, SIZE), unknown)
 
 
 @pytest.mark.parametrize("counts", [[0], [0, 0, 0], [1], [0, 1, 5], [300], [300, 0, 2], [40, 40]])
@@ -52,7 +54,7 @@ def test_agrees_with_the_plain_version(counts, negatives_of_empty):
     plain = multibox_loss(
         loc,
         logits,
-        criterion.grids(SIZE, loc.device).priors,
+        prior_boxes(cfg_mnet, SIZE),
         targets.boxes_norm.split(targets.counts.tolist()),
         targets.labels.split(targets.counts.tolist()),
         negatives_of_empty=negatives_of_empty,
@@ -139,8 +141,7 @@ def test_unknown_at_single_priors():
 
 def test_ignore_regions_leave_their_class_unknown(monkeypatch):
     criterion = MultiBoxLoss(cfg_mnet)
-    device = torch.device("cpu")
-    priors = criterion.grids(SIZE, device).corners
+    priors = prior_grids(cfg_mnet, SIZE, torch.device("cpu")).corners
     targets = Targets(
         priors[700:701],
         torch.tensor([1]),
@@ -178,7 +179,7 @@ def test_balance_weighs_a_box_by_the_root_of_its_priors(name):
     plain, balanced = (MultiBoxLoss(cfg_mnet, loc_loss=name, balance=b) for b in (False, True))
     loc, logits, targets = case([6, 1])
     matches = plain.match(targets, SIZE)
-    priors = plain.grids(SIZE, loc.device).priors
+    priors = prior_boxes(cfg_mnet, SIZE)
     numbers = matches.truth.tolist()
     weights = [numbers.count(truth) ** -0.5 for truth in numbers]
     assert min(weights) < max(weights)
@@ -204,7 +205,7 @@ def test_boxes_that_fit_cost_nothing(name):
     criterion = MultiBoxLoss(cfg_mnet, loc_loss=name)
     loc, logits, targets = case([6])
     matches = criterion.match(targets, SIZE)
-    priors = criterion.grids(SIZE, loc.device).priors
+    priors = prior_boxes(cfg_mnet, SIZE)
     wrong = criterion(loc, logits, matches, priors, known(1))["loc"]
     with torch.no_grad():
         loc[matches.image, matches.prior] = encode(

@@ -27,7 +27,7 @@ from models.checkpoint import DEFAULT_WEIGHTS, load_network, read_checkpoint, sa
 from models.retinaface import RetinaFace
 from models.training_run import misfits
 from tests.training_data import make_list, one_thread  # noqa: F401
-from train_changeclass import main, parse_args, wrap
+from train_changeclass import main, parse_args
 from utils.cli import DataError, UsageError
 from utils.files import locked
 from wider_openimagespersonface_evaluate.evaluation import evaluate
@@ -217,11 +217,6 @@ def test_frozen_batch_norm_stays_frozen_when_it_is_synchronised():
 def test_synchronised_batch_norm_needs_cuda(data, start, tmp_path):
     with pytest.raises(UsageError, match="--sync_bn: works on CUDA alone, this is cpu"):
         main(arguments(data, start, tmp_path, "--sync_bn"))
-
-
-def test_a_short_batch_does_not_make_the_compiled_network_dynamic(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda network, **options: options)
-    assert wrap(nn.Identity(), True, torch.device("cpu")) == {"dynamic": False}
 
 
 def test_the_published_schedule_goes_on_where_it_is(data, start, tmp_path):

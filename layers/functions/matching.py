@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from data.config import ModelConfig
+from layers.functions.prior_box import feature_sizes, prior_boxes, priors_per_cell
 
 #: Least overlap of a truth with its best prior.
 BEST_PRIOR_IOU = 0.2
@@ -38,34 +42,30 @@ class PriorGrids:
     columns: Tensor
     step: int
 
-    @classmethod
-    def of(cls, priors: Tensor, feature_sizes: list[tuple[int, int]], step: int) -> PriorGrids:
-        """Takes priors apart.
 
-        Args:
-            priors: Tensor[P, 4], cx cy w h, normalised.
-            feature_sizes: (rows, columns) of every level.
-            step: priors of a cell.
-        """
-        sizes, xs, ys, first, columns, start = [], [], [], [], [], 0
-        for rows, cols in feature_sizes:
-            cells = priors[start : start + rows * cols * step].view(rows, cols, step, 4)
-            sizes.append(cells[0, 0, :, 2:])
-            xs += [cells[0, :, 0, 0]] * step
-            ys += [cells[:, 0, 0, 1]] * step
-            first.append(torch.arange(start, start + step))
-            columns += [cols] * step
-            start += rows * cols * step
-        half = priors[:, 2:] / 2
-        return cls(
-            priors=priors,
-            corners=torch.cat([priors[:, :2] - half, priors[:, :2] + half], 1),
-            sizes=torch.cat(sizes),
-            centres=tuple(pad_sequence(c, batch_first=True, padding_value=torch.inf) for c in (xs, ys)),
-            first=torch.cat(first).to(priors.device),
-            columns=torch.tensor(columns, device=priors.device),
-            step=step,
-        )
+@lru_cache(maxsize=1)
+def prior_grids(cfg: ModelConfig, image_size: tuple[int, int], device: torch.device) -> PriorGrids:
+    """`prior_boxes` of an image size, taken apart."""
+    priors, step = prior_boxes(cfg, image_size, device), priors_per_cell(cfg)
+    sizes, xs, ys, first, columns, start = [], [], [], [], [], 0
+    for rows, cols in feature_sizes(cfg, image_size):
+        cells = priors[start : start + rows * cols * step].view(rows, cols, step, 4)
+        sizes.append(cells[0, 0, :, 2:])
+        xs += [cells[0, :, 0, 0]] * step
+        ys += [cells[:, 0, 0, 1]] * step
+        first.append(torch.arange(start, start + step))
+        columns += [cols] * step
+        start += rows * cols * step
+    half = priors[:, 2:] / 2
+    return PriorGrids(
+        priors=priors,
+        corners=torch.cat([priors[:, :2] - half, priors[:, :2] + half], 1),
+        sizes=torch.cat(sizes),
+        centres=tuple(pad_sequence(c, batch_first=True, padding_value=torch.inf) for c in (xs, ys)),
+        first=torch.cat(first).to(device),
+        columns=torch.tensor(columns, device=device),
+        step=step,
+    )
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,7 @@ def match(
 
 
 def much_covered(boxes: Tensor, regions: Tensor, share: float = 0.5, iou: float = 0.3) -> Tensor:
-    """bool Tensor[R, P]: boxes that have ``share`` of their area in a region, or reach ``iou`` with it.
-
-    Args:
-        boxes, regions: Tensor[P, 4] and Tensor[R, 4], x1 y1 x2 y2.
-    """
+    """bool Tensor[R, P]: boxes x1 y1 x2 y2 with ``share`` of their area in a region, or ``iou`` with it."""
     areas, region_areas = ((b[:, 2:] - b[:, :2]).prod(1) for b in (boxes, regions))
     sides = torch.minimum(boxes[:, 2:], regions[:, None, 2:]) - torch.maximum(
         boxes[:, :2], regions[:, None, :2]
@@ -217,9 +213,7 @@ def _pairs_from(truths: Tensor, floor: Tensor, grids: PriorGrids) -> tuple[Tenso
 
     IoU >= f means: intersection >= f / (1 + f) * (sum of both areas). With the shorter of both heights as the
     most that can overlap vertically, this bounds the distance of the centres horizontally, and vice versa.
-
-    Returns:
-        truth int64[K], prior int64[K], IoU [K].
+    Returned are int64[K] truths, int64[K] priors and the IoUs.
     """
     centre, size = (truths[:, :2] + truths[:, 2:]) / 2, truths[:, 2:] - truths[:, :2]
     needed = floor / (1 + floor) * (size.prod(1) + grids.sizes.prod(1)[:, None])
@@ -251,11 +245,7 @@ def _pairs_from(truths: Tensor, floor: Tensor, grids: PriorGrids) -> tuple[Tenso
 
 
 def _bundles(pairs: Tensor) -> Iterator[tuple[slice, int, int]]:
-    """Windows with about `MAX_PAIRS` pairs together, and the numbers of their first pair and of the next.
-
-    Args:
-        pairs: int64 Tensor[W] on the CPU, pairs of each window.
-    """
+    """Windows that have about `MAX_PAIRS` of ``pairs`` together, with their first pair and the next one's."""
     after = pairs.cumsum(0)
     bundle = (after - pairs) // MAX_PAIRS
     start, first = 0, 0

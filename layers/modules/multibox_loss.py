@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from data.config import ModelConfig
 from data.wider_face import Targets
-from layers.functions.matching import MAX_PAIRS, Matches, PriorGrids, match, much_covered
-from layers.functions.prior_box import feature_sizes, prior_boxes, priors_per_cell
+from layers.functions.matching import MAX_PAIRS, Matches, match, much_covered, prior_grids
 from utils.box_utils import decode, encode
 
 #: Localisation losses, the values of ``--loc_loss``: of offsets, and of decoded boxes.
@@ -65,19 +64,10 @@ class MultiBoxLoss(nn.Module):
         super().__init__()
         self.cfg, self.loc_loss = cfg, loc_loss
         self.negatives_of_empty, self.mine_batch, self.balance = negatives_of_empty, mine_batch, balance
-        self._grids: dict[tuple[tuple[int, int], torch.device], PriorGrids] = {}
-
-    def grids(self, image_size: tuple[int, int], device: torch.device) -> PriorGrids:
-        """Priors of an image size, made once."""
-        key = image_size, device
-        if key not in self._grids:
-            levels, priors = feature_sizes(self.cfg, image_size), prior_boxes(self.cfg, image_size, device)
-            self._grids = {key: PriorGrids.of(priors, levels, priors_per_cell(self.cfg))}
-        return self._grids[key]
 
     def match(self, targets: Targets, image_size: tuple[int, int]) -> Matches:
         """Gives the priors of a batch their truths, where these are."""
-        grids = self.grids(image_size, targets.labels.device)
+        grids = prior_grids(self.cfg, image_size, targets.labels.device)
         return match(targets.boxes_norm, targets.labels, targets.counts, grids)
 
     def labelled(self, targets: Targets, image_size: tuple[int, int]) -> Tensor:
@@ -88,7 +78,7 @@ class MultiBoxLoss(nn.Module):
         labelled, regions = targets.labelled[:, None], targets.regions_norm
         if not len(regions):
             return labelled
-        corners = self.grids(image_size, labelled.device).corners
+        corners = prior_grids(self.cfg, image_size, labelled.device).corners
         classes = targets.labelled.shape[1]
         rows = targets.region_of[:, 0] * classes + targets.region_of[:, 1]
         ignored = labelled.new_zeros(labelled.numel(), len(corners), dtype=torch.float32)

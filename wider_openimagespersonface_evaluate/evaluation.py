@@ -56,11 +56,10 @@ PROTOCOLS = command.STANDARD, command.LEGACY
 
 
 def score(predictions: BoxTable, truths: BoxTable, iou: float = 0.5) -> dict[str, Score]:
-    """Scores every class by the standard protocol.
+    """Scores every class by the standard protocol; one that is verified nowhere is left out.
 
     Args:
-        predictions: detections of the images of ``truths``, in the same order and unit (any).
-        truths: boxes; a class that is verified nowhere is left out of the result.
+        predictions, truths: of the same images in the same order, in any unit.
         iou: overlap that a hit exceeds.
     """
     result = {}
@@ -129,27 +128,23 @@ def read_ground_truth(path: Path, image_labels: Path | None = None, legacy: bool
         DataError: no such ground truth, or a faulty one.
         UsageError: image labels for a list.
     """
-    path = _the_file(path)
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if ".csv" in file.suffixes or file.suffix == ".txt"]
+        if len(files) != 1:
+            raise DataError(
+                f"{path}: found {len(files)} lists and CSVs in this folder; expected one, or give it as "
+                f"-g FILE"
+            )
+        (path,) = files
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such ground truth; give an annotation list or a box CSV of Open Images as -g"
+        )
     if ".csv" in path.suffixes:
         return read_csv(path, image_labels)
     if image_labels:
         raise UsageError(f"--image_labels goes with a box CSV; the ground truth is {path}")
     return read_list(path, legacy)
-
-
-def _the_file(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.exists():
-            raise DataError(
-                f"{path}: no such ground truth; give an annotation list or a box CSV of Open Images as -g"
-            )
-        return path
-    files = [file for file in sorted(path.iterdir()) if ".csv" in file.suffixes or file.suffix == ".txt"]
-    if len(files) != 1:
-        raise DataError(
-            f"{path}: found {len(files)} lists and CSVs in this folder; expected one, or give it as -g FILE"
-        )
-    return files[0]
 
 
 def read_list(path: Path, legacy: bool = False) -> BoxTable:
@@ -225,7 +220,7 @@ def read_csv(path: Path, image_labels: Path | None = None) -> BoxTable:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    data, _ = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
+    data = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
     labels = "verified image-level labels, for a ground truth as CSV"
     option(data, "--image_labels", labels, Path, metavar="CSV")
     return parser.parse_args(argv)

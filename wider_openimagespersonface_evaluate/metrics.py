@@ -44,8 +44,7 @@ def coco_aps(
     """COCO's AP of one class at each of ``thresholds``; NaN where there is nothing to find.
 
     Args:
-        detections: best first in each image.
-        truths: of the same images.
+        detections, truths: of the same images, detections best first in each.
         thresholds: float64[T].
         fits: bool[N] and bool[G], which detections and truths have the size that is scored; other truths
             are ignored, and so are other detections that hit none.
@@ -175,23 +174,23 @@ def draw_page(
     """Draws six figures: precision over recall, both over the score, AP over overlap and over object size,
     misses of persons over false positives, and what is taken for what.
 
-    Args:
-        found: scores by class.
-        numbers: by class, as in the JSON; ``ap_by_size`` where it is known.
-        confusion: counts by true class and by found class.
-        path: png, svg or pdf.
-        title: of the page.
+    ``found``, ``numbers`` as in the JSON, and `confusion` are by class.
     """
     from matplotlib.figure import Figure  # takes a while to import
 
     figure = Figure(figsize=(17, 10), layout="constrained")
     (curves, scores, overlaps), (sizes, misses, classes) = figure.subplots(2, 3)
     figure.suptitle(title)
-    plot_curves(curves, {name: one.curve for name, one in found.items()})
-    curves.set_title("precision over recall")
+    plot_curves(curves, found, "precision over recall")
     colours = {name: hex_colour(CLASS_COLOURS[CLASS_LABELS[name]]) for name in found}
     for name, one in found.items():
-        _plot_over_scores(scores, name, one.curve, colours[name])
+        curve, f1 = one.curve, f1_of(one.curve.precision, one.curve.recall)
+        for what, values, style in (
+            ("precision", curve.precision, ":"),
+            ("recall", curve.recall, "--"),
+            ("F1", f1, "-"),
+        ):
+            scores.plot(curve.scores, values, style, color=colours[name], label=f"{name}: {what}")
         aps = coco_aps(one.detections, one.truths)
         overlaps.plot(
             COCO_THRESHOLDS, aps, "o-", color=colours[name], label=f"{name}: mean {np.mean(aps):.4f}"
@@ -213,13 +212,6 @@ def draw_page(
             axes.legend(loc="best")
     _show_confusion(classes, confusion)
     write_figure(path, figure, 110)
-
-
-def _plot_over_scores(axes: Axes, name: str, curve: Curve, colour: str) -> None:
-    f1 = f1_of(curve.precision, curve.recall)
-    styles = (("precision", curve.precision, ":"), ("recall", curve.recall, "--"), ("F1", f1, "-"))
-    for what, values, style in styles:
-        axes.plot(curve.scores, values, style, color=colour, label=f"{name}: {what}")
 
 
 def _plot_sizes(axes: Axes, aps: dict[str, dict[str, float]], colours: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,11 +72,11 @@ class Score:
 
 def add_arguments(
     parser: argparse.ArgumentParser, predictions: Path, truths: Path, protocols: Sequence[str]
-) -> tuple[argparse._ArgumentGroup, argparse._ArgumentGroup]:
+) -> argparse._ArgumentGroup:
     """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g.
 
     Returns:
-        The groups of the data and of the output, for what an evaluator has besides.
+        The group of the data, for what an evaluator has besides.
     """
     data = parser.add_argument_group("data")
     pred = f"folder of predictions (default: runs/detections/{predictions.name}/)"
@@ -97,7 +98,7 @@ def add_arguments(
     option(output, "--images --images_dir", images, Path, metavar="FOLDER")
     folder = "where --worst draws (default: <predictions>_worst/)"
     option(output, "--save_folder --name", folder, Path, metavar="FOLDER")
-    return data, output
+    return data
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -128,7 +129,8 @@ def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable
     """Truths of the images that are to be scored, their detections, and the names of missing files.
 
     Raises:
-        DataError: an image list that cannot be read or without one known image; see also `load_predictions`.
+        DataError: an image list that cannot be read or without one known image; a faulty prediction file,
+            or missing ones without ``--allow_missing``.
     """
     if args.image_list:
         wanted = {image_key(name): name for name in read_image_list(args.image_list)}
@@ -140,18 +142,12 @@ def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable
             what = some_of(unknown, "images are not in the ground truth and are skipped")
             warn(f"{args.image_list}: {what}")
         truths = truths.take([i for i, key in enumerate(truths.images) if key in wanted])
-    least = args.confidence_threshold
-    return truths, *load_predictions(args.pred, truths.images, least, args.allow_missing)
+    return truths, *_load_predictions(args, truths.images)
 
 
-def load_predictions(
-    folder: Path, images: Sequence[str], least_score: float | None, allow_missing: bool
-) -> tuple[BoxTable, list[str]]:
-    """Detections of ``images``, and the missing files; a warning names missing and doubtful ones.
-
-    Raises:
-        DataError: a faulty file, or missing ones without ``allow_missing``.
-    """
+def _load_predictions(args: argparse.Namespace, images: Sequence[str]) -> tuple[BoxTable, list[str]]:
+    """Detections of ``images``, and the missing files; a warning names missing and doubtful ones."""
+    folder, least_score = args.pred, args.confidence_threshold
     predictions, report = read_predictions(folder, images)
     missing = [f"{image}.txt" for image in report.missing]
     if missing:
@@ -159,7 +155,7 @@ def load_predictions(
         gone = {path.rpartition("/")[0] for path in missing}
         if gone := sorted(name for name in gone if not (folder / name).is_dir()):
             warn(some_of(gone, f"folders are missing in {folder}", MOST_NAMED))
-        if not allow_missing:
+        if not args.allow_missing:
             raise DataError(
                 f"{folder}: {len(missing)} of {len(images)} files are missing (see above); finish the "
                 f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"
@@ -201,9 +197,8 @@ def in_order(detections: BoxTable, protocol: str) -> BoxTable:
 
 def typical_extent(predictions: BoxTable) -> float:
     """Median of the greater coordinate of some lower right corners: at most about 1 for normalised boxes."""
-    if not len(predictions):
-        return math.nan
-    return float(np.median(predictions.boxes[:: max(1, len(predictions) // 10000), 2:].max(1)))
+    corners = predictions.boxes[:: max(1, len(predictions) // 10000), 2:]
+    return float(np.median(corners.max(1))) if len(corners) else math.nan
 
 
 def report(
@@ -224,7 +219,7 @@ def report(
         table: printed below the scores; may be empty.
         values: for the JSON, beside settings and counts.
         unit: of the boxes, ``pixels`` or ``normalised``.
-        draw: draws what --plot asks for, given its file and a title; None: curves alone.
+        draw: draws the file of --plot, given its path and a title; None: curves alone.
     """
     settings = {"protocol": args.protocol, "iou": args.iou, "min_score": args.confidence_threshold}
     print("==================== Results ====================")
@@ -238,26 +233,14 @@ def report(
         title += f", scores from {args.confidence_threshold:g}"
     print(f"{title}, {counts['detections']} detections")
     if args.output:
-        write_json(args.output, {**settings, **counts, **values})
+        text = json.dumps({**settings, **counts, **values})
+        plain = json.loads(text, parse_constant=lambda _: None)  # NaN, where there is nothing to find
+        write_text(args.output, json.dumps(plain, indent=2) + "\n")
     if args.plot:
-        curves = {name: one.curve for name, one in found.items()}
-        draw(args.plot, title) if draw else draw_curves(args.plot, curves, title)
+        (draw or partial(draw_curves, found))(args.plot, title)
     if args.worst:
         folder = args.save_folder or args.pred.resolve().with_name(f"{args.pred.resolve().name}_worst")
         print(f"{draw_worst_images(folder, args.images, args.worst, found, unit)} images in {folder}")
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Writes numbers; what is not a number (nothing to find) becomes null."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    write_text(path, json.dumps(plain(values), indent=2) + "\n")
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -280,31 +263,28 @@ def _show(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def draw_curves(path: Path, curves: dict[str, Curve], title: str) -> None:
-    """Draws precision over recall of each named curve."""
+def draw_curves(found: dict[str, Score], path: Path, title: str) -> None:
+    """Draws precision over recall of each score."""
     from matplotlib.figure import Figure  # takes a while to import
 
     figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    plot_curves(axes, curves)
-    axes.set_title(title)
+    plot_curves(figure.subplots(), found, title)
     write_figure(path, figure, 150)
 
 
-def plot_curves(axes: Axes, curves: dict[str, Curve]) -> None:
-    """Precision over recall of each named curve, its AP in the legend, its best F1 as a dot."""
-    for name, curve in curves.items():
+def plot_curves(axes: Axes, found: dict[str, Score], title: str) -> None:
+    """Precision over recall of each score, its AP in the legend, its best F1 as a dot."""
+    for name, curve in ((name, one.curve) for name, one in found.items()):
         # Drawn from recall 0 on; a class without detections is a line without length.
         recall = np.append(0, curve.recall)
         precision = np.append(curve.envelope[0] if len(curve.envelope) else 0, curve.envelope)
-        known = CLASS_LABELS.get(name)
-        colour = None if known is None else hex_colour(CLASS_COLOURS[known])
+        colour = hex_colour(CLASS_COLOURS[CLASS_LABELS[name]]) if name in CLASS_LABELS else None
         (line,) = axes.plot(recall, precision, color=colour, label=f"{name}: AP {curve.area:.4f}")
         best = curve.best_f1()
         if best["score"] is not None:
             line.set_label(f"{line.get_label()}, best F1 {best['f1']:.4f} at score {best['score']:.3f}")
             axes.plot(best["recall"], best["precision"], "o", color=line.get_color())
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
 
@@ -312,23 +292,15 @@ def plot_curves(axes: Axes, curves: dict[str, Curve]) -> None:
 def draw_worst_images(folder: Path, images: Path, most: int, found: dict[str, Score], unit: str) -> int:
     """Draws the ``most`` images that cost most average precision, summed over the classes, from the worst.
 
-    Args:
-        folder: where to write ``001_<image>.jpg`` and so on.
-        images: folder of the images.
-        most: images that cost nothing, and those that cannot be read, are not drawn.
-        found: scores by name of the class; those of subsets of one class: the last holds the others.
-        unit: of the boxes, ``pixels`` or ``normalised``.
-
-    Returns:
-        How many were drawn.
+    Images that cost nothing, and those that cannot be read, are left out. Files are ``001_<image>.jpg`` and
+    so on; returned is their number. Of the subsets of one class, in pixels, the last holds the others.
     """
     if unit == "pixels":
         found = {"face": list(found.values())[-1]}
     names = next(iter(found.values())).detections.images
     costs, drawn = np.zeros(len(names)), 0
     for one in found.values():
-        bins = wider_bins(normalised(one.detections.scores))
-        counts = np.diff(one.truths.offsets)
+        bins, counts = wider_bins(normalised(one.detections.scores)), np.diff(one.truths.offsets)
         costs += image_costs(bins, one.outcome, one.detections.image_index, counts)
     order = np.argsort(-costs, kind="stable")[:most]
     for rank, image in enumerate(order[costs[order] > 0], 1):
@@ -349,15 +321,16 @@ def _draw(canvas: np.ndarray, image: int, found: dict[str, Score], text: str, un
     boxes, texts, colours, cuts = [np.zeros((0, 4))], [], [], []
     scale = np.tile(canvas.shape[1::-1], 2) if unit == "normalised" else 1
     for name, one in found.items():
-        threshold = one.curve.best_f1()["score"]
+        least = one.curve.best_f1()["score"]
+        cuts += [] if least is None else [f"{name} from {least:.3f}"]
         rows, here = (slice(*table.offsets[image : image + 2]) for table in (one.detections, one.truths))
         scores, outcome = one.detections.scores[rows], one.outcome[rows]
-        shown = np.zeros(len(scores), bool)
-        if threshold is not None:
-            shown = (scores >= threshold) & (outcome >= 0)
-            cuts.append(f"{name} from {threshold:.3f}")
-        detections, hit = one.detections.boxes[rows][shown], outcome[shown] == 1
-        truths = one.truths.boxes[here]
+        shown = (scores >= (math.inf if least is None else least)) & (outcome >= 0)
+        detections, hit, truths = (
+            one.detections.boxes[rows][shown],
+            outcome[shown] == 1,
+            one.truths.boxes[here],
+        )
         group_of = np.zeros(len(truths), bool) if one.truths.group_of is None else one.truths.group_of[here]
         reached = found_boxes(detections[hit], truths, group_of)
         boxes += [truths * scale, detections * scale]

@@ -30,8 +30,8 @@ from data.config import CLASS_LABELS
 from data.formats import WiderImage, read_wider_text
 from data.predictions import BoxTable
 from utils.box_utils import xywh_to_xyxy
-from utils.cli import DataError, option, parser_of, run, warn
-from utils.evaluation.average_precision import normalised, score_range, wider_areas, wider_bins, wider_curve
+from utils.cli import DataError, parser_of, run, warn
+from utils.evaluation.average_precision import normalised, score_range, wider_bins, wider_curve
 from utils.image_names import image_key
 from widerface_evaluate import command, matching
 from widerface_evaluate.command import Score
@@ -76,21 +76,6 @@ def evaluate(
     """Numbers by subset (see `command.Score.numbers`) of detections in memory."""
     found = score(faces_of(predictions, protocol), truths, iou, protocol)
     return {name: subset.numbers() for name, subset in found.items()}
-
-
-def average_precision_by_event(faces: BoxTable, found: dict[str, Score]) -> dict[str, dict[str, float]]:
-    """Average precision of every event and subset, with the scores stretched as for the whole set."""
-    bins = wider_bins(normalised(faces.scores))
-    events, of_image = np.unique([image.rpartition("/")[0] for image in faces.images], return_inverse=True)
-    group = of_image[faces.image_index]
-    areas = {}
-    for name, one in found.items():
-        truths = np.bincount(of_image[one.truths.image_index], minlength=len(events))
-        areas[name] = wider_areas(bins, one.outcome, group, truths).tolist()
-    return {
-        event: dict(zip(areas, aps, strict=True))
-        for event, *aps in zip(events.tolist(), *areas.values(), strict=True)
-    }
 
 
 SUBSETS = ("easy", "medium", "hard")
@@ -202,8 +187,7 @@ def _read_text(path: Path) -> BoxTable:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    _, output = command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
-    option(output, "--by_event", "print the table by event as well")
+    command.add_arguments(parser, PREDICTIONS, HERE / "ground_truth", PROTOCOLS)
     return parser.parse_args(argv)
 
 
@@ -224,18 +208,12 @@ def main(argv: list[str] | None = None) -> int:
     if not len(faces):
         warn(f"{args.pred}: no detections at all")
     found = score(faces, truths, args.iou, args.protocol)
-    events = average_precision_by_event(faces, found) if args.by_event or args.output else {}
-    rows = [(event, *aps.values()) for event, aps in events.items()]
     command.report(
         args,
         found,
         {"images": len(truths.images), "detections": len(faces)},
-        command.format_table(("event", *found), rows) if args.by_event else "",
-        {
-            "subsets": {name: one.numbers() for name, one in found.items()},
-            "missing": missing,
-            "by_event": events,
-        },
+        "",
+        {"subsets": {name: one.numbers() for name, one in found.items()}, "missing": missing},
         "pixels",
     )
     return 0

@@ -201,9 +201,8 @@ def add_start_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--init_from_face", parent, metavar="FILE")
     backbone = "ImageNet weights of the backbone, where no other start is given (resnet50: torchvision's)"
     option(group, "--pretrain", backbone, default="weights/mobilenetV1X0.25_pretrain.tar", metavar="FILE")
-    group.add_argument(
-        "--no-pretrain", dest="pretrain", action="store_const", const=None, help="start from random weights"
-    )
+    nothing = {"dest": "pretrain", "action": "store_const", "const": None}
+    group.add_argument("--no-pretrain", **nothing, help="start from random weights")
 
 
 def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
@@ -367,12 +366,7 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
             network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
         ),
         learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
-        criterion=MultiBoxLoss(
-            cfg,
-            mine_batch=args.mine_batch,
-            balance=args.balance,
-            loc_loss=args.loc_loss,
-        ),
+        criterion=MultiBoxLoss(cfg, mine_batch=args.mine_batch, balance=args.balance, loc_loss=args.loc_loss),
         teacher_first=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
         teachers=teachers,
         distillation=distillation,

@@ -75,15 +75,14 @@ def train_one_epoch(
     stop: Callable[[], bool] = lambda: False,
     after_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
 ) -> tuple[dict[str, float], bool]:
-    """Trains for an epoch, or for the rest of one.
+    """Trains for an epoch of so many ``steps``, or for the rest of one.
 
     Losses are looked at after every step on the CPU, on other devices after `FETCH_EVERY` steps.
 
     Args:
-        recipe: network, optimizer, losses.
+        recipe: what a step needs.
         batches: this process's images and targets, as `detection_collate` makes them.
-        epoch: number of the epoch, for the learning rate.
-        steps: steps of a whole epoch.
+        epoch, steps: number of the epoch, and steps of a whole one.
         totals: sums of the steps that an interrupted epoch had done, with their number ``steps``.
         stop: asked before every step, which is still done; one process's yes then ends the epoch for all,
             once the losses are looked at.
@@ -101,14 +100,8 @@ def train_one_epoch(
         freeze_batch_norm(recipe.network)
     device = next(recipe.network.parameters()).device
     totals = {"steps": 0, "images": 0, "seconds": 0.0, "seconds_waiting": 0.0, **(totals or {})}
-    bar = tqdm(
-        total=steps,
-        initial=totals["steps"],
-        desc=f"epoch {epoch + 1}",
-        unit="step",
-        disable=None if rank() == 0 else True,
-        dynamic_ncols=True,
-    )
+    shown = {"unit": "step", "disable": None if rank() == 0 else True, "dynamic_ncols": True}
+    bar = tqdm(desc=f"epoch {epoch + 1}", total=steps, initial=totals["steps"], **shown)
     timed, at_once, stopped = _timed(batches), 1 if device.type == "cpu" else FETCH_EVERY, False
     with bar:
         while not stopped:
@@ -145,16 +138,10 @@ def _show(bar: tqdm, losses: dict[str, float], totals: dict[str, float], rate: f
 def fetch(
     outcomes: Sequence[tuple[int, list[str], dict[str, Tensor]]],
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """What steps have found, in one copy from the device.
+    """Number and outcome of steps, with the ``loss`` that is the sum of its parts: one copy from the device.
 
-    Args:
-        outcomes: number, names of the images and outcome of each step, see `training_step`.
-
-    Yields:
-        Number and outcome of each step, with the ``loss`` that is the sum of its parts.
-
-    Raises:
-        DataError: a loss is not finite.
+    ``outcomes`` hold the number, the names of the images and what `training_step` found. A loss that is not
+    finite is a DataError.
     """
     found = iter(torch.stack([value for *_, outcome in outcomes for value in outcome.values()]).tolist())
     for step, names, outcome in outcomes:
@@ -180,7 +167,7 @@ def training_step(
     on how a batch is shared out.
 
     Args:
-        recipe: network, optimizer, losses.
+        recipe: what the step needs.
         images: uint8 Tensor[N, height, width, 3], BGR.
         targets: as `detection_collate` makes them.
         step: number of the step in the whole run.
@@ -239,7 +226,7 @@ def validate(
 
     Args:
         network: the network, unwrapped, the same in every process; it stays as it is.
-        dataset: images to find boxes in; a class counts on those that are labelled for it.
+        dataset: images; a class counts on those that are labelled for it.
         device: where to run.
         evaluate: the evaluator, which gives ``ap``, ``precision_at_half``, ``recall_at_half`` and ``boxes``
             by class name.
@@ -268,8 +255,8 @@ def validate(
         f"{kind}_{name}": result[f"{kind}_at_half"]
         for name, result in results.items()
         for kind in ("precision", "recall")
+        if not math.isnan(result[f"{kind}_at_half"])
     }
-    points = {name: value for name, value in points.items() if not math.isnan(value)}
     return aps | {"ap": sum(aps.values()) / max(len(aps), 1)} | points
 
 
@@ -332,15 +319,10 @@ def make_optimizer(
 def make_schedule(
     name: str, cfg: ModelConfig, steps: int, epochs: int, warmup: int, gamma: float
 ) -> Callable[[int], float]:
-    """Share of the learning rate at a step of the whole run; it depends on nothing else.
+    """Share of the learning rate at a step of a run of so many ``epochs`` of ``steps``.
 
-    Args:
-        name: ``step``, times ``gamma`` at the network's epochs, or ``cosine``, to zero at the end.
-        cfg: the network.
-        steps: of an epoch.
-        epochs: of the run.
-        warmup: steps in which the share rises to 1.
-        gamma: factor of ``step``.
+    In ``warmup`` steps it rises to 1. ``step`` then takes it times ``gamma`` at the epochs of ``cfg``,
+    ``cosine`` to zero at the end.
     """
 
     def share(step: int) -> float:
@@ -353,12 +335,7 @@ def make_schedule(
 
 
 class RunningAverage(AveragedModel):
-    """Running average of weights; its memory grows with the steps until ``decay`` is reached.
-
-    Args:
-        network: the network to begin with.
-        decay: share of the average that a step keeps.
-    """
+    """Running average of weights, of which a step keeps a share that grows up to ``decay``."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__(network)

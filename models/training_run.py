@@ -184,12 +184,7 @@ class TrainingRun:
             self.log.folder / "last.pth",
             bare(self.recipe.network),
             optimizer=self.recipe.optimizer.state_dict(),
-            progress={
-                "epoch": self.epoch,
-                "totals": self.totals,
-                "best": self.best,
-                "best_epoch": self.best_epoch,
-            },
+            progress={name: getattr(self, name) for name in ("epoch", "totals", "best", "best_epoch")},
             settings=self.settings,
             **({"average": average.state_dict()} if average else {}),
         )
@@ -198,9 +193,7 @@ class TrainingRun:
 class RunLog:
     """What is told of a run: a table on the terminal, results.csv and results.png, TensorBoard curves.
 
-    Args:
-        folder: the run's.
-        active: whether this process is the one that writes; the others stay silent.
+    Of several processes only one is ``active``; the others stay silent.
     """
 
     def __init__(self, folder: Path, active: bool = True) -> None:
@@ -249,12 +242,7 @@ class RunLog:
                 self._curves.add_scalar(f"train/{name}", value, step)
 
     def epoch(self, row: dict[str, float], left: timedelta | None = None) -> None:
-        """A row of results.csv, with its ``epoch``; the file is written anew, atomically.
-
-        Args:
-            row: numbers by column.
-            left: how long the rest of the run will take.
-        """
+        """Adds a row, numbers by column with the ``epoch``; ``left`` is how long the rest will take."""
         if not self.active:
             return
         self._show(row, left)
@@ -284,12 +272,7 @@ class RunLog:
         self.say("  ".join(f"{text:>{widths[name]}}" for name, text in texts.items()))
 
     def summary(self, best_epoch: int, result: str) -> None:
-        """Draws results.png, and prints what was reached, where it is and how to use it.
-
-        Args:
-            best_epoch: epoch of the best validation.
-            result: name of the file to use.
-        """
+        """Draws results.png, and prints what was reached, and how to use the file ``result``."""
         if not self.active:
             return
         self.draw()
@@ -389,22 +372,13 @@ def check_settings(now: dict, saved: dict | None, path: Path) -> None:
 
 def describe_run(argv: list[str], arguments: dict) -> dict:
     """What run.json holds: command line, arguments, commit, versions."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40")
+    git = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "opencv": cv2.__version__}
     return {
         "argv": argv,
         "arguments": arguments,
         "commit": git.stdout.strip() or None,
         "processes": world_size(),
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "opencv": cv2.__version__,
-        },
+        "versions": {"python": sys.version.split()[0], **versions},
     }

@@ -138,9 +138,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _strip(name: str) -> str:
     """A parameter's name without what DataParallel, DDP and torch.compile put before it."""
-    for prefix in ("module.", "_orig_mod."):
-        name = name.removeprefix(prefix)
-    return name
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def _derive_config(path: Path, state_dict: dict[str, Tensor]) -> ModelConfig | None:
@@ -179,11 +177,9 @@ def weights_path(trained_model: str | None) -> Path:
 
 
 def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaFace:
-    """The network of a checkpoint, in evaluation mode on the CPU.
+    """The network of a checkpoint, in evaluation mode on the CPU; of a one-class one, it finds faces alone.
 
-    Args:
-        path: a RetinaFace checkpoint; a one-class one gives a network whose only class is face.
-        network: expected value of ``--network``; None takes what the file holds.
+    ``network`` is the expected value of ``--network``; None takes what the file holds.
 
     Raises:
         DataError: see `read_checkpoint`; also a network of another kind, missing or unexpected weights.
@@ -239,12 +235,10 @@ def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> N
 
 
 def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:
-    """Writes weights and configuration, atomically; a ``.safetensors`` file takes no ``extra``.
+    """Writes weights and configuration of an unwrapped network, atomically.
 
-    Args:
-        path: the file.
-        model: the network, unwrapped.
-        extra: further plain data and tensors, e.g. training state; they come back in `Checkpoint.extra`.
+    ``extra`` are further plain data and tensors, e.g. training state, which come back in `Checkpoint.extra`;
+    a ``.safetensors`` file takes none.
     """
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if Path(path).suffix == ".safetensors":
@@ -263,9 +257,7 @@ def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object)
 def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> str:
     """Loads ImageNet weights of MobileNetV1 x0.25 or ResNet50 into the backbone; returns what was loaded.
 
-    Args:
-        model: the network.
-        path: their file; None: torchvision's of ResNet50, downloaded at first use.
+    Without a ``path`` they are torchvision's of ResNet50, downloaded at first use.
 
     Raises:
         DataError: see `read_checkpoint`; a backbone of another kind, or no download.

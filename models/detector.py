@@ -69,8 +69,7 @@ class Thresholds:
 
 
 class View(NamedTuple):
-    """One image of a batch: the size of the photo that it shows, and how many finer and coarser scales of the
-    photo there are."""
+    """One image of a batch: its photo's size, and how many finer and coarser scales of it there are."""
 
     image_size: tuple[int, int]
     finer: int = 0
@@ -268,19 +267,11 @@ class Detector:
 
     @torch.inference_mode()
     def postprocess(
-        self,
-        loc: Tensor,
-        logits: Tensor,
-        input_size: tuple[int, int],
-        image_sizes: Sequence[tuple[int, int]],
+        self, loc: Tensor, logits: Tensor, input_size: tuple[int, int], image_sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
-        """Detections of raw outputs.
+        """Detections of raw outputs, Tensor[N, P, 4] and Tensor[N, P, classes], background first.
 
-        Args:
-            loc: Tensor[N, P, 4].
-            logits: Tensor[N, P, classes], background first.
-            input_size: (height, width) of the network's input.
-            image_sizes: (height, width) of the N original images.
+        Sizes are (height, width) of the network's input, and of the N original images.
         """
         candidates = self._candidates(loc, logits, input_size, [View(size) for size in image_sizes])
         return [self._join([one], size) for one, size in zip(candidates, image_sizes, strict=True)]
@@ -383,7 +374,7 @@ def detect_images(
     """Detects in many images, one batch after the other; bad images are reported and left out.
 
     Args:
-        detector: finds faces and persons.
+        detector: a `Detector`, or what is called as it is.
         items: paths, annotations or whatever else stands for an image.
         read: gives the image of an item as `Detector` takes it; a DataError means that there is none.
         batch_size: images that go through the network together.

@@ -9,11 +9,11 @@ from torchvision.models import resnet50
 
 
 def conv_bn(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, leaky: float | None = 0.0
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, leaky: float | None = 0.0, groups: int = 1
 ) -> nn.Sequential:
     """Convolution, batch norm and, unless ``leaky`` is None, leaky ReLU of that slope."""
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
     if leaky is not None:
@@ -21,16 +21,10 @@ def conv_bn(
     return nn.Sequential(*layers)
 
 
-def conv_dw(inputs: int, outputs: int, stride: int, leaky: float = 0.1) -> nn.Sequential:
+def conv_dw(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     """Depthwise 3x3 then pointwise convolution, each with batch norm and leaky ReLU (MobileNetV1)."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
-        nn.BatchNorm2d(inputs),
-        nn.LeakyReLU(leaky, inplace=True),
-        nn.Conv2d(inputs, outputs, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.LeakyReLU(leaky, inplace=True),
-    )
+    depthwise = conv_bn(inputs, inputs, 3, stride, leaky=0.1, groups=inputs)
+    return nn.Sequential(*depthwise, *conv_bn(inputs, outputs, 1, leaky=0.1))
 
 
 class MobileNetV1(nn.Module):

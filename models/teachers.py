@@ -31,11 +31,7 @@ class Teachers(nn.Module):
     """Several networks as one: for a class and a ratio of priors, the first network that has both counts.
 
     A one-class parent knows faces on square priors; a two-class network knows both classes on all priors.
-    They stay in evaluation mode, with batch norm folded.
-
-    Args:
-        networks: teachers, the more trusted first.
-        cfg: the student's network.
+    They stay in evaluation mode, with batch norm folded. ``cfg`` is the student's.
 
     Raises:
         ValueError: a teacher's cells, prior sizes, ratios or classes are not among the student's.
@@ -119,11 +115,8 @@ def load_teachers(
 
 
 class TorchvisionPersons:
-    """The persons that a detector of torchvision finds, trained on COCO; called as a `Detector` is.
-
-    Args:
-        name: of the detector, e.g. ``fasterrcnn_resnet50_fpn_v2``.
-        device: where to run it.
+    """The persons that a detector of torchvision, e.g. ``fasterrcnn_resnet50_fpn_v2``, finds, trained on
+    COCO; called as a `Detector` is.
 
     Raises:
         UsageError: torchvision has no such detector.

@@ -33,11 +33,7 @@ class DistillationLoss(nn.Module):
     For each class by itself: Kullback-Leibler divergence of "class or not" (so a teacher that knows one
     class says nothing about the split of the rest), and smooth-L1 of the offsets weighted with its score.
     Summed over all priors where the teachers set the target; near zero, with its gradient, where the student
-    agrees.
-
-    Args:
-        class_weights: weight of each class by name, in label order.
-        loc_weight: weight of the boxes beside the scores.
+    agrees. ``class_weights`` are by name, in label order; ``loc_weight`` is that of the boxes.
     """
 
     def __init__(self, class_weights: dict[str, float], loc_weight: float = 2.0) -> None:
@@ -57,8 +53,7 @@ class DistillationLoss(nn.Module):
         """Weighted losses of a batch.
 
         Args:
-            loc: Tensor[N, P, 4], the student's offsets.
-            logits: Tensor[N, P, 1 + classes], the student's, background first.
+            loc, logits: Tensor[N, P, 4] and Tensor[N, P, 1 + classes] of the student, background first.
             targets: the teachers' scores and boxes.
             soft: bool Tensor[N, P, classes]: where they are the target, see `choose_targets`.
             positives: what the sums are divided by, see `positives`.

@@ -99,8 +99,7 @@ class MultiBoxLoss(nn.Module):
         """Weighted losses of a batch.
 
         Args:
-            loc: Tensor[N, P, 4], offsets.
-            logits: Tensor[N, P, 1 + classes], background first.
+            loc, logits: Tensor[N, P, 4] and Tensor[N, P, 1 + classes], background first.
             matches: from `match`.
             priors: Tensor[P, 4], cx cy w h, normalised.
             unknown: bool Tensor[N, 1 or P, classes]: where a negative prior says nothing about a class.

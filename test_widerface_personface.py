@@ -37,6 +37,7 @@ from models.arguments import (
     add_network_arguments,
     add_scales_argument,
     build_detector,
+    check_settings,
     device_of,
     weights_path,
 )
@@ -46,7 +47,6 @@ from utils.cli import (
     OK,
     DataError,
     Number,
-    UsageError,
     count,
     option,
     parser_of,
@@ -67,10 +67,7 @@ ROOT = Path(__file__).resolve().parent
 
 #: Where the images of a data set are, and where its evaluator looks for predictions.
 FOLDERS: dict[str, tuple[Path, Path]] = {
-    WIDERFACE: (
-        ROOT / "datasets/widerface/val/images",
-        widerface_evaluate.evaluation.PREDICTIONS,
-    ),
+    WIDERFACE: (ROOT / "datasets/widerface/val/images", widerface_evaluate.evaluation.PREDICTIONS),
     OPENIMAGES: (
         ROOT / "datasets/wider_OIpersonface1103/val/images",
         wider_openimagespersonface_evaluate.evaluation.PREDICTIONS,
@@ -185,13 +182,9 @@ def settings_of(args: argparse.Namespace, dataset: str) -> dict:
 
 
 class Dump:
-    """The files that are written.
+    """Text files of a ``dataset``, ``widerface`` or ``openimages``, in a folder.
 
-    Args:
-        folder: of the text files.
-        dataset: ``widerface`` or ``openimages``.
-        draw: whether to draw the detections as well, in a folder beside it.
-        least_visible: least score that is drawn.
+    With ``draw`` images too in a folder beside it, with what scores at least ``least_visible``.
     """
 
     def __init__(self, folder: Path, dataset: str, draw: bool, least_visible: float) -> None:
@@ -208,18 +201,12 @@ class Dump:
         Raises:
             UsageError: it was begun with others.
         """
-        begun = self.settings_path.exists()
-        if resume and begun:
+        begun = resume and self.settings_path.exists()
+        if begun:
             before = read_json(self.settings_path, "the settings of a dump")
-            before = before if isinstance(before, dict) else {}
-            changed = [name for name in settings if settings[name] != before.get(name)]
-            if changed:
-                raise UsageError(
-                    f"{self.settings_path}: begun with another --{', --'.join(changed)}; give what is there, "
-                    f"or start anew without --resume"
-                )
+            check_settings(settings, before if isinstance(before, dict) else {}, self.settings_path)
         wait_for_all()  # every process has looked before one writes
-        if rank() == 0 and not (resume and begun):
+        if rank() == 0 and not begun:
             write_text(self.settings_path, json.dumps(settings, indent=1) + "\n")
         wait_for_all()
 

@@ -56,7 +56,7 @@ from data.outputs import counted
 from data.wider_face import EpochSampler, WiderFaceDetection, detection_collate, make_loader
 from layers.functions.matching import prior_grids
 from layers.modules.multibox_loss import LOC_LOSSES, MultiBoxLoss
-from models.arguments import pick_device
+from models.arguments import check_settings, pick_device
 from models.checkpoint import (
     init_from_face,
     load_backbone,
@@ -68,7 +68,7 @@ from models.checkpoint import (
 from models.engine import Recipe, RunningAverage, make_optimizer, make_schedule, validate
 from models.retinaface import RetinaFace
 from models.teachers import load_teachers
-from models.training_run import RunLog, TrainingRun, check_settings, describe_run, misfits
+from models.training_run import RunLog, TrainingRun, describe_run, misfits
 from utils.cli import (
     DataError,
     Number,
@@ -319,7 +319,9 @@ def train(args: argparse.Namespace, device: torch.device, argv: list[str]) -> in
     network, settings, state = RetinaFace(cfg), settings_of(vars(args)), None
     if args.resume:
         state = read_checkpoint(last)
-        check_settings(settings, state.extra.get("settings"), last)
+        if "settings" not in state.extra:
+            raise DataError(f"{last}: weights alone, no run to go on with; start from them with --weights")
+        check_settings(settings, state.extra["settings"], last)
         load_strictly(network, state.state_dict, last)
     else:
         log.say(load_start(network, args.weights, args.init_from_face, args.pretrain))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -105,3 +106,16 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
         input_size=input_size,
         scales="auto" if args.scales == ["auto"] else args.scales,
     )
+
+
+def check_settings(now: dict, before: dict, path: Path) -> None:
+    """Raises UsageError with every difference between settings and those of the run that ``path`` holds."""
+    changed = [
+        f"--{key} {now.get(key)} (was {before.get(key)})"
+        for key in sorted(now.keys() | before.keys())
+        if now.get(key) != before.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
+        )

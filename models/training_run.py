@@ -26,7 +26,7 @@ from models.checkpoint import Checkpoint, save_checkpoint
 from models.engine import Recipe, bare, train_one_epoch
 from models.retinaface import RetinaFace
 from utils.box_utils import areas
-from utils.cli import OK, DataError, StopSignal, UsageError
+from utils.cli import OK, DataError, StopSignal
 from utils.draw import hex_colour
 from utils.files import read_text, write_text
 from utils.images import write_figure
@@ -353,21 +353,6 @@ def misfits(dataset: WiderFaceDetection, cfg: ModelConfig, image_size: int) -> l
             f"{image_size} pixels, and match no prior there; a larger --image_size shows more of them"
         )
     return found
-
-
-def check_settings(now: dict, saved: dict | None, path: Path) -> None:
-    """Raises UsageError with every difference between the settings and those of the run in ``path``."""
-    if saved is None:
-        raise DataError(f"{path}: weights alone, no run to go on with; start from them with --weights")
-    changed = [
-        f"--{key} {now.get(key)} (was {saved.get(key)})"
-        for key in sorted(now.keys() | saved.keys())
-        if now.get(key) != saved.get(key)
-    ]
-    if changed:
-        raise UsageError(
-            f"{path}: a run of other settings: {', '.join(changed)}; give the same or start anew"
-        )
 
 
 def describe_run(argv: list[str], arguments: dict) -> dict:

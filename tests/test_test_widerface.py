@@ -110,7 +110,7 @@ def test_resume_takes_no_file_of_unknown_weights(photos, tmp_path, weights, caps
     arguments = "--dataset_folder", photos, "--save_folder", tmp_path / "out", "--resume"
     assert run(*arguments, weights=weights) == 0
     assert (tmp_path / "out" / "settings.json").exists()
-    with pytest.raises(UsageError, match="begun with another --nms_threshold"):
+    with pytest.raises(UsageError, match=r"other settings: --nms_threshold 0.3 \(was 0.4\); give"):
         run(*arguments, "--nms_threshold", "0.3", weights=weights)
     (tmp_path / "out" / "settings.json").unlink()
     capsys.readouterr()

@@ -232,13 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     command.warn_without(widerface_evaluate.matching.kernel and matching.kernel)
     legacy = args.protocol == command.LEGACY
     truths = read_ground_truth(args.gt, args.image_labels, legacy)
-    truths, predictions, missing = command.load(args, truths)
-    if command.typical_extent(predictions) > command.PIXELS:
-        raise DataError(
-            f"{args.pred}: boxes are in pixels; expected normalised ones: dump with --dataset openimages"
-        )
-    if not len(predictions):
-        warn(f"{args.pred}: no detections at all")
+    truths, predictions, missing = command.load(args, truths, "normalised")
     found = (score_legacy if legacy else score)(predictions, truths, args.iou)
     for name in set(CLASS_NAMES.values()) - set(found):
         warn(f"{args.gt}: class {name} is not labelled there and is not scored")

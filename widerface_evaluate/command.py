@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 STANDARD, LEGACY, MATLAB = "standard", "legacy", "matlab"
 
-#: `typical_extent` of normalised boxes is about 1, and a little more for those of the original, which are
-#: divided by the wrong side; that of boxes in pixels is far beyond.
+#: The greater coordinate of a lower right corner is typically about 1 in normalised boxes, and a little more
+#: in those of the original, which are divided by the wrong side; in pixels it is far beyond.
 NORMALISED, PIXELS = 2.0, 4.0
 
 #: Missing files and folders that are named.
@@ -125,12 +125,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
 
 
-def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable, list[str]]:
+def load(args: argparse.Namespace, truths: BoxTable, unit: str) -> tuple[BoxTable, BoxTable, list[str]]:
     """Truths of the images that are to be scored, their detections, and the names of missing files.
+
+    ``unit`` of the boxes is ``pixels`` or ``normalised``.
 
     Raises:
         DataError: an image list that cannot be read or without one known image; a faulty prediction file,
-            or missing ones without ``--allow_missing``.
+            or missing ones without ``--allow_missing``; boxes of the other unit.
     """
     if args.image_list:
         wanted = {image_key(name): name for name in read_image_list(args.image_list)}
@@ -142,7 +144,20 @@ def load(args: argparse.Namespace, truths: BoxTable) -> tuple[BoxTable, BoxTable
             what = some_of(unknown, "images are not in the ground truth and are skipped")
             warn(f"{args.image_list}: {what}")
         truths = truths.take([i for i, key in enumerate(truths.images) if key in wanted])
-    return truths, *_load_predictions(args, truths.images)
+    predictions, missing = _load_predictions(args, truths.images)
+    if not len(predictions):
+        warn(f"{args.pred}: no detections at all")
+        return truths, predictions, missing
+    extent = np.median(predictions.boxes[:: max(1, len(predictions) // 10000), 2:].max(1))
+    if unit == "pixels" and extent < NORMALISED:
+        raise DataError(
+            f"{args.pred}: boxes are normalised to 0..1; expected pixels: dump with --dataset widerface"
+        )
+    if unit == "normalised" and extent > PIXELS:
+        raise DataError(
+            f"{args.pred}: boxes are in pixels; expected normalised ones: dump with --dataset openimages"
+        )
+    return truths, predictions, missing
 
 
 def _load_predictions(args: argparse.Namespace, images: Sequence[str]) -> tuple[BoxTable, list[str]]:
@@ -193,12 +208,6 @@ def in_order(detections: BoxTable, protocol: str) -> BoxTable:
     for start, end in zip(detections.offsets[:-1], detections.offsets[1:], strict=True):
         scores[start:end] = np.maximum.accumulate(scores[start:end][::-1])[::-1]
     return replace(detections, scores=scores)
-
-
-def typical_extent(predictions: BoxTable) -> float:
-    """Median of the greater coordinate of some lower right corners: at most about 1 for normalised boxes."""
-    corners = predictions.boxes[:: max(1, len(predictions) // 10000), 2:]
-    return float(np.median(corners.max(1))) if len(corners) else math.nan
 
 
 def report(

@@ -195,18 +195,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     command.check_arguments(args)
     command.warn_without(matching.kernel)
-    truths, predictions, missing = command.load(args, read_ground_truth(args.gt))
+    truths, predictions, missing = command.load(args, read_ground_truth(args.gt), "pixels")
     faces = faces_of(predictions, args.protocol)
     if len(predictions) and not len(faces):
         raise DataError(
             f"{args.pred}: not one face in {len(predictions)} detections (class 1); are these persons only?"
         )
-    if command.typical_extent(faces) < command.NORMALISED:
-        raise DataError(
-            f"{args.pred}: boxes are normalised to 0..1; expected pixels: dump with --dataset widerface"
-        )
-    if not len(faces):
-        warn(f"{args.pred}: no detections at all")
     found = score(faces, truths, args.iou, args.protocol)
     command.report(
         args,

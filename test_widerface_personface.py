@@ -99,10 +99,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--origin_size",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="take images at their own size; else resize by --target_size and --max_size (default: yes)",
+        help="take images at their own size; else make the shorter side 1600 pixels, but the longer at most "
+        "2150 (default: yes)",
     )
-    option(group, "--target_size", "with --no-origin_size: shorter side", pixels, 1600)
-    option(group, "--max_size", "with --no-origin_size: limit of the longer side", pixels, 2150)
     option(group, "--long_side --imgsz", "resize to this longer side instead", pixels)
     add_scales_argument(group, "1")
     option(group, "--batch_size --batch", "images that go through the network together", count, 1)
@@ -170,13 +169,13 @@ def input_size(args: argparse.Namespace) -> InputSize:
     """How images are resized for the network."""
     if args.origin_size:
         return InputSize(args.long_side)
-    return InputSize(target_size=args.target_size, max_size=args.max_size)
+    return InputSize(target_size=1600, max_size=2150)
 
 
 def settings_of(args: argparse.Namespace, dataset: str) -> dict:
     """What decides about the text files, to be compared by --resume."""
     names = ["confidence_threshold", "top_k", "nms_threshold", "keep_top_k", "classes", "precision", "scales"]
-    names += ["origin_size", "long_side"] if args.origin_size else ["origin_size", "target_size", "max_size"]
+    names += ["origin_size", "long_side"]
     weights = {"trained_model": file_digest(weights_path(args.trained_model))}
     return weights | {"dataset": dataset} | {name: getattr(args, name) for name in names}
 

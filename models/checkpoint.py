@@ -2,13 +2,12 @@
 
 Read: files of this project, the published two-class files, a one-class RetinaFace of the parent project
 (its landmark head is left out), the ImageNet backbone of MobileNetV1 x0.25, with or without ``module.``
-prefixes, as ``.pth`` or ``.safetensors``. Nothing that a file holds is ever run.
+prefixes. Nothing that a file holds is ever run.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import pickle
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from data.config import NETWORKS, ModelConfig, one_class
 from layers.functions.prior_box import priors_per_cell
 from models.retinaface import RetinaFace
-from utils.cli import DataError, UsageError, import_package
+from utils.cli import DataError, UsageError
 from utils.files import atomic_path, reading
 
 #: Loaded where no other file is named.
@@ -65,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = Path(path)
     with reading(path, "a checkpoint"):
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content = _read_torch(path)
     tensors = content.pop("state_dict", None)
     if tensors is None:
         tensors, content = content, {}
@@ -115,19 +114,6 @@ def _read_torch(path: Path) -> dict:
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
     return dict(content)
-
-
-def _read_safetensors(path: Path) -> dict:
-    safetensors = import_package("safetensors", path.name)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            content: dict = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-        if "config" in metadata:
-            content["config"] = json.loads(metadata["config"])
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged or not a safetensors file ({error})") from None
-    return content
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -237,21 +223,13 @@ def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> N
 def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:
     """Writes weights and configuration of an unwrapped network, atomically.
 
-    ``extra`` are further plain data and tensors, e.g. training state, which come back in `Checkpoint.extra`;
-    a ``.safetensors`` file takes none.
+    ``extra`` are further plain data and tensors, e.g. training state, which come back in `Checkpoint.extra`.
     """
     state_dict = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if Path(path).suffix == ".safetensors":
-        from safetensors.torch import save
-
-        content = save(state_dict, {"format": "pt", "config": json.dumps(model.cfg.to_dict())})
-    else:
-        buffer = io.BytesIO()  # written by Python, a full disk is an OSError
-        whole = {"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}
-        torch.save(whole, buffer)
-        content = buffer.getbuffer()
+    content = io.BytesIO()  # written by Python, a full disk is an OSError
+    torch.save({"format": FORMAT, "config": model.cfg.to_dict(), "state_dict": state_dict, **extra}, content)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_backbone(model: RetinaFace, path: str | os.PathLike | None = None) -> str:

@@ -35,13 +35,7 @@ FLOAT_PARTS = (*(f"network.body.stage1.{i}." for i in range(4)), "network.body.c
 
 
 class ExportedNetwork(nn.Module):
-    """The folded network and what the file shall hold behind it; input and outputs are float32.
-
-    Args:
-        network: the network.
-        outputs: ``logits``, ``scores`` or ``boxes``.
-        dtype: arithmetic of the network itself.
-    """
+    """The folded network in ``dtype``, and ``logits``, ``scores`` or ``boxes``; all else is float32."""
 
     def __init__(self, network: RetinaFace, outputs: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -164,12 +158,8 @@ def _quiet() -> Iterator[None]:
 def quantise(model, calibration: Iterable[np.ndarray]):
     """An int8 copy of a float32 model: weights int8 by channel, maps uint8, in the QDQ format.
 
-    What follows the heads stays in float, and so do the convolutions of `FLOAT_PARTS`.
-
-    Args:
-        model: ``onnx.ModelProto``, as `_trace` gives it.
-        calibration: float32[1, 3, height, width] inputs; the least and greatest values of every map over
-            all of them become its range.
+    What follows the heads stays in float, and so do the convolutions of `FLOAT_PARTS`. ``calibration`` are
+    float32[1, 3, height, width] inputs: the least and greatest values of a map over all are its range.
     """
     import_package("onnxruntime", "ONNX")
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static

@@ -40,10 +40,7 @@ def is_onnx(path: str | os.PathLike) -> bool:
 
 
 def open_session(file: str | os.PathLike | bytes):
-    """An onnxruntime session on the CPU, with as many threads as torch has.
-
-    Args:
-        file: its path, or its content.
+    """An onnxruntime session on the CPU of a path or a file's content, with as many threads as torch has.
 
     Raises:
         UsageError: onnxruntime is not installed.

@@ -42,7 +42,6 @@ from utils.cli import (
     at_least_zero,
     count,
     option,
-    overlap,
     pixels,
     print_rows,
     report,
@@ -53,22 +52,19 @@ from utils.files import read_json, write_text
 from utils.images import read_image, read_size
 from utils.processes import gather_from_processes, keep_freed_memory, processes, rank, world_size
 
+#: A box is added that overlaps a truth, or a better box, of its class by at most this.
+MOST_IOU = 0.3
+
 
 def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     list_arguments(parser)
     group = parser.add_argument_group("where the boxes come from")
     weights = "checkpoint of one or two classes, ONNX file, or torchvision:NAME, a detector trained on COCO"
     option(group, "--trained_model -m --weights", weights, Path, metavar="FILE")
-    option(
-        group,
-        "--detections",
-        "detections in COCO's result format, or a COCO file with scores",
-        Path,
-        metavar="JSON",
-    )
+    detections = "detections in COCO's result format, or a COCO file with scores"
+    option(group, "--detections", detections, Path, metavar="JSON")
     categories = "COCO category ids, e.g. 0=person"
     option(group, "--category", categories, default=[], nargs="+", metavar="ID=CLASS")
-    option(group, "--coco_images", "COCO file that names the image ids' files", Path, metavar="JSON")
     group, default = parser.add_argument_group("which are added"), Selection()
     classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
     option(group, "--classes", "classes to add (default: face; of torchvision: person)", **classes)
@@ -76,7 +72,6 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     unsure = "add what scores less than that, but at least this, as ignore regions (default: leave it out)"
     option(group, "--ignore_from", unsure, score)
     option(group, "--min_size", "least width and height in pixels", at_least_zero, default.min_size)
-    option(group, "--max_iou", "overlap allowed with a box of the class", overlap, default.max_iou)
     group = parser.add_argument_group("how")
     option(group, "--device", "cpu, cuda, cuda:1, mps; auto takes the fastest there is", str, "auto")
     option(group, "--long_side --imgsz", "resize to this longer side (default: keep)", pixels)
@@ -106,12 +101,11 @@ def pseudo_label(args: argparse.Namespace) -> int:
     args.classes = args.classes or ["person" if torchvision else "face"]
     if torchvision and (args.classes != ["person"] or args.long_side):
         raise UsageError(f"{model}: finds persons, at its own size; leave out --classes and --long_side")
-    selection = Selection(args.confidence_threshold, args.min_size, args.max_iou, args.ignore_from)
+    selection = Selection(args.confidence_threshold, args.min_size, args.ignore_from)
     images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled, images_dir)
     source = (args.detections or args.trained_model).name
-    used: dict[str, bool] = {}
 
     def read(annotation: ImageAnnotation) -> np.ndarray:
         return read_image(images_dir / annotation.path)
@@ -122,8 +116,8 @@ def pseudo_label(args: argparse.Namespace) -> int:
         own = islice(iter_annotations(args.list), rank(), None, world_size())
         if args.detections:
             categories = parse_categories(args.category, args.classes)
-            coco = read_coco_detections(args.detections, categories, args.coco_images)
-            found = detections_of(coco, own, images_dir, used)
+            coco = read_coco_detections(args.detections, categories)
+            found = detections_of(coco, own, images_dir)
         else:
             keep_freed_memory()
             if torchvision:
@@ -139,7 +133,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
         for annotation, size, detections in tqdm(found, "images", total, disable=not first or None):
             if boxes := boxes_to_add(annotation, detections, size, selection, source):
                 added[annotation.path] = boxes
-        added, used = gather_from_processes(added), gather_from_processes(used)
+        added = gather_from_processes(added)
     if not first:
         return OK
     images = write_with_boxes(args.list, args.output, added, labelled, images_dir)
@@ -148,8 +142,10 @@ def pseudo_label(args: argparse.Namespace) -> int:
     if args.ignore_from is not None:
         rows += [(f"ignore regions of {name} added", labels[-CLASS_LABELS[name]]) for name in args.classes]
     print_rows([*rows, ("in images", len(added))])
-    if args.detections and (unused := [key for key in coco if key not in used]):
-        warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")
+    if args.detections:
+        listed = {key for annotation in iter_annotations(args.list) for key in _keys(annotation)}
+        if unused := [key for key in coco if key not in listed]:
+            warn(f"{args.detections}: {len(unused)} of its images are not in the list, e.g. {unused[0]}")
     print(f"{args.output}: {images} images, labelled for {' and '.join(labelled_classes(args.output))}")
     return OK
 
@@ -174,13 +170,11 @@ class Selection:
     Attributes:
         score: least score.
         min_size: least width and height in pixels of the image.
-        max_iou: overlap with a truth, or a better detection, of the same class up to which one is added.
         ignore_from: least score of what becomes an ignore region, being below ``score``; None: nothing does.
     """
 
     score: float = 0.7
     min_size: float = 8.0
-    max_iou: float = 0.3
     ignore_from: float | None = None
 
     @property
@@ -209,12 +203,7 @@ def boxes_to_add(
 ) -> list[AddedBox]:
     """The detections that pass ``selection``, cut to the image, best first within a class.
 
-    Args:
-        annotation: truth of the image; an earlier added box counts as truth.
-        found: detections, in pixels of the image.
-        image_size: (height, width).
-        selection: what is added.
-        source: name of the model.
+    Those of ``found`` are in pixels of the image, whose size is (height, width); ``source`` names the model.
     """
     height, width = image_size
     scale = np.array([width, height, width, height], np.float64)
@@ -227,11 +216,10 @@ def boxes_to_add(
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         own = torch.from_numpy(boxes[of_class])
-        free = (
-            box_iou(own, torch.from_numpy(truths[np.abs(annotation.labels) == label])) <= selection.max_iou
-        ).all(1)
+        others = torch.from_numpy(truths[np.abs(annotation.labels) == label])
+        free = (box_iou(own, others) <= MOST_IOU).all(1)
         own, of_class = own[free], of_class[free.numpy()]
-        best_first = nms(own, torch.from_numpy(scores[of_class]).double(), selection.max_iou).numpy()
+        best_first = nms(own, torch.from_numpy(scores[of_class]).double(), MOST_IOU).numpy()
         for i in of_class[best_first]:
             box = tuple(xyxy_to_xywh((boxes[i] / scale).round(9)).round(9).tolist())
             given = int(label) if scores[i] >= selection.score else -int(label)
@@ -239,26 +227,24 @@ def boxes_to_add(
     return added
 
 
-def read_coco_detections(
-    path: Path, categories: dict[str, str], images: Path | None = None
-) -> dict[str, Detections]:
+def read_coco_detections(path: Path, categories: dict[str, str]) -> dict[str, Detections]:
     """Detections of a COCO result file, by image key (see `_key`), each image's by descending score.
 
-    Args:
-        path: a list of ``{"image_id", "category_id", "bbox", "score"}``, bbox x y w h in pixels; or a COCO
-            file with such annotations, whose own ``images`` then name the files.
-        categories: class name by category id; others are passed over.
-        images: COCO file whose ``images`` give the file name of each image id; None: an image id is the
-            image's path in the list, or that without folders and ending.
+    It is a list of ``{"image_id", "category_id", "bbox", "score"}``, bbox x y w h in pixels, an image id the
+    image's path in the list, or that without folders and ending; or a COCO file with such annotations, whose
+    own ``images`` name the files. ``categories`` are class names by category id; others are passed over.
 
     Raises:
         DataError: not such a file; with the entry.
     """
     rows: dict[str, list[list[float]]] = {}
-    entries = read_json(path, "detections in COCO's result format")
+    entries, names = read_json(path, "detections in COCO's result format"), None
     if isinstance(entries, dict) and "annotations" in entries:
-        images, entries = images or path, entries["annotations"]
-    names = _file_names(images) if images else None
+        try:
+            names = {image["id"]: image["file_name"] for image in entries["images"]}
+        except (KeyError, TypeError):
+            raise DataError(f"{path}: expected a COCO file with images, each with id and file_name") from None
+        entries = entries["annotations"]
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of detections, found a {type(entries).__name__}")
     for index, entry in enumerate(entries):
@@ -272,7 +258,7 @@ def read_coco_detections(
         except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(
                 f"{path}: detection {index}: found {entry!r:.120}; expected image_id"
-                f"{f' of {images}' if images else ''}, category_id, bbox x y w h, score from 0 to 1"
+                f"{' of its images' if names else ''}, category_id, bbox x y w h, score from 0 to 1"
             ) from None
         if label:
             rows.setdefault(_key(image), []).append(row)
@@ -285,34 +271,23 @@ def read_coco_detections(
     return found
 
 
-def _file_names(path: Path) -> dict[object, str]:
-    """File names by image id of a COCO file."""
-    try:
-        return {entry["id"]: entry["file_name"] for entry in read_json(path, "COCO images")["images"]}
-    except (KeyError, TypeError):
-        raise DataError(f"{path}: expected a COCO file with images, each with id and file_name") from None
-
-
 def _key(image: object) -> str:
     """An image id or name as text; a number without the zeros in front."""
     text = str(image)
     return text.lstrip("0") if text.isdecimal() else text
 
 
-def detections_of(
-    coco: dict[str, Detections],
-    annotations: Iterable[ImageAnnotation],
-    images_dir: Path,
-    used: dict[str, bool],
-) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
-    """The images that have detections, with their (height, width); their keys are added to ``used``.
+def _keys(annotation: ImageAnnotation) -> tuple[str, str]:
+    """What may stand for an image of the list."""
+    return _key(annotation.path), _key(Path(annotation.path).stem)
 
-    Those that cannot be read are reported and left out.
-    """
+
+def detections_of(
+    coco: dict[str, Detections], annotations: Iterable[ImageAnnotation], images_dir: Path
+) -> Iterator[tuple[ImageAnnotation, tuple[int, int], Detections]]:
+    """The images that have detections, with their (height, width); unreadable ones are reported."""
     for annotation in annotations:
-        keys = _key(annotation.path), _key(Path(annotation.path).stem)
-        if key := next((key for key in keys if key in coco), None):
-            used[key] = True
+        if key := next((key for key in _keys(annotation) if key in coco), None):
             try:
                 yield annotation, read_size(images_dir / annotation.path), coco[key]
             except DataError as error:

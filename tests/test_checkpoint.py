@@ -76,13 +76,10 @@ def test_folding_knows_synchronised_batch_norm():
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_saved_and_loaded_again(tmp_path, suffix):
-    if suffix == ".safetensors":
-        pytest.importorskip("safetensors")
+def test_saved_and_loaded_again(tmp_path):
     network = seeded()
-    save_checkpoint(tmp_path / f"a{suffix}", network)
-    assert equal(load_network(tmp_path / f"a{suffix}", "mobile0.25"), network)
+    save_checkpoint(tmp_path / "a.pth", network)
+    assert equal(load_network(tmp_path / "a.pth", "mobile0.25"), network)
 
 
 def test_a_changed_configuration_comes_back(tmp_path):

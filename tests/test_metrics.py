@@ -14,9 +14,8 @@ from data.annotations import ImageAnnotation
 from data.predictions import BoxTable
 from tests.conftest import table_of
 from tests.test_openimages_evaluation import PIXELS, coco_says, dump, images_of_boxes, ragged
-from utils.evaluation.average_precision import full_curve
 from wider_openimagespersonface_evaluate.evaluation import main, score
-from wider_openimagespersonface_evaluate.metrics import by_size, confusion, miss_rates, over_scores
+from wider_openimagespersonface_evaluate.metrics import by_size, confusion, miss_rates
 
 
 @settings(max_examples=60)
@@ -46,16 +45,6 @@ def test_objects_by_the_side_of_a_square_of_their_area():
     assert list(sizes) == ["0-8", "8-16", "16-32", "32-64", "64-128", "128-256", "256-512", "512-"]
     assert sizes["8-16"] == pytest.approx(0.5) and sizes["16-32"] == 0 and math.isnan(sizes["0-8"])
     assert numbers["coco_ap_small"] == pytest.approx(0.5 * 51 / 101) and math.isnan(numbers["coco_ap_large"])
-
-
-def test_over_scores():
-    curve = full_curve(np.array([0.9, 0.6, 0.6, 0.3]), np.array([1, 0, 1, 0], np.int8), 4)
-    rows = {round(row.pop("score"), 2): row for row in over_scores(curve)}
-    assert len(rows) == 19
-    assert rows[0.95]["recall"] == 0 and math.isnan(rows[0.95]["precision"])
-    assert rows[0.9] == {"precision": 1, "recall": 0.25, "f1": pytest.approx(0.4)}
-    assert rows[0.6] == rows[0.35] == pytest.approx({"precision": 2 / 3, "recall": 0.5, "f1": 4 / 7})
-    assert rows[0.05]["precision"] == 0.5
 
 
 def test_miss_rate():
@@ -129,7 +118,7 @@ def test_page_and_json(tmp_path, capsys):
     person = numbers["classes"]["person"]
     assert person["coco_ap_75"] == 1 and person["coco_ap_large"] == person["coco_ap"] == pytest.approx(0.6)
     assert person["ap_by_size"] == dict.fromkeys(person["ap_by_size"]) | {"128-256": 1}
-    assert person["log_average_miss_rate"] == pytest.approx(1e-10) and len(person["over_scores"]) == 19
+    assert person["log_average_miss_rate"] == pytest.approx(1e-10)
     assert numbers["confusion"]["person"] == {"face": 0, "person": 1, "background": 0}
     assert cv2.imread(str(tmp_path / "page.png")).shape[1] > 1500
     (tmp_path / "images" / "b.jpg").unlink()

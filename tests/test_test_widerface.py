@@ -182,7 +182,6 @@ def test_images(photos, tmp_path, weights):
         ([], (48, 80)),
         (["--origin_size"], (48, 80)),
         (["--no-origin_size"], (1290, 2150)),
-        (["--no-origin_size", "--target_size", "96", "--max_size", "1000"], (96, 160)),
         (["--long_side", "40"], (24, 40)),
     ],
 )

@@ -13,7 +13,7 @@ from data.predictions import BoxTable
 from utils.box_utils import areas
 from utils.cli import DataError, warn
 from utils.draw import hex_colour
-from utils.evaluation.average_precision import Curve, f1_of, full_curve, score_order
+from utils.evaluation.average_precision import f1_of, full_curve, score_order
 from utils.image_names import image_of
 from utils.images import read_sizes, write_figure
 from wider_openimagespersonface_evaluate.matching import COCO_THRESHOLDS, groups, in_regions, match_coco
@@ -88,16 +88,6 @@ def image_sizes(folder: Path, images: Sequence[str]) -> np.ndarray | None:
     return np.array(sizes, np.int64).reshape(-1, 2)
 
 
-def over_scores(curve: Curve) -> list[dict[str, float]]:
-    """Precision, recall and F1 of the detections that score at least 0.05, 0.1 and so on to 0.95."""
-    rows = []
-    for score in np.arange(1, 20) / 20:
-        precision, recall = curve.at(score)
-        f1 = 2 * precision * recall / (precision + recall) if recall else 0.0
-        rows.append({"score": float(score), "precision": precision, "recall": recall, "f1": f1})
-    return rows
-
-
 def miss_rates(one: Score) -> tuple[np.ndarray, np.ndarray, float]:
     """The curve of misses over false positives, as for pedestrians, and its log-average.
 
@@ -119,13 +109,10 @@ def miss_rates(one: Score) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def further_numbers(found: dict[str, Score], sizes: np.ndarray | None) -> dict[str, dict]:
-    """By class: `over_scores`, `by_size` where ``sizes`` of the images are known, and misses of persons."""
-    numbers = {name: {"over_scores": over_scores(one.curve)} for name, one in found.items()}
-    for name, one in found.items():
-        if sizes is not None:
-            numbers[name] |= by_size(one, sizes)
-        if name == "person":
-            *_, numbers[name]["log_average_miss_rate"] = miss_rates(one)
+    """By class: `by_size` where ``sizes`` of the images are known, and the miss rate of persons."""
+    numbers = {name: {} if sizes is None else by_size(one, sizes) for name, one in found.items()}
+    if "person" in found:
+        *_, numbers["person"]["log_average_miss_rate"] = miss_rates(found["person"])
     return numbers
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from data.config import CLASS_NAMES, GREATEST_SCALE, NETWORKS
-from models.checkpoint import DEFAULT_WEIGHTS, load_network, weights_path
+from models.checkpoint import DEFAULT_WEIGHTS, weights_path
 from models.detector import PRECISIONS, Detector, InputSize, Thresholds
-from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
+from models.onnx_network import RUNTIMES, is_onnx
 from utils.cli import Number, UsageError, count, option, overlap, score
 
 
@@ -88,18 +88,11 @@ def build_detector(args: argparse.Namespace, input_size: InputSize | None = None
         UsageError: arguments out of range, no such device, no default weights.
         DataError: a checkpoint that cannot be used.
     """
-    path, precision = weights_path(args.trained_model), args.precision
-    if is_onnx(path):
-        network, precision = OnnxNetwork(path, args.network, args.runtime, precision), "fp32"
-    elif args.runtime != RUNTIMES[0]:
-        raise UsageError(
-            f"--runtime {args.runtime}: runs .onnx files, which convert_to_onnx.py writes; not {path}"
-        )
-    else:
-        network = load_network(path, args.network)
-    return Detector(
-        network,
-        precision=precision,
+    return Detector.from_checkpoint(
+        weights_path(args.trained_model),
+        args.network,
+        args.runtime,
+        precision=args.precision,
         device=device_of(args),
         thresholds=Thresholds(args.confidence_threshold, args.top_k, args.nms_threshold, args.keep_top_k),
         classes=args.classes,

@@ -77,13 +77,14 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if odd := next((name for name, tensor in tensors.items() if not _is_plain(tensor)), None):
         found = f"{tensors[odd].dtype} {tensors[odd].layout} on {tensors[odd].device}".replace("torch.", "")
         raise DataError(f"{path}: {odd} is {found}; expected numbers alone")
-    state_dict = {_strip(name): tensor for name, tensor in tensors.items() if not name.endswith("total_ops")}
+    state_dict = {  # without what DataParallel, DDP, torch.compile and thop put there
+        name.removeprefix("module.").removeprefix("_orig_mod."): tensor
+        for name, tensor in tensors.items()
+        if not name.endswith("total_ops")
+    }
     try:
-        cfg = (
-            ModelConfig.from_dict(content.pop("config"))
-            if "config" in content
-            else _derive_config(path, state_dict)
-        )
+        stored = content.pop("config", None)
+        cfg = _derive_config(path, state_dict) if stored is None else ModelConfig.from_dict(stored)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
     content.pop("format", None)
@@ -120,11 +121,6 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is a table of real numbers."""
     dense = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
     return dense and not tensor.is_complex()
-
-
-def _strip(name: str) -> str:
-    """A parameter's name without what DataParallel, DDP and torch.compile put before it."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
 
 
 def _derive_config(path: Path, state_dict: dict[str, Tensor]) -> ModelConfig | None:
@@ -177,10 +173,7 @@ def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaF
         raise DataError(
             f"{path}: not a RetinaFace (its weights are named {some}, ...); expected ClassHead and BboxHead"
         )
-    if network is not None and network != cfg.name:
-        raise DataError(
-            f"{path}: holds the network {cfg.name}, asked for was {network}; give --network {cfg.name}"
-        )
+    check_network(cfg, network, path)
     state_dict = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(LANDMARK_HEAD)}
     try:
         with torch.device("meta"):  # takes no memory, whatever size the file claims
@@ -192,6 +185,14 @@ def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaF
     _check_fit(model, state_dict, path)
     model.to_empty(device="cpu").load_state_dict(state_dict)
     return model.eval()
+
+
+def check_network(cfg: ModelConfig, wanted: str | None, path: Path) -> None:
+    """Raises DataError if ``path`` holds another network than the value of ``--network``."""
+    if wanted not in (None, cfg.name):
+        raise DataError(
+            f"{path}: holds the network {cfg.name}, asked for was {wanted}; give --network {cfg.name}"
+        )
 
 
 def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:

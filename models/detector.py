@@ -26,7 +26,7 @@ from data.config import PIXEL_MEAN_BGR, PYRAMID
 from data.predictions import Detections
 from layers.functions.prior_box import prior_boxes
 from models.checkpoint import load_network, weights_path
-from models.onnx_network import OnnxNetwork, is_onnx
+from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
 from models.retinaface import RetinaFace, fold_batch_norm
 from models.scales import InputSize, check_scales, suppress, trust, vote
 from utils.box_utils import decode
@@ -150,14 +150,20 @@ class Detector:
         self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device)
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike, network: str | None = None, **options) -> Detector:
+    def from_checkpoint(
+        cls, path: str | os.PathLike, network: str | None = None, runtime: str = RUNTIMES[0], **options
+    ) -> Detector:
         """A detector with the network of a checkpoint or, by its ending, an ``.onnx`` file.
 
         Options are those of `Detector`, errors also those of `load_network` and `OnnxNetwork`.
         """
         if is_onnx(path):
             precision = options.pop("precision", "fp32")
-            return cls(OnnxNetwork(path, network, precision=precision), **options)
+            return cls(OnnxNetwork(path, network, runtime, precision), **options)
+        if runtime != RUNTIMES[0]:
+            raise UsageError(
+                f"--runtime {runtime}: runs .onnx files, which convert_to_onnx.py writes; not {path}"
+            )
         return cls(load_network(path, network), **options)
 
     def _check_options(self, network: OnnxNetwork) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from data.config import NETWORKS, ModelConfig, one_class
 from layers.functions.prior_box import feature_sizes, priors_per_cell
+from models.checkpoint import check_network
 from utils.cli import DataError, UsageError, import_package
+from utils.files import reading
 
 #: Value of the metadata key ``format`` in the project's own files.
 ONNX_FORMAT = "retinaface_2cls_onnx/1"
@@ -49,9 +51,8 @@ def open_session(file: str | os.PathLike | bytes):
     runtime = import_package("onnxruntime", "ONNX")
     if not isinstance(file, bytes):
         file = os.fspath(file)
-        if not Path(file).is_file():
-            what = "a folder; expected an ONNX file" if Path(file).is_dir() else "no such ONNX file"
-            raise DataError(f"{file}: {what}")
+        with reading(file, "an ONNX file"):
+            Path(file).open("rb").close()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
@@ -108,7 +109,7 @@ class OnnxNetwork:
 
     Args:
         path: the file.
-        network: expected value of ``--network``; None takes what the file holds.
+        network: expected value of ``--network``; None takes what it holds.
         runtime: of `RUNTIMES`, what runs it; onnxruntime reads the file in any case.
         precision: arithmetic of OpenVINO, ``fp32`` or ``bf16``; for onnxruntime that of the file.
 
@@ -155,11 +156,7 @@ class OnnxNetwork:
                 f"{self.path}: its boxes are decoded already, by settings of its own; it is for programs "
                 f"without this project. Convert again with --outputs logits"
             )
-        if network is not None and network != self.cfg.name:
-            raise DataError(
-                f"{self.path}: holds the network {self.cfg.name}, asked for was {network}; "
-                f"give --network {self.cfg.name}"
-            )
+        check_network(self.cfg, network, self.path)
         self._openvino = openvino_model(self.path, precision) if runtime == "openvino" else None
         self._try_out()
 

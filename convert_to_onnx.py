@@ -152,12 +152,7 @@ def compare(
 ) -> tuple[float, float]:
     """Largest differences between an ONNX file and torch: of boxes in pixels, and of scores.
 
-    Args:
-        model: content of the file.
-        outputs: what it gives, a key of `OUTPUTS`.
-        detector: the network in torch.
-        images: go through both at once.
-        exact: see `compare_detections`.
+    The images go through both at once, ``outputs`` is what the file gives, a key of `OUTPUTS`.
     """
     batch = detector.preprocess(images)
     height, width = size = tuple(batch.shape[2:])
@@ -181,12 +176,10 @@ def compare(
 def compare_detections(
     found: list[torch.Tensor], expected: list[Detections], exact: bool
 ) -> tuple[float, float]:
-    """Largest differences, of boxes and of scores, between detections and the nearest ones of their class.
+    """Largest differences, of boxes and of scores, between detections of each image and the nearest ones of
+    their class in the outputs of a file with NMS.
 
-    Args:
-        found: outputs of a file with NMS.
-        expected: detections of torch, an image each.
-        exact: whether all shall be found and no other; else those that score `CERTAIN` or above.
+    If ``exact`` all shall be found and no other; else those that score `CERTAIN` or above.
     """
     boxes, scores, labels, images = found
     apart = [(0.0, 0.0)]

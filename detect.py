@@ -88,9 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(group, "--batch_size --batch", "images or frames that go through the network together", count, 1)
     option(group, "--realtime", "play videos at their own pace and skip frames that there is no time for")
     group = parser.add_argument_group("output")
-    option(
-        group, "--save_folder --name", "where everything is written", Path, "runs/detect", metavar="FOLDER"
-    )
+    where = "where everything is written"
+    option(group, "--save_folder --name", where, Path, "runs/detect", metavar="FOLDER")
     group.add_argument(
         "-s",
         "--save_image",
@@ -103,12 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(group, "--blur", help, choices=list(BLURRED))
     help = "with --blur and --track, also hide what is lost for up to so many frames"
     option(group, "--max_gap", help, natural, 15)
-    option(
-        group,
-        "--save_json",
-        "one COCO-style file; a bare name goes into --save_folder",
-        metavar="FILE",
-    )
+    option(group, "--save_json", "one COCO-style file; a bare name goes into --save_folder", metavar="FILE")
     option(group, "--save_txt", "YOLO text, labels/<name>.txt: class cx cy w h, in shares of the image")
     option(group, "--save_conf", "the score at the end of each line of --save_txt")
     option(group, "--save_crops", "cut-outs as crops/<class>/<name>_<number>.jpg")
@@ -245,19 +239,12 @@ def detect_in_images(
 
 @dataclass(frozen=True)
 class Videos:
-    """How videos are gone through.
+    """How videos are gone through, see the options of the same names."""
 
-    Attributes:
-        batch_size: frames that go through the network together.
-        realtime: whether they play at their own pace, without the frames that there is no time for.
-        track: whether objects are followed.
-        max_gap: most frames in which a followed object is hidden though it was not found.
-    """
-
-    batch_size: int = 1
-    realtime: bool = False
-    track: bool = False
-    max_gap: int = 0
+    batch_size: int
+    realtime: bool
+    track: bool
+    max_gap: int
 
     def select(
         self,

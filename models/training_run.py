@@ -220,7 +220,8 @@ class RunLog:
             if step and path.exists():
                 rows = csv.DictReader(read_text(path, "results of epochs").splitlines(), strict=True)
                 try:
-                    self._rows = [row for row in rows if int(row["epoch"]) <= epoch and None not in row]
+                    kept = [row for row in rows if int(row["epoch"]) <= epoch and None not in row]
+                    self._rows = [{name: text for name, text in row.items() if text} for row in kept]
                 except (KeyError, ValueError, TypeError, csv.Error):
                     raise DataError(
                         f"{path}:{rows.line_num}: not the results of an epoch; mend it, or move it away"
@@ -277,12 +278,12 @@ class RunLog:
             return
         self.draw()
         path, table = self.folder / result, self.folder / "results.csv"
-        if validated := [row for row in self._rows if _has(row, "ap")]:
+        if validated := [row for row in self._rows if "ap" in row]:
             columns = sorted(filter(kind, validated[-1]), key=lambda name: list(SCORES).index(kind(name)))
             best = next((row for row in validated if int(row["epoch"]) == best_epoch), validated[0])
             self.say(f"{'':>5}  {'epoch':>5}" + "".join(f"  {name:>9}" for name in columns))
             for name, row in {"start": validated[0], "best": best, "last": validated[-1]}.items():
-                texts = [f"{float(row[column]):.4f}" if _has(row, column) else "-" for column in columns]
+                texts = [f"{float(row[column]):.4f}" if column in row else "-" for column in columns]
                 values = [f"  {text:>{max(len(c), 9)}}" for c, text in zip(columns, texts, strict=True)]
                 self.say(f"{name:>5}  {row['epoch']:>5}{''.join(values)}")
             if best is validated[0]:
@@ -310,7 +311,7 @@ class RunLog:
         axes = figure.subplots(1, len(panels))
         for axis, (title, columns) in zip(axes, panels.items(), strict=True):
             for name in columns:
-                rows = [row for row in self._rows if _has(row, name)]
+                rows = [row for row in self._rows if name in row]
                 points = [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
                 colour = colours.get(name.rpartition("_")[2], "grey" if name == "ap" else None)
                 axis.plot(*points, SCORES.get(kind(name), "-"), marker=".", color=colour, label=name)
@@ -328,10 +329,6 @@ def kind(column: str) -> str | None:
     """One of `SCORES` that a column is, or None."""
     start = column.partition("_")[0]
     return start if start in SCORES else None
-
-
-def _has(row: dict, column: str) -> bool:
-    return row.get(column) not in (None, "")
 
 
 def misfits(dataset: WiderFaceDetection, cfg: ModelConfig, image_size: int) -> list[str]:

@@ -139,7 +139,8 @@ class TrainingRun:
             self.epoch, self.totals = epoch + 1, {}
             seconds = (time.monotonic() - began) / (self.epoch - first) * (self.epochs - self.epoch)
             self.log.epoch(row, timedelta(seconds=round(seconds)))
-            if self.numbered and self._is_numbered():
+            often = 5 if self.epoch > self.result.cfg.lr_decay_epochs[0] else 10  # as published
+            if self.numbered and self.epoch % often == 0:
                 self._save(f"{name}_epoch_{self.epoch}")
             self._save_last()
         self._save(f"{name}_Final")
@@ -167,21 +168,14 @@ class TrainingRun:
             self._save("best")
         return found
 
-    def _is_numbered(self) -> bool:
-        """Whether an epoch's weights are kept: every tenth, every fifth after the published first decay."""
-        first_decay = self.result.cfg.lr_decay_epochs[0]
-        return self.epoch % 10 == 0 or (self.epoch % 5 == 0 and self.epoch > first_decay)
-
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, network: RetinaFace | None = None, **extra: object) -> None:
         if self.log.active:
-            save_checkpoint(self.log.folder / f"{name}.pth", self.result)
+            save_checkpoint(self.log.folder / f"{name}.pth", network or self.result, **extra)
 
     def _save_last(self) -> None:
-        if not self.log.active:
-            return
         average = self.recipe.average
-        save_checkpoint(
-            self.log.folder / "last.pth",
+        self._save(
+            "last",
             bare(self.recipe.network),
             optimizer=self.recipe.optimizer.state_dict(),
             progress={name: getattr(self, name) for name in ("epoch", "totals", "best", "best_epoch")},

@@ -90,13 +90,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("output")
     where = "where everything is written"
     option(group, "--save_folder --name", where, Path, "runs/detect", metavar="FOLDER")
-    group.add_argument(
-        "-s",
-        "--save_image",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="annotated images and videos (default: yes)",
-    )
+    yes_or_no, help = argparse.BooleanOptionalAction, "annotated images and videos (default: yes)"
+    group.add_argument("-s", "--save_image", action=yes_or_no, default=True, help=help)
     option(group, "--vis_thres", "draw only what scores at least this (default: all)", score)
     help = f"instead of drawing boxes, hide these for good, from score {BLUR_SCORE:g} on (person: faces too)"
     option(group, "--blur", help, choices=list(BLURRED))

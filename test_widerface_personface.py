@@ -95,13 +95,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     help = "images to take, one a line, or an annotation list (default: all below the folder)"
     option(group, "--dataset_list", help, Path, metavar="FILE")
     group = parser.add_argument_group("input")
-    group.add_argument(
-        "--origin_size",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take images at their own size; else make the shorter side 1600 pixels, but the longer at most "
-        "2150 (default: yes)",
-    )
+    help = """take images at their own size; else make the shorter side 1600 pixels, but the longer at most
+        2150 (default: yes)"""
+    group.add_argument("--origin_size", action=argparse.BooleanOptionalAction, default=True, help=help)
     option(group, "--long_side --imgsz", "resize to this longer side instead", pixels)
     add_scales_argument(group, "1")
     option(group, "--batch_size --batch", "images that go through the network together", count, 1)

@@ -211,16 +211,12 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--mine_batch", mine)
     balance = "weigh a box by the root of the number of its priors, so that large ones do not dominate"
     option(group, "--balance", balance)
-    teachers = (
-        "checkpoints whose scores and boxes are to be kept; the first that knows a class on a prior counts"
-    )
+    teachers = "checkpoints whose scores and boxes are kept; the first that knows a class on a prior counts"
     option(group, "--teacher", teachers, nargs="*", metavar="FILE")
     weights = "weight of the teachers in the loss, one for all or one a class (face person)"
     option(group, "--distil", weights, at_least_zero, [1.0], nargs="+", metavar="W")
-    trusted = (
-        "classes for which teachers go before labels: boxes are learned, but where a labelled image has none "
-        "the teacher's score is the target; for other classes that is background"
-    )
+    trusted = """classes for which teachers go before labels: boxes are learned, but where a labelled image
+        has none the teacher's score is the target; for other classes that is background"""
     classes = list(CLASS_LABELS)
     option(group, "--trust_teacher", trusted, default=["face"], nargs="*", choices=classes, metavar="CLASS")
 

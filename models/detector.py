@@ -81,15 +81,12 @@ class Detector:
 
     The network sees about 300 pixels around a point, and little in the smallest of faces, so an image is
     looked at in several sizes (`data.config.Pyramid`). Images of equal size go through the network together;
-    beyond that nothing is resized unless ``input_size`` or the fixed size of an `OnnxNetwork` says so. On the
-    CPU the scripts call `utils.processes.keep_freed_memory` first, which spares a quarter of the time.
-
-    Threads may share a detector. A process that is forked after torch has computed waits for its threads for
-    ever, so several processes are started with ``multiprocessing.get_context("spawn")``.
+    beyond that nothing is resized unless ``input_size`` or the fixed size of an `OnnxNetwork` says so.
+    Threads may share a detector; of processes and memory see docs/python.md.
 
     Args:
-        network: the network; a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU.
-            None: that of `DEFAULT_WEIGHTS`.
+        network: a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU. None: that of
+            `DEFAULT_WEIGHTS`.
         device: where to run it.
         precision: ``fp32``, ``bf16`` or ``fp16``; an `OnnxNetwork` has its own.
         thresholds: what becomes a detection.
@@ -183,8 +180,7 @@ class Detector:
         """Detections of one image, or one of each of several in their order.
 
         Args:
-            images: a path, an image of Pillow, or uint8[height, width, 3], BGR, at least 1x1; or a sequence
-                of such of any sizes.
+            images: a path, an image of Pillow, or uint8[height, width, 3], BGR; or several of any sizes.
             rgb: whether the channels of arrays are red, green, blue instead.
 
         Raises:

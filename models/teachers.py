@@ -34,7 +34,7 @@ class Teachers(nn.Module):
     They stay in evaluation mode, with batch norm folded. ``cfg`` is the student's.
 
     Raises:
-        ValueError: a teacher's cells, prior sizes, ratios or classes are not among the student's.
+        DataError: a teacher's cells, prior sizes, ratios or classes are not among the student's.
     """
 
     def __init__(self, networks: list[RetinaFace], cfg: ModelConfig) -> None:
@@ -44,7 +44,7 @@ class Teachers(nn.Module):
                 set(teacher.cfg.heights_over_widths) <= set(cfg.heights_over_widths)
                 and set(teacher.cfg.class_names) <= set(cfg.class_names)
             ):
-                raise ValueError(
+                raise DataError(
                     f"a teacher ({teacher.cfg.name}) has other priors or classes than the student"
                 )
         self.cfg = cfg
@@ -105,10 +105,7 @@ def load_teachers(
     """The teachers and the loss that follows them, with one weight for all classes or one each."""
     if not paths:
         return None, None
-    try:
-        teachers = Teachers([load_network(path) for path in paths], cfg)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    teachers = Teachers([load_network(path) for path in paths], cfg)
     weights = weights * len(cfg.class_names) if len(weights) == 1 else weights
     distillation = DistillationLoss(dict(zip(cfg.class_names, weights, strict=True)))
     return teachers.to(device, memory_format=torch.channels_last), distillation.to(device)

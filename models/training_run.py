@@ -47,8 +47,7 @@ class TrainingRun:
     """Trains, validates and saves until the last epoch or a signal.
 
     Attributes:
-        recipe: what a step needs.
-        loader: batches of an `EpochSampler`.
+        recipe, loader: what a step needs, and batches of an `EpochSampler`.
         epochs: how many the whole run has.
         log: what is told of it; its folder is the run's.
         settings: plain data kept in last.pth, which a continuation must not change.

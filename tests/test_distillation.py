@@ -16,6 +16,7 @@ from models.retinaface import RetinaFace
 from models.teachers import Teachers
 from tests.training_data import one_thread  # noqa: F401
 from utils.box_utils import decode
+from utils.cli import DataError
 
 SIZE = (64, 96)
 
@@ -89,7 +90,7 @@ def test_where_two_teachers_are_sure_the_first_class_keeps_its_score(networks, i
 
 def test_a_teacher_of_other_priors_is_refused():
     other = RetinaFace(replace(cfg_mnet, heights_over_widths=(1.0, 2.0)))
-    with pytest.raises(ValueError, match="other priors or classes"):
+    with pytest.raises(DataError, match="other priors or classes"):
         Teachers([other], cfg_mnet)
 
 

@@ -60,9 +60,7 @@ def coco_aps(
 def by_size(one: Score, image_sizes: np.ndarray) -> dict[str, float | dict[str, float]]:
     """COCO's AP of small, medium and large objects, and AP at overlap 0.5 by the side of a square.
 
-    Args:
-        one: score of a class, boxes normalised.
-        image_sizes: int64[I, 2], height and width.
+    Boxes are normalised, ``image_sizes`` int64[I, 2], height and width.
     """
     tables = one.detections, one.truths
     pixels = [areas(table.boxes) * image_sizes.prod(1)[table.image_index] for table in tables]

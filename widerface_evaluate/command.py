@@ -52,8 +52,7 @@ class Score:
         detections: of the class, in the order in which they were matched.
         outcome: int8[N], of each of them: 1 hit, 0 false positive, -1 ignored.
         truths: those to be found, of the same images.
-        curve: precision and recall down to each score.
-        columns: further numbers by name.
+        curve, columns: precision and recall down to each score, and further numbers by name.
     """
 
     detections: BoxTable
@@ -73,11 +72,8 @@ class Score:
 def add_arguments(
     parser: argparse.ArgumentParser, predictions: Path, truths: Path, protocols: Sequence[str]
 ) -> argparse._ArgumentGroup:
-    """The flags that both evaluators have; ``predictions`` and ``truths`` are the defaults of -p and -g.
-
-    Returns:
-        The group of the data, for what an evaluator has besides.
-    """
+    """The flags that both evaluators have, ``predictions`` and ``truths`` the defaults of -p and -g; returns
+    the group of the data, for what an evaluator has besides."""
     data = parser.add_argument_group("data")
     pred = f"folder of predictions (default: runs/detections/{predictions.name}/)"
     option(data, "--pred -p", pred, Path, predictions, metavar="FOLDER")

@@ -22,7 +22,8 @@ PIECE = 1 << 18
 def match(
     detections: BoxTable, truths: BoxTable, counted: np.ndarray, iou: float, kind: int = IOU
 ) -> np.ndarray:
-    """Outcome of every detection by WIDER FACE's rule.
+    """int8[S, N]: outcome of every detection in S subsets by WIDER FACE's rule, 1 hit, 0 false positive, -1
+    ignored.
 
     Each detection, best score first, looks only at the truth it overlaps most (the first of equals), with
     the pixel convention. At or above the threshold it is ignored if that truth does not count; a hit if it
@@ -30,14 +31,10 @@ def match(
     images without a truth all are ignored.
 
     Args:
-        detections: within an image in the order in which they are matched.
-        truths: of the same images.
+        detections, truths: of the same images, detections in the order in which they are matched.
         counted: bool[S, G], whether a truth counts in a subset.
         iou: least overlap of a hit.
         kind: `WHOLE` for the arithmetic of the benchmark's own tool.
-
-    Returns:
-        int8[S, N]: 1 hit, 0 false positive, -1 ignored.
     """
     best, overlap = best_overlaps(detections, truths, 1, kind)
     outcome = np.zeros((len(counted), len(detections)), np.int8)

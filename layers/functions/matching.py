@@ -25,12 +25,10 @@ class PriorGrids:
     """Priors of one image size, seen as one grid of centres for each level and shape.
 
     Attributes:
-        priors: Tensor[P, 4], cx cy w h, normalised, order level, row, column, shape.
-        corners: Tensor[P, 4], the same as x1 y1 x2 y2.
+        priors, corners: Tensor[P, 4], see `prior_boxes`, and the same as x1 y1 x2 y2.
         sizes: Tensor[G, 2], w h of each grid's priors.
         centres: pair of Tensor[G, C], ascending x of the columns and y of the rows, padded with infinity.
-        first: int64 Tensor[G], index of the prior in the top left cell.
-        columns: int64 Tensor[G].
+        first, columns: int64 Tensor[G], index of the prior in the top left cell, and cells of a row.
         step: priors of a cell, the distance of neighbours in a row.
     """
 
@@ -73,12 +71,10 @@ class Matches:
     """Priors of a batch that have a truth; the rest is background.
 
     Attributes:
-        batch_size: images N.
         image, prior: int64 Tensor[K], which prior of which image, ascending.
-        labels: int64 Tensor[K].
-        boxes_norm: Tensor[K, 4], x1 y1 x2 y2 of the truths.
+        labels, boxes_norm: int64 Tensor[K] and Tensor[K, 4], x1 y1 x2 y2, of the truths.
         truth: int64 Tensor[K], the number of the truth within the batch.
-        truths: how many the batch has.
+        batch_size, truths: how many images and truths the batch has.
     """
 
     batch_size: int
@@ -108,9 +104,8 @@ def match(
     around the truth's centre. Memory: about 50 bytes a prior of the batch, and `MAX_PAIRS` pairs.
 
     Args:
-        boxes_norm: Tensor[M, 4] of all images one after another, x1 y1 x2 y2, normalised, with positive width
-            and height.
-        labels: int64 Tensor[M].
+        boxes_norm, labels: Tensor[M, 4], x1 y1 x2 y2, normalised, with positive width and height, and int64
+            Tensor[M], of all images one after another.
         counts: int64 Tensor[N], boxes of each image.
         grids: the priors, on the device of boxes and labels.
     """

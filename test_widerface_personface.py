@@ -20,16 +20,14 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import wider_openimagespersonface_evaluate.evaluation
-import widerface_evaluate.evaluation
 from data.annotations import known_images
 from data.predictions import Detections, is_whole, prediction_path, write_prediction
 from models.arguments import (
@@ -60,24 +58,17 @@ from utils.image_names import image_key, images_below, read_image_list
 from utils.images import read_image, write_image
 from utils.processes import keep_freed_memory, processes, rank, sum_over_processes, wait_for_all, world_size
 from utils.threads import background_thread
+from wider_openimagespersonface_evaluate import evaluation as openimages
+from widerface_evaluate import evaluation as widerface
 
 WIDERFACE, OPENIMAGES = "widerface", "openimages"
 
 ROOT = Path(__file__).resolve().parent
 
-#: Where the images of a data set are, and where its evaluator looks for predictions.
-FOLDERS: dict[str, tuple[Path, Path]] = {
-    WIDERFACE: (ROOT / "datasets/widerface/val/images", widerface_evaluate.evaluation.PREDICTIONS),
-    OPENIMAGES: (
-        ROOT / "datasets/wider_OIpersonface1103/val/images",
-        wider_openimagespersonface_evaluate.evaluation.PREDICTIONS,
-    ),
-}
-
-#: The evaluator of a data set: its command line.
-EVALUATORS: dict[str, Callable[[list[str]], int]] = {
-    WIDERFACE: widerface_evaluate.evaluation.main,
-    OPENIMAGES: wider_openimagespersonface_evaluate.evaluation.main,
+#: The evaluator of a data set, and where its images are.
+DATASETS: dict[str, tuple[ModuleType, Path]] = {
+    WIDERFACE: (widerface, ROOT / "datasets/widerface/val/images"),
+    OPENIMAGES: (openimages, ROOT / "datasets/wider_OIpersonface1103/val/images"),
 }
 
 
@@ -88,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("data set")
     help = """coordinates: widerface in pixels, openimages divided by the image's width and height (default:
         widerface if images lie in event folders such as 0--Parade, else openimages)"""
-    option(group, "--dataset", help, choices=list(FOLDERS))
+    option(group, "--dataset", help, choices=list(DATASETS))
     help = """the images (default: those of --dataset_list where it knows them, else
         datasets/wider_OIpersonface1103/val/images, with --dataset widerface datasets/widerface/val/images)"""
     option(group, "--dataset_folder --images", help, Path, metavar="FOLDER")
@@ -122,10 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.evaluate and not args.evaluate.exists():
         raise DataError(f"{args.evaluate}: no such ground truth; give what the evaluator takes as -g")
     listed = known_images(args.dataset_list) if args.dataset_list else None
-    folder = args.dataset_folder or listed or FOLDERS[args.dataset or OPENIMAGES][0]
+    folder = args.dataset_folder or listed or DATASETS[args.dataset or OPENIMAGES][1]
     images = find_images(folder, args.dataset_list)
     dataset = args.dataset or guess_dataset(images)
-    dump = Dump(args.save_folder or FOLDERS[dataset][1], dataset, args.save_image, args.vis_thres)
+    evaluator, _ = DATASETS[dataset]
+    dump = Dump(args.save_folder or evaluator.PREDICTIONS, dataset, args.save_image, args.vis_thres)
     start = time.perf_counter()
     keep_freed_memory()
     with processes(device_of(args)) as device, locked(dump.folder) if rank() == 0 else nullcontext():
@@ -135,11 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         # Whole batches are shared out: an image has the same neighbours whatever the number of processes.
         own = [name for i, name in enumerate(images) if i // args.batch_size % world_size() == rank()]
         todo = [name for name in own if not (args.resume and dump.is_done(name))]
-
-        def read(name: str) -> np.ndarray:
-            return read_image(folder / name)
-
-        found = detect_images(detector, todo, read, args.batch_size, dump.fault, args.num_workers)
+        reading = args.batch_size, dump.fault, args.num_workers
+        found = detect_images(detector, todo, lambda name: read_image(folder / name), *reading)
         with background_thread() as submit:
             for result in tqdm(found, total=len(todo), unit="image", disable=None, leave=False):
                 submit(dump.write, *result)
@@ -157,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.evaluate and rank() == 0 and not faults:
             arguments = ["-p", str(dump.folder), "-g", str(args.evaluate)]
             arguments += ["--image_list", str(args.dataset_list)] if args.dataset_list else []
-            return EVALUATORS[dataset](arguments)
+            return evaluator.main(arguments)
     return BAD_DATA if faults else OK
 
 
@@ -208,10 +197,7 @@ class Dump:
     def is_done(self, name: str) -> bool:
         """Whether the text file of an image is there, whole and of this dump."""
         path = prediction_path(self.folder, image_key(name))
-        if not is_whole(path):
-            return False
-        begun = self.settings_path.stat().st_mtime_ns if self.settings_path.exists() else 0
-        return path.stat().st_mtime_ns >= begun
+        return is_whole(path) and path.stat().st_mtime_ns >= self.settings_path.stat().st_mtime_ns
 
     def fault(self, message: object) -> None:
         """Reports an image that gave nothing; the others go on."""

@@ -106,10 +106,6 @@ def pseudo_label(args: argparse.Namespace) -> int:
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled, images_dir)
     source = (args.detections or args.trained_model).name
-
-    def read(annotation: ImageAnnotation) -> np.ndarray:
-        return read_image(images_dir / annotation.path)
-
     on_cpu = args.device == "auto" and is_onnx(model)
     with processes(pick_device(args.device, on_cpu)) as device:
         first = rank() == 0
@@ -126,7 +122,9 @@ def pseudo_label(args: argparse.Namespace) -> int:
                 thresholds, size = Thresholds(max(0.0, selection.least - 1e-6)), InputSize(args.long_side)
                 options = {"thresholds": thresholds, "classes": args.classes, "input_size": size}
                 detector = Detector.from_checkpoint(model, device=device, **options)
-            looked = detect_images(detector, own, read, args.batch_size, report)
+            looked = detect_images(
+                detector, own, lambda one: read_image(images_dir / one.path), args.batch_size, report
+            )
             found = ((annotation, image.shape[:2], boxes) for annotation, image, boxes in looked)
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
         added: dict[str, list[AddedBox]] = {}

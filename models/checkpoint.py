@@ -43,8 +43,7 @@ class Checkpoint:
     """What a file holds.
 
     Attributes:
-        path: where it was read.
-        state_dict: tensors by name, on the CPU, prefixes of wrappers stripped.
+        path, state_dict: the file, and its tensors by name, on the CPU, without prefixes of wrappers.
         cfg: network configuration stored in the file or, where there is none, derived from the heads' shapes;
             None if it is not a RetinaFace.
         extra: whatever else was saved with it (training state), plain data and tensors.

@@ -80,7 +80,6 @@ def train_one_epoch(
     Losses are looked at after every step on the CPU, on other devices after `FETCH_EVERY` steps.
 
     Args:
-        recipe: what a step needs.
         batches: this process's images and targets, as `detection_collate` makes them.
         epoch, steps: number of the epoch, and steps of a whole one.
         totals: sums of the steps that an interrupted epoch had done, with their number ``steps``.
@@ -167,9 +166,7 @@ def training_step(
     on how a batch is shared out.
 
     Args:
-        recipe: what the step needs.
-        images: uint8 Tensor[N, height, width, 3], BGR.
-        targets: as `detection_collate` makes them.
+        images, targets: uint8 Tensor[N, height, width, 3], BGR, and as `detection_collate` makes them.
         step: number of the step in the whole run.
         stop: whether this process wants to stop after the step.
 
@@ -225,11 +222,9 @@ def validate(
     The images are shared out over the processes; every process gets the result.
 
     Args:
-        network: the network, unwrapped, the same in every process; it stays as it is.
-        dataset: images; a class counts on those that are labelled for it.
-        device: where to run.
-        evaluate: the evaluator, which gives ``ap``, ``precision_at_half``, ``recall_at_half`` and ``boxes``
-            by class name.
+        network: unwrapped, the same in every process; it stays as it is.
+        dataset: a class counts on the images that are labelled for it.
+        evaluate: gives ``ap``, ``precision_at_half``, ``recall_at_half`` and ``boxes`` by class name.
 
     Returns:
         ``ap_face`` and ``ap_person`` at IoU 0.5, those that have boxes, their mean ``ap``, and likewise

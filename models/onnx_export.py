@@ -85,7 +85,6 @@ def export(
     """The network as an ``onnx.ModelProto``.
 
     Args:
-        network: the network.
         outputs: key of `OUTPUTS`.
         image_size: (height, width) that it takes, None for any.
         batch_size: 1, or None for any number.

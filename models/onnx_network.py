@@ -108,14 +108,12 @@ class OnnxNetwork:
     Probabilities are returned as their logarithms, which are as good as logits: softmax restores them.
 
     Args:
-        path: the file.
-        network: expected value of ``--network``; None takes what it holds.
+        network: expected value of ``--network``; None takes what the file holds.
         runtime: of `RUNTIMES`, what runs it; onnxruntime reads the file in any case.
         precision: arithmetic of OpenVINO, ``fp32`` or ``bf16``; for onnxruntime that of the file.
 
     Attributes:
-        cfg: its configuration.
-        outputs: key of `OUTPUTS`.
+        cfg, outputs: its configuration, and a key of `OUTPUTS`.
         image_size: (height, width) that it takes, None if any.
         batch_size: images that it takes at once, None if any.
 

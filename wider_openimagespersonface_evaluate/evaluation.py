@@ -119,7 +119,6 @@ def read_ground_truth(path: Path, image_labels: Path | None = None, legacy: bool
     """Reads an annotation list (``.txt``), a box CSV (``.csv``, ``.csv.gz``), or a folder with one of them.
 
     Args:
-        path: the file or folder.
         image_labels: CSV of verified image-level labels, for a box CSV.
         legacy: read a list as the original did: an image listed twice counts twice, both times with the
             boxes that come last.

@@ -26,16 +26,11 @@ def feature_sizes(cfg: ModelConfig, image_size: tuple[int, int]) -> list[tuple[i
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # training takes no tensors that were made in that mode
 def prior_boxes(cfg: ModelConfig, image_size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """Priors of an image size, Tensor[P, 4], float32, cx cy w h, divided by the image's width and height.
+    """Priors of a (height, width) in pixels: Tensor[P, 4], float32, cx cy w h, divided by width and height.
 
     Order: level, row, column, size, ratio. The values are worked out in float64 and rounded once to
     float32, which makes them equal to the published code's bit by bit. Calls share the tensor: do not write
     to it.
-
-    Args:
-        cfg: the network.
-        image_size: (height, width) in pixels, both at least 1.
-        device: where the tensor shall be.
     """
     height, width = image_size
     if height < 1 or width < 1:

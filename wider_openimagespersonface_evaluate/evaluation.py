@@ -227,8 +227,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    command.check_arguments(args)
-    command.warn_without(widerface_evaluate.matching.kernel and matching.kernel)
+    command.check_arguments(args, widerface_evaluate.matching.kernel and matching.kernel)
     legacy = args.protocol == command.LEGACY
     truths = read_ground_truth(args.gt, args.image_labels, legacy)
     truths, predictions, missing = command.load(args, truths, "normalised")
@@ -248,9 +247,9 @@ def main(argv: list[str] | None = None) -> int:
         args,
         found,
         {"images": len(truths.images), "detections": len(predictions)},
-        "\n".join(tables),
         {"classes": numbers, "missing": missing, **values},
         "normalised",
+        "\n".join(tables),
         draw,
     )
     return 0

@@ -97,10 +97,11 @@ def add_arguments(
     return data
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, kernel: object) -> None:
     """Raises UsageError for values that make no sense, DataError where there are no predictions.
 
-    Images that --worst needs are looked for where an annotation list has them.
+    Images that --worst needs are looked for where an annotation list has them. A ``kernel`` that is None is
+    warned of.
     """
     if not 0 < args.iou < 1:
         raise UsageError(f"--iou {args.iou:g}: expected a number between 0 and 1")
@@ -119,6 +120,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{args.pred}: no such folder of predictions; write them with test_widerface_personface.py, "
             f"or give -p DIR"
         )
+    if kernel is None:
+        warn("the compiled kernels are not built; using NumPy. To build them: make build")
 
 
 def load(args: argparse.Namespace, truths: BoxTable, unit: str) -> tuple[BoxTable, BoxTable, list[str]]:
@@ -181,12 +184,6 @@ def _load_predictions(args: argparse.Namespace, images: Sequence[str]) -> tuple[
     return predictions, missing
 
 
-def warn_without(kernel: object) -> None:
-    """One line on how to build a kernel, where it is not built."""
-    if kernel is None:
-        warn("the compiled kernels are not built; using NumPy. To build them: make build")
-
-
 def in_order(detections: BoxTable, protocol: str) -> BoxTable:
     """Detections of one class in the order in which they are matched: best first.
 
@@ -210,9 +207,9 @@ def report(
     args: argparse.Namespace,
     found: dict[str, Score],
     counts: dict[str, int],
-    table: str,
     values: dict[str, object],
     unit: str,
+    table: str = "",
     draw: Callable[[Path, str], None] | None = None,
 ) -> None:
     """Prints scores, and writes and draws what the arguments ask for.
@@ -221,9 +218,9 @@ def report(
         args: those of `add_arguments`.
         found: scores by name of the class or subset.
         counts: of images and detections, for the last line and the JSON.
-        table: printed below the scores; may be empty.
         values: for the JSON, beside settings and counts.
         unit: of the boxes, ``pixels`` or ``normalised``.
+        table: printed below the scores.
         draw: draws the file of --plot, given its path and a title; None: curves alone.
     """
     settings = {"protocol": args.protocol, "iou": args.iou, "min_score": args.confidence_threshold}
@@ -331,11 +328,8 @@ def _draw(canvas: np.ndarray, image: int, found: dict[str, Score], text: str, un
         rows, here = (slice(*table.offsets[image : image + 2]) for table in (one.detections, one.truths))
         scores, outcome = one.detections.scores[rows], one.outcome[rows]
         shown = (scores >= (math.inf if least is None else least)) & (outcome >= 0)
-        detections, hit, truths = (
-            one.detections.boxes[rows][shown],
-            outcome[shown] == 1,
-            one.truths.boxes[here],
-        )
+        detections, hit = one.detections.boxes[rows][shown], outcome[shown] == 1
+        truths = one.truths.boxes[here]
         group_of = np.zeros(len(truths), bool) if one.truths.group_of is None else one.truths.group_of[here]
         reached = found_boxes(detections[hit], truths, group_of)
         boxes += [truths * scale, detections * scale]

@@ -193,8 +193,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    command.check_arguments(args)
-    command.warn_without(matching.kernel)
+    command.check_arguments(args, matching.kernel)
     truths, predictions, missing = command.load(args, read_ground_truth(args.gt), "pixels")
     faces = faces_of(predictions, args.protocol)
     if len(predictions) and not len(faces):
@@ -206,7 +205,6 @@ def main(argv: list[str] | None = None) -> int:
         args,
         found,
         {"images": len(truths.images), "detections": len(faces)},
-        "",
         {"subsets": {name: one.numbers() for name, one in found.items()}, "missing": missing},
         "pixels",
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.config import ModelConfig
 from data.wider_face import Targets
@@ -34,7 +36,8 @@ def giou_loss(found: Tensor, wanted: Tensor) -> Tensor:
     return 1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)
 
 
-class MultiBoxLoss(nn.Module):
+@dataclass(frozen=True)
+class MultiBoxLoss:
     """Localisation loss of matched priors and cross entropy with hard negatives (SSD, Liu et al. 2016).
 
     For a class that is *unknown* at a prior (not labelled or ignored in its image) background and class
@@ -42,7 +45,7 @@ class MultiBoxLoss(nn.Module):
     Background", equation 5), so nothing pushes the class down where it may be. An image without positives
     gives `negatives_of_empty` negatives; the published code took none.
 
-    Args:
+    Attributes:
         cfg: network, for priors and variances.
         negatives_of_empty: hard negatives of an image without positives.
         mine_batch: the hard negatives are those of the whole batch, so that an image with many positives does
@@ -53,17 +56,11 @@ class MultiBoxLoss(nn.Module):
         loc_loss: one of `LOC_LOSSES`.
     """
 
-    def __init__(
-        self,
-        cfg: ModelConfig,
-        negatives_of_empty: int = 7,
-        mine_batch: bool = False,
-        balance: bool = False,
-        loc_loss: str = "smooth_l1",
-    ) -> None:
-        super().__init__()
-        self.cfg, self.loc_loss = cfg, loc_loss
-        self.negatives_of_empty, self.mine_batch, self.balance = negatives_of_empty, mine_batch, balance
+    cfg: ModelConfig
+    negatives_of_empty: int = 7
+    mine_batch: bool = False
+    balance: bool = False
+    loc_loss: str = "smooth_l1"
 
     def match(self, targets: Targets, image_size: tuple[int, int]) -> Matches:
         """Gives the priors of a batch their truths, where these are."""
@@ -87,7 +84,7 @@ class MultiBoxLoss(nn.Module):
             ignored.index_add_(0, row, much_covered(corners, region).float())
         return labelled & (ignored.view(len(labelled), classes, -1) == 0).transpose(1, 2)
 
-    def forward(
+    def __call__(
         self,
         loc: Tensor,
         logits: Tensor,

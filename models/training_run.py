@@ -7,7 +7,8 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -200,34 +201,30 @@ class RunLog:
         if self.active:
             print(text, flush=True)
 
-    def open(self, epoch: int, step: int) -> RunLog:
+    @contextmanager
+    def open(self, epoch: int, step: int) -> Iterator[None]:
         """Begins after so many epochs and steps; what was written about later ones is dropped.
 
         Raises:
             DataError: a results.csv that is none.
         """
-        if self.active:
-            from torch.utils.tensorboard import SummaryWriter
+        if not self.active:
+            yield
+            return
+        from torch.utils.tensorboard import SummaryWriter
 
-            path = self.folder / "results.csv"
-            if step and path.exists():
-                rows = csv.DictReader(read_text(path, "results of epochs").splitlines(), strict=True)
-                try:
-                    kept = [row for row in rows if int(row["epoch"]) <= epoch and None not in row]
-                    self._rows = [{name: text for name, text in row.items() if text} for row in kept]
-                except (KeyError, ValueError, TypeError, csv.Error):
-                    raise DataError(
-                        f"{path}:{rows.line_num}: not the results of an epoch; mend it, or move it away"
-                    ) from None
-            self._curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        return self
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._curves:
-            self._curves.close()
+        path = self.folder / "results.csv"
+        if step and path.exists():
+            rows = csv.DictReader(read_text(path, "results of epochs").splitlines(), strict=True)
+            try:
+                kept = [row for row in rows if int(row["epoch"]) <= epoch and None not in row]
+                self._rows = [{name: text for name, text in row.items() if text} for row in kept]
+            except (KeyError, ValueError, TypeError, csv.Error):
+                raise DataError(
+                    f"{path}:{rows.line_num}: not the results of an epoch; mend it, or move it away"
+                ) from None
+        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=step) as self._curves:
+            yield
 
     def step(self, step: int, losses: dict[str, float]) -> None:
         """Losses of one step."""
@@ -267,8 +264,6 @@ class RunLog:
 
     def summary(self, best_epoch: int, result: str) -> None:
         """Draws results.png, and prints what was reached, and how to use the file ``result``."""
-        if not self.active:
-            return
         self.draw()
         path, table = self.folder / result, self.folder / "results.csv"
         if validated := [row for row in self._rows if "ap" in row]:

@@ -181,8 +181,7 @@ def load_network(path: str | os.PathLike, network: str | None = None) -> RetinaF
         raise DataError(
             f"{path}: its configuration makes no network ({str(error).splitlines()[0]})"
         ) from None
-    _check_fit(model, state_dict, path)
-    model.to_empty(device="cpu").load_state_dict(state_dict)
+    load_strictly(model, state_dict, path)
     return model.eval()
 
 
@@ -195,16 +194,11 @@ def check_network(cfg: ModelConfig, wanted: str | None, path: Path) -> None:
 
 
 def load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
-    """Loads every weight or none.
+    """Loads every weight or none; a network on the meta device moves to the CPU.
 
     Raises:
         DataError: names missing, unexpected or of another shape, the first of each listed.
     """
-    _check_fit(model, state_dict, path)
-    model.load_state_dict(state_dict)
-
-
-def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     faults = {
         "missing": [name for name in own if name not in state_dict],
@@ -218,6 +212,9 @@ def _check_fit(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> N
     found = [f"{len(names)} {kind} ({', '.join(names[:2])}, ...)" for kind, names in faults.items() if names]
     if found:
         raise DataError(f"{path}: weights do not fit the network: {'; '.join(found)}")
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
+    model.load_state_dict(state_dict)
 
 
 def save_checkpoint(path: str | os.PathLike, model: RetinaFace, **extra: object) -> None:

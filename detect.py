@@ -251,7 +251,7 @@ class Videos:
         """Number, image and findings of each frame that `detect_images` gives, at ``rate`` a second."""
         tracker = Tracker(selection.score) if self.track else None
 
-        def frames() -> Iterator[tuple[int, np.ndarray, Findings]]:
+        def selected() -> Iterator[tuple[int, np.ndarray, Findings]]:
             for (index, _), frame, detections in found:
                 detections = detections.clipped()
                 tracks = tracker.update(detections, index / rate) if tracker else None
@@ -259,7 +259,7 @@ class Videos:
                 yield index, frame, hide_what_is_left(detector, frame, findings, selection.hidden)
 
         most = self.max_gap if tracker and selection.hidden else 0
-        followed = ((item, item[2].hidden, item[2].hidden_tracks) for item in frames())
+        followed = ((item, item[2].hidden, item[2].hidden_tracks) for item in selected())
         for (index, frame, findings), hidden in fill_gaps(followed, most):
             yield index, frame, replace(findings, hidden=hidden)
 

@@ -50,11 +50,17 @@ class Teachers(nn.Module):
         self.cfg = cfg
         self.networks = nn.ModuleList(fold_batch_norm(teacher) for teacher in networks)
         self.requires_grad_(False)
-        known = [
-            [any(self._row(teacher, ratio, name) for teacher in networks) for name in cfg.class_names]
-            for ratio in cfg.heights_over_widths
-        ]
-        self.register_buffer("known", torch.tensor(known), persistent=False)
+        # By ratio and class of the student: the teacher, the row of its ratios and its label.
+        self._sources: dict[tuple[int, int], tuple[int, int, int]] = {}
+        for i, teacher in reversed([*enumerate(networks)]):  # the more trusted take the place of the others
+            for row, ratio in enumerate(teacher.cfg.heights_over_widths):
+                for label, name in enumerate(teacher.cfg.class_names, 1):
+                    place = cfg.heights_over_widths.index(ratio), cfg.class_names.index(name)
+                    self._sources[place] = i, row, label
+        known = torch.zeros(len(cfg.heights_over_widths), len(cfg.class_names), dtype=torch.bool)
+        for place in self._sources:
+            known[place] = True
+        self.register_buffer("known", known, persistent=False)
 
     def train(self, mode: bool = True) -> Teachers:
         """Teachers are never trained."""
@@ -68,24 +74,14 @@ class Teachers(nn.Module):
         ratios, classes = len(self.cfg.heights_over_widths), len(self.cfg.class_names)
         scores = images.new_zeros(batch, cells, ratios, classes)
         loc = images.new_zeros(batch, cells, ratios, classes, 4)
-        for r, ratio in enumerate(self.cfg.heights_over_widths):
-            for c, name in enumerate(self.cfg.class_names):
-                for teacher, (their_scores, their_loc) in zip(self.networks, outputs, strict=True):
-                    if place := self._row(teacher, ratio, name):
-                        row, label = place
-                        scores[:, :, r, c] = their_scores[:, :, row, label]
-                        loc[:, :, r, c] = their_loc[:, :, row]
-                        break
+        for (r, c), (i, row, label) in self._sources.items():
+            their_scores, their_loc = outputs[i]
+            scores[:, :, r, c] = their_scores[:, :, row, label]
+            loc[:, :, r, c] = their_loc[:, :, row]
         # Two teachers may both be sure of a prior; a class takes what those before it leave.
         for c in range(1, classes):
             scores[..., c] = scores[..., c].minimum(1 - scores[..., :c].sum(-1))
         return SoftTargets(scores.flatten(1, 2), loc.flatten(1, 2), self.known.repeat(cells, 1))
-
-    @staticmethod
-    def _row(teacher: RetinaFace, ratio: float, name: str) -> tuple[int, int] | None:
-        """Where a teacher's outputs hold a ratio and a class: row of its ratios and label; None: nowhere."""
-        ratios, names = teacher.cfg.heights_over_widths, teacher.cfg.class_names
-        return (ratios.index(ratio), names.index(name) + 1) if ratio in ratios and name in names else None
 
     def _on_own_priors(self, teacher: RetinaFace, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and offsets from the student's priors: Tensors[N, cells * sizes, its ratios, ...]."""

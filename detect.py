@@ -222,9 +222,8 @@ def detect_in_images(
     """Images: read ahead, detected in batches, and written by another thread."""
     found = detect_images(detector, sources, lambda s: read_image(s.path), batch_size, results.fault)
     with background_thread() as submit:
-        for source, image, detections in tqdm(
-            found, total=len(sources), unit="image", disable=None, leave=False
-        ):
+        bar = tqdm(found, total=len(sources), unit="image", disable=None, leave=False)
+        for source, image, detections in bar:
             findings = selection(detections.clipped())
             findings = hide_what_is_left(detector, image, findings, selection.hidden)
             results.add(source, image, findings)

@@ -170,16 +170,12 @@ def draw_page(
     colours = {name: hex_colour(CLASS_COLOURS[CLASS_LABELS[name]]) for name in found}
     for name, one in found.items():
         curve, f1 = one.curve, f1_of(one.curve.precision, one.curve.recall)
-        for what, values, style in (
-            ("precision", curve.precision, ":"),
-            ("recall", curve.recall, "--"),
-            ("F1", f1, "-"),
-        ):
+        lines = {"precision": (curve.precision, ":"), "recall": (curve.recall, "--"), "F1": (f1, "-")}
+        for what, (values, style) in lines.items():
             scores.plot(curve.scores, values, style, color=colours[name], label=f"{name}: {what}")
         aps = coco_aps(one.detections, one.truths)
-        overlaps.plot(
-            COCO_THRESHOLDS, aps, "o-", color=colours[name], label=f"{name}: mean {np.mean(aps):.4f}"
-        )
+        label = f"{name}: mean {np.mean(aps):.4f}"
+        overlaps.plot(COCO_THRESHOLDS, aps, "o-", color=colours[name], label=label)
     scores.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score to cut at", title="precision, recall and F1")
     overlaps.set(ylim=(0, 1.02), xlabel="overlap of a hit", ylabel="COCO AP", title="AP over overlap")
     _plot_sizes(sizes, {name: values.get("ap_by_size", {}) for name, values in numbers.items()}, colours)

@@ -130,8 +130,8 @@ def load(args: argparse.Namespace, truths: BoxTable, unit: str) -> tuple[BoxTabl
     ``unit`` of the boxes is ``pixels`` or ``normalised``.
 
     Raises:
-        DataError: an image list that cannot be read or without one known image; a faulty prediction file,
-            or missing ones without ``--allow_missing``; boxes of the other unit.
+        DataError: an image list that cannot be read or without one known image; boxes of the other unit; see
+            also `load_predictions`.
     """
     if args.image_list:
         wanted = {image_key(name): name for name in read_image_list(args.image_list)}
@@ -143,7 +143,8 @@ def load(args: argparse.Namespace, truths: BoxTable, unit: str) -> tuple[BoxTabl
             what = some_of(unknown, "images are not in the ground truth and are skipped")
             warn(f"{args.image_list}: {what}")
         truths = truths.take([i for i, key in enumerate(truths.images) if key in wanted])
-    predictions, missing = _load_predictions(args, truths.images)
+    least = args.confidence_threshold
+    predictions, missing = load_predictions(args.pred, truths.images, least, args.allow_missing)
     if not len(predictions):
         warn(f"{args.pred}: no detections at all")
         return truths, predictions, missing
@@ -159,9 +160,14 @@ def load(args: argparse.Namespace, truths: BoxTable, unit: str) -> tuple[BoxTabl
     return truths, predictions, missing
 
 
-def _load_predictions(args: argparse.Namespace, images: Sequence[str]) -> tuple[BoxTable, list[str]]:
-    """Detections of ``images``, and the missing files; a warning names missing and doubtful ones."""
-    folder, least_score = args.pred, args.confidence_threshold
+def load_predictions(
+    folder: Path, images: Sequence[str], least_score: float | None, allow_missing: bool
+) -> tuple[BoxTable, list[str]]:
+    """Detections of ``images``, and the missing files; a warning names missing and doubtful ones.
+
+    Raises:
+        DataError: a faulty file, or missing ones without ``allow_missing``.
+    """
     predictions, report = read_predictions(folder, images)
     missing = [f"{image}.txt" for image in report.missing]
     if missing:
@@ -169,7 +175,7 @@ def _load_predictions(args: argparse.Namespace, images: Sequence[str]) -> tuple[
         gone = {path.rpartition("/")[0] for path in missing}
         if gone := sorted(name for name in gone if not (folder / name).is_dir()):
             warn(some_of(gone, f"folders are missing in {folder}", MOST_NAMED))
-        if not args.allow_missing:
+        if not allow_missing:
             raise DataError(
                 f"{folder}: {len(missing)} of {len(images)} files are missing (see above); finish the "
                 f"dump (<image path without suffix>.txt), or give --allow_missing to count them as empty"

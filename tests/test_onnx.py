@@ -230,7 +230,10 @@ def test_priors_that_do_not_fit_are_noticed(tmp_path, files, network):
 
 
 def test_files_and_options_that_do_not_fit(tmp_path, files):
-    for path, message in [(tmp_path, "a folder"), (tmp_path / "none.onnx", "no such file; expected an ONNX file")]:
+    for path, message in [
+        (tmp_path, "a folder"),
+        (tmp_path / "none.onnx", "no such file; expected an ONNX file"),
+    ]:
         with pytest.raises(DataError, match=message):
             OnnxNetwork(path)
     for kind in ("decoded", "nms"):

@@ -15,7 +15,6 @@ from utils.evaluation.average_precision import (
     full_curve,
     image_costs,
     normalised,
-    wider_areas,
     wider_bins,
     wider_curve,
 )
@@ -81,14 +80,6 @@ def test_bins(scores):
 )
 def test_normalised(scores, stretched):
     assert normalised(np.array(scores, float)).tolist() == stretched
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.sampled_from([-1, 0, 1])), max_size=12))
-def test_areas_of_groups_are_those_of_each_for_itself(rows):
-    group, scores, outcome = np.array(rows).reshape(-1, 3).T
-    bins, outcome, truths = wider_bins(scores), outcome.astype(np.int8), np.array([3, 0, 12])
-    expected = [wider_curve(bins[group == i], outcome[group == i], truths[i]).area for i in range(3)]
-    np.testing.assert_array_equal(wider_areas(bins, outcome, group.astype(int), truths), expected)
 
 
 @given(

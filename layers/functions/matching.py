@@ -156,10 +156,18 @@ def choose_targets(
 ) -> tuple[Tensor, Tensor | None]:
     """Decides for every prior and class who sets the target; the losses follow the two masks.
 
-    A matched prior learns its label. Elsewhere a class that is labelled there is background, with hard
-    negatives, but for one in ``teacher_first`` that a teacher knows. There, and where a class is not labelled
-    or ignored, the teacher's score and box are the target; where no teacher knows it, nothing is, and
-    background and class merge.
+    ====================================================  =============================  =======  ====
+    prior, and what is known of the class there           target                         unknown  soft
+    ====================================================  =============================  =======  ====
+    matched to a box                                      its label                      either   no
+    not matched; labelled                                 background, hard negatives     no       no
+    the same, class in ``teacher_first``, a teacher       the teacher's score and box    yes      yes
+    knows it
+    not matched; not labelled or ignored, a teacher       the teacher's score and box    yes      yes
+    knows it
+    the same, no teacher knows it                         nothing: background and class  yes      no
+                                                          merge
+    ====================================================  =============================  =======  ====
 
     Args:
         labelled: bool Tensor[N, 1 or P, classes], see `MultiBoxLoss.labelled`.

@@ -112,19 +112,9 @@ def wider_bins(scores: np.ndarray) -> np.ndarray:
 
 def wider_curve(bins: np.ndarray, outcome: np.ndarray, truths: int) -> Curve:
     """The curve at WIDER FACE's 1,000 scores, of `wider_bins` and int8[N] outcomes."""
-    counted, hits = (one[0] for one in _cumulated(bins, outcome))
+    counted, hits = _cumulated(bins, outcome)
     recall, precision = hits / max(truths, 1), hits / np.maximum(counted, 1)
     return Curve(WIDER_SCORES, recall, precision, truths)
-
-
-def wider_areas(bins: np.ndarray, outcome: np.ndarray, group: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """float64[K]: `wider_curve` areas of K groups of images at once; NaN where there is nothing to find.
-
-    ``group`` int64[N] is that of each detection, ``truths`` int64[K] the boxes to be found in each.
-    """
-    counted, hits = _cumulated(bins, outcome, group, len(truths))
-    areas = _area(hits / np.maximum(truths, 1)[:, None], _envelope(hits / np.maximum(counted, 1)))
-    return np.where(truths > 0, areas, np.nan)
 
 
 def image_costs(
@@ -142,24 +132,20 @@ def image_costs(
         own_counted, own_hits = _cumulated(bins[rows], outcome[rows])
         recall = (hits - own_hits) / max(truths.sum() - truths[image], 1)
         precision = (hits - own_hits) / np.maximum(counted - own_counted, 1)
-        costs[image] = _area(recall, _envelope(precision))[0]
+        costs[image] = _area(recall, _envelope(precision))
     return costs - (wider_curve(bins, outcome, truths.sum()).area if truths.any() else 0.0)
 
 
-def _cumulated(
-    bins: np.ndarray, outcome: np.ndarray, group: np.ndarray | int = 0, groups: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Detections that count, and hits, down to each of the 1,000 scores: int64[groups, 1000]."""
-    size = len(WIDER_SCORES) + 1
-    cells = group * size + bins
-    counts = (np.bincount(cells[outcome >= least], minlength=groups * size) for least in (0, 1))
-    counted, hits = (count.reshape(groups, size)[:, :-1].cumsum(1) for count in counts)
+def _cumulated(bins: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Detections that count, and hits, down to each of the 1,000 scores: int64[1000] each."""
+    counts = (np.bincount(bins[outcome >= least], minlength=len(WIDER_SCORES) + 1) for least in (0, 1))
+    counted, hits = (count[:-1].cumsum() for count in counts)
     return counted, hits
 
 
 def _envelope(precision: np.ndarray) -> np.ndarray:
-    return np.maximum.accumulate(precision[..., ::-1], -1)[..., ::-1]
+    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _area(recall: np.ndarray, envelope: np.ndarray) -> np.ndarray:
-    return (np.diff(recall, axis=-1, prepend=0) * envelope).sum(-1)
+def _area(recall: np.ndarray, envelope: np.ndarray) -> float:
+    return (np.diff(recall, prepend=0) * envelope).sum()

@@ -118,20 +118,21 @@ learn_all run29 "${slowly[@]}" --epochs 11 --seed 101
 learn_all run30 "${slowly[@]}" --epochs 5 "${faces_kept[@]}" --distil 0.5 0.25 --seed 102
 mix mean30 "$(last run29)" "$(last run30)" "$OUT/mean28.pth"
 
-# More scenes, batches of 32; the mean of all four, the parent's faces twice in it, and of the start.
-# more NUMBER START SEED EPOCHS: runs NUMBER and NUMBER + 1.
+# More scenes, batches of 32; each time the mean of the runs, the parent's faces twice in it, and of the start.
+# more NUMBER START SEED EPOCHS RATE: runs NUMBER and NUMBER + 1.
 more() {
-    local options=(--repeat 0.35 0.7 0.3 0.07 0.2 0.1 --weights "$OUT/$2.pth" --batch_size 32 --lr 5e-4 --warmup 20
+    local options=(--repeat 0.35 0.7 0.3 0.07 0.2 0.1 --weights "$OUT/$2.pth" --batch_size 32 --lr "$5" --warmup 20
         --schedule cosine --epochs "$4" --ema 0.998)
     learn_all "run$1" "${options[@]}" --seed "$3"
     learn_all "run$(($1 + 1))" "${options[@]}" --seed "$(($3 + 1))" "${faces_kept[@]}" --distil 0.5 0.25
 }
 
-more 31 mean30 111 13
+more 31 mean30 111 13 5e-4
 mix mean32 "$(last run31)" "$(last run32)"
-more 33 mean32 121 6
-mix network "$(last run33)" "$(last run34)" "$(last run31)" "$(last run32)" "$(last run32)" "$OUT/mean30.pth" \
-    --lower_faces 0.7 --lower_persons 0.5
+more 33 mean32 121 6 5e-4
+mix mean34 "$(last run33)" "$(last run34)" "$(last run31)" "$(last run32)" "$(last run32)" "$OUT/mean30.pth"
+more 35 mean34 111 20 6e-4 # ours were stopped in their epochs 20 and 19, at a rate near zero
+mix network "$(last run35)" "$(last run36)" "$(last run36)" "$OUT/mean34.pth" --lower_faces 0.7 --lower_persons 0.5
 export FACES PERSONS GROUND_TRUTH PYTHON
 step score bash results/score.sh "$OUT/network.pth" "$OUT/score"
 echo "$OUT/network.pth is the network; the numbers above go to results/accuracy.csv"

@@ -88,7 +88,7 @@ class Detector:
         network: a folded copy is used, so training can go on. An `OnnxNetwork` runs on the CPU. None: that of
             `DEFAULT_WEIGHTS`.
         device: where to run it.
-        precision: ``fp32``, ``bf16`` or ``fp16``; an `OnnxNetwork` has its own.
+        precision: ``fp32``, ``bf16`` or ``fp16``; of an `OnnxNetwork` it is given there.
         thresholds: what becomes a detection.
         classes: names of the classes to look for; all that the network knows by default.
         input_size: how images are resized.
@@ -133,7 +133,7 @@ class Detector:
         self.stopwatch = Stopwatch()
         if isinstance(network, OnnxNetwork):
             self._check_options(network)
-            self.network, self.dtype = network, torch.float32
+            self.network = network
             self.input_size = InputSize(fixed=network.image_size) if network.image_size else self.input_size
         else:
             folded = fold_batch_norm(network)
@@ -152,7 +152,8 @@ class Detector:
     ) -> Detector:
         """A detector with the network of a checkpoint or, by its ending, an ``.onnx`` file.
 
-        Options are those of `Detector`, errors also those of `load_network` and `OnnxNetwork`.
+        ``network`` is as for `load_network`, ``runtime`` as for `OnnxNetwork`, and so are the errors; other
+        options are those of `Detector`.
         """
         if is_onnx(path):
             precision = options.pop("precision", "fp32")
@@ -167,6 +168,8 @@ class Detector:
         """Raises UsageError for options that are settled by an ONNX file."""
         if self.device.type != "cpu":
             raise UsageError(f"{network.path}: runs on the CPU, not on {self.device}; give --device cpu")
+        if self.dtype != torch.float32:
+            raise UsageError(f"{network.path}: an OnnxNetwork has its own precision; give it there")
         if network.image_size and self.input_size not in (InputSize(), InputSize(fixed=network.image_size)):
             height, width = network.image_size
             raise UsageError(

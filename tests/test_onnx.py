@@ -250,6 +250,8 @@ def test_files_and_options_that_do_not_fit(tmp_path, files):
     ]:
         with pytest.raises(UsageError, match=message):
             Detector.from_checkpoint(files["fixed"], **options)
+    with pytest.raises(UsageError, match="has its own precision"):
+        Detector(OnnxNetwork(files["fixed"]), precision="bf16")
 
 
 @pytest.mark.parametrize(("package", "kind"), [("onnxruntime", "fixed"), ("onnx", "foreign fixed")])

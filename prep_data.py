@@ -49,13 +49,17 @@ STEPS: dict[str, tuple[str, str]] = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
-    parser = parser_of(__doc__)
+    chosen = parser = parser_of(__doc__)
     steps = parser.add_subparsers(title="steps", metavar="STEP", required=True)
     for name, (_, line) in STEPS.items():
         step = steps.add_parser(name, help=line, formatter_class=Formatter, allow_abbrev=False)
         if argv[:1] == [name]:
             add_step(step, name)
-    return parser.parse_args(argv)
+            chosen = step
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")  # it knows the nearest option
+    return args
 
 
 def add_step(parser: argparse.ArgumentParser, name: str) -> None:

@@ -274,6 +274,8 @@ def plot(shapes: BoxShapes, cfg: ModelConfig, centres: np.ndarray, rows: list[Re
     scatter, recall = figure.subplots(1, 2)
     shown = shapes.sample(6000)
     for label, name in CLASS_NAMES.items():
+        if not (shapes.labels == label).any():
+            continue
         colour = hex_colour(CLASS_COLOURS[label])
         width, height = shown[shown.labels == label].boxes_cxcywh[:, 2:].T
         scatter.plot(width, height, ".", ms=2, alpha=0.35, color=colour, label=name)

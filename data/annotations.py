@@ -231,9 +231,11 @@ def images_of(list_path: str | os.PathLike) -> Path:
 
 
 def image_folder(list_path: str | os.PathLike, given: str | os.PathLike | None = None) -> Path:
-    """Folder of a list's images: the given one, else `images_of` the list; DataError if it is not there."""
+    """Folder of a list's images: the given one, else `images_of` the list; DataError if there is none."""
     folder = Path(given) if given is not None else images_of(list_path)
     if not folder.is_dir():
+        with reading(list_path, _WHAT):
+            Path(list_path).stat()  # where it is missing, so is its folder
         raise DataError(
             f"{folder}: no such folder; expected the images of {list_path}: give theirs with --images, or "
             f"for good: python3 prep_data.py link FOLDER {Path(list_path).parent}"

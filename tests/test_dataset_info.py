@@ -71,6 +71,9 @@ def test_images_given_go_before_those_said_and_those_beside(tmp_path):
     write_labelled_classes(listed, ["face", "person"])
     assert image_folder(listed).samefile(tmp_path / "said")  # as it was said before
     (tmp_path / "said").rmdir()
+    with pytest.raises(DataError, match=r"list.txt: no such file; expected an annotation list"):
+        image_folder(listed)
+    listed.touch()
     with pytest.raises(DataError, match="said: no such folder; expected the images of .*link FOLDER"):
         image_folder(listed)
 

@@ -224,3 +224,11 @@ def test_every_step_has_help_and_errors_are_one_line(repository, capsys):
         assert done.returncode == code
         assert "Traceback" not in done.stderr
     assert len(done.stdout) == 0
+
+
+def test_an_option_that_a_step_does_not_know_is_answered_with_its_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        prep("download", "--limmit", 3)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "--limmit 3: not known; did you mean --limit?" in error and "download -h explains" in error

@@ -42,6 +42,9 @@ WAITING = Counter(
 FREE = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::lift_fresh"}
 FREE |= {"aten::_local_scalar_dense", "aten::_reshape_alias", "aten::_unsafe_view", "aten::detach_"}
 
+#: Functions whose backward pass reads values back, where no mode sees it.
+WAITING_BACKWARD = (torch.prod, Tensor.prod, torch.cumprod, Tensor.cumprod)
+
 NEW = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 
 
@@ -146,6 +149,8 @@ class _Calls(TorchFunctionMode):
         if func.__name__ == "__get__":  # another attribute
             return func(*args)
         pretended, device = self.pretended, kwargs.get("device")
+        if func in WAITING_BACKWARD and torch.is_grad_enabled() and args[0].requires_grad:
+            pretended.waits[f"backward of {func.__name__}"] += pretended.has(args[0])
         if func in NEW:
             for tensor in filter(pretended.has, _tensors(args[-1])):
                 pretended.waits["a tensor in a list"] += tensor.numel()

@@ -236,6 +236,8 @@ def test_a_wait_for_every_image_is_caught(monkeypatch):
         (0, lambda x, on: x.to(torch.float64)),
         (1, lambda x, on: x.copy_(torch.zeros(4))),
         (2, lambda x, on: torch.bincount(x.long())),
+        (0, lambda x, on: x.prod(0)),
+        (1, lambda x, on: x.requires_grad_().prod(0)),
     ],
 )
 def test_what_makes_the_host_wait(waits, call):

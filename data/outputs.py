@@ -196,7 +196,9 @@ class Results:
         least_drawn: least score that is drawn.
         faults: inputs that gave nothing.
         dropped: frames left out in real time; None where that cannot be.
-        images, annotations: what goes into the JSON file, as COCO has it.
+        images, annotations: what goes into the JSON file, as COCO has it; empty without one, a camera may run
+            for days.
+        looked_at: how many images and frames.
         counts: boxes by label.
     """
 
@@ -216,6 +218,7 @@ class Results:
     dropped: int | None = None
     images: list[dict] = field(default_factory=list)
     annotations: list[dict] = field(default_factory=list)
+    looked_at: Counter[str] = field(default_factory=Counter)
     counts: Counter[int] = field(default_factory=Counter)
 
     def fault(self, message: object) -> None:
@@ -225,16 +228,17 @@ class Results:
 
     def add(self, source: Source, image: np.ndarray, findings: Findings, frame: int | None = None) -> None:
         """Counts and keeps the detections of one image or frame, and shows them where asked for."""
-        height, width = image.shape[:2]
-        entry = {"id": len(self.images) + 1, "file_name": source.path, "width": width, "height": height}
-        self.images.append(entry if frame is None else {**entry, "frame": frame})
+        self.looked_at["image" if frame is None else "frame"] += 1
         counts = Counter(findings.detections.labels.tolist())
         self.counts += counts
         if self.verbose:
             name = source.path if frame is None else f"{source.path}, frame {frame}"
             tqdm.write(f"{name}: {counted_classes(counts, CLASS_NAMES.values())}")
         if self.save_json:
-            self.annotations += coco_annotations(findings, entry["id"], len(self.annotations) + 1)
+            number, (height, width) = len(self.images) + 1, image.shape[:2]
+            entry = {"id": number, "file_name": source.path, "width": width, "height": height}
+            self.images.append(entry if frame is None else {**entry, "frame": frame})
+            self.annotations += coco_annotations(findings, number, len(self.annotations) + 1)
         if self.show:
             show(self.picture(image, findings), wait=0 if frame is None else 1)
 
@@ -287,20 +291,19 @@ class Results:
 
     def summary(self, seconds: float, classes: tuple[str, ...]) -> str:
         """The last line: what was found, how fast and where the time went (stages overlap), where it is."""
-        frames = sum("frame" in image for image in self.images)
-        numbers = {"image": len(self.images) - frames, "frame": frames}
-        kinds = [counted(number, kind) for kind, number in numbers.items() if number] or ["0 images"]
-        unit, each = ("frame", "a frame") if frames == len(self.images) > 0 else ("image", "an image")
-        number = max(len(self.images), 1)
+        seen = self.looked_at
+        kinds = [counted(seen[kind], kind) for kind in ("image", "frame") if seen[kind]] or ["0 images"]
+        unit, each = ("frame", "a frame") if seen["frame"] and not seen["image"] else ("image", "an image")
+        number = max(seen.total(), 1)
         spent = self.stopwatch.seconds
         stages = ", ".join(f"{stage} {spent[stage] / number * 1e3:.1f}" for stage in STAGES if stage in spent)
         parts = [f"{' and '.join(kinds)}: {counted_classes(self.counts, classes)} above score {self.score:g}"]
-        parts.append(f"{len(self.images) / seconds:.1f} {unit}s/s, ms {each}: {stages}")
+        parts.append(f"{seen.total() / seconds:.1f} {unit}s/s, ms {each}: {stages}")
         if self.dropped is not None:
             parts.append(f"{counted(self.dropped, 'frame')} dropped")
         written = [str(self.folder)] if self.save_image or self.save_txt or self.save_crops else []
         written += [str(self.save_json)] if self.save_json else []
-        if written and self.images:
+        if written and seen:
             parts.append(f"written: {', '.join(written)}")
         if self.faults:
             parts.append(f"{self.faults} failed")

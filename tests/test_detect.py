@@ -16,13 +16,15 @@ import pytest
 
 import detect
 from data.config import CLASS_COLOURS
+from data.outputs import Results, Selection
 from data.predictions import Detections
 from models.arguments import DEFAULT_WEIGHTS
 from models.detector import Detector
 from utils.cli import UsageError, exit_code
 from utils.draw import distinct_colour, hide_boxes
-from utils.image_names import sample_photos
+from utils.image_names import Source, sample_photos
 from utils.images import read_image, write_image
+from utils.threads import Stopwatch
 
 
 @pytest.fixture
@@ -64,6 +66,18 @@ def test_sample_photos_through_the_published_network(reference, tmp_path, capsys
         assert np.abs(boxes - inside).max() < 1e-3
         assert np.abs(np.array([a["score"] for a in own]) - expected[:, 4]).max() < 1e-5
         assert [a["category_id"] for a in own] == expected[:, 5].tolist()
+
+
+@pytest.mark.parametrize("save_json, kept", [(None, 0), (Path("found.json"), 3)])
+def test_frames_of_a_camera_are_kept_for_a_json_file_alone(tmp_path, save_json, kept):
+    """One may run for days."""
+    results = Results(tmp_path, 0.5, Stopwatch(), save_json=save_json)
+    camera, frame = Source("camera", "0", Path("camera0.mp4")), np.zeros((9, 9, 3), np.uint8)
+    found = Selection(0.5)(Detections(np.float32([[1, 1, 5, 5]]), np.float32([0.9]), np.array([1])))
+    for number in range(3):
+        results.add(camera, frame, found, number)
+    assert len(results.images) == len(results.annotations) == kept
+    assert results.summary(1.5, ("face",)).startswith("3 frames: 3 faces above score 0.5; 2.0 frames/s")
 
 
 #: Options for the network of random weights, whose scores are low.

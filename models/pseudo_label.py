@@ -65,7 +65,7 @@ def pseudo_label_arguments(parser: argparse.ArgumentParser) -> None:
     option(group, "--detections", detections, Path, metavar="JSON")
     categories = "COCO category ids, e.g. 0=person"
     option(group, "--category", categories, default=[], nargs="+", metavar="ID=CLASS")
-    group, default = parser.add_argument_group("which are added"), Selection()
+    group, default = parser.add_argument_group("which are added"), LabelRule()
     classes = {"nargs": "+", "choices": list(CLASS_LABELS)}
     option(group, "--classes", "classes to add (default: face; of torchvision: person)", **classes)
     option(group, "--confidence_threshold --conf", "least score of a box", score, default.score)
@@ -101,7 +101,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
     args.classes = args.classes or ["person" if torchvision else "face"]
     if torchvision and (args.classes != ["person"] or args.long_side):
         raise UsageError(f"{model}: finds persons, at its own size; leave out --classes and --long_side")
-    selection = Selection(args.confidence_threshold, args.min_size, args.ignore_from)
+    rule = LabelRule(args.confidence_threshold, args.min_size, args.ignore_from)
     images_dir = image_folder(args.list, args.images)
     labelled = {*labelled_classes(args.list), *args.classes}
     check_labelled_classes(args.output, labelled, images_dir)
@@ -119,7 +119,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
             if torchvision:
                 detector = TorchvisionPersons(torchvision, device)
             else:
-                thresholds, size = Thresholds(max(0.0, selection.least - 1e-6)), InputSize(args.long_side)
+                thresholds, size = Thresholds(max(0.0, rule.least - 1e-6)), InputSize(args.long_side)
                 options = {"thresholds": thresholds, "classes": args.classes, "input_size": size}
                 detector = Detector.from_checkpoint(model, device=device, **options)
             looked = detect_images(
@@ -129,7 +129,7 @@ def pseudo_label(args: argparse.Namespace) -> int:
         total = sum(1 for _ in iter_annotations(args.list)) if first else None
         added: dict[str, list[AddedBox]] = {}
         for annotation, size, detections in tqdm(found, "images", total, disable=not first or None):
-            if boxes := boxes_to_add(annotation, detections, size, selection, source):
+            if boxes := boxes_to_add(annotation, detections, size, rule, source):
                 added[annotation.path] = boxes
         added = gather_from_processes(added)
     if not first:
@@ -162,7 +162,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Selection:
+class LabelRule:
     """Which detections are added.
 
     Attributes:
@@ -196,18 +196,18 @@ def boxes_to_add(
     annotation: ImageAnnotation,
     found: Detections,
     image_size: tuple[int, int],
-    selection: Selection,
+    rule: LabelRule,
     source: str,
 ) -> list[AddedBox]:
-    """The detections that pass ``selection``, cut to the image, best first within a class.
+    """The detections that pass ``rule``, cut to the image, best first within a class.
 
     Those of ``found`` are in pixels of the image, whose size is (height, width); ``source`` names the model.
     """
     height, width = image_size
     scale = np.array([width, height, width, height], np.float64)
     boxes = found.boxes.astype(np.float64).clip(0, scale)
-    fits = ((boxes[:, 2:] - boxes[:, :2]) >= max(selection.min_size, 1e-3)).all(1)
-    fits &= found.scores >= selection.least
+    fits = ((boxes[:, 2:] - boxes[:, :2]) >= max(rule.min_size, 1e-3)).all(1)
+    fits &= found.scores >= rule.least
     boxes, scores, labels = boxes[fits], found.scores[fits], found.labels[fits]
     truths = annotation.boxes(image_size)
     added = []
@@ -220,7 +220,7 @@ def boxes_to_add(
         best_first = nms(own, torch.from_numpy(scores[of_class]).double(), MOST_IOU).numpy()
         for i in of_class[best_first]:
             box = tuple(xyxy_to_xywh((boxes[i] / scale).round(9)).round(9).tolist())
-            given = int(label) if scores[i] >= selection.score else -int(label)
+            given = int(label) if scores[i] >= rule.score else -int(label)
             added.append(AddedBox(annotation.path, given, box, round(float(scores[i]), 6), source))
     return added
 

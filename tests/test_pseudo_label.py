@@ -16,7 +16,7 @@ from data.annotations import ImageAnnotation, labelled_classes, read_annotations
 from data.config import cfg_mnet, one_class
 from data.predictions import Detections
 from models.checkpoint import save_checkpoint
-from models.pseudo_label import Selection, boxes_to_add
+from models.pseudo_label import LabelRule, boxes_to_add
 from models.retinaface import RetinaFace
 from models.teachers import TorchvisionPersons
 from prep_data import main
@@ -35,15 +35,15 @@ def found(*rows: tuple[float, ...]) -> Detections:
     )
 
 
-def added(*rows: tuple[float, ...], **selection: float) -> list[tuple]:
-    boxes = boxes_to_add(TRUTH, found(*rows), SIZE, Selection(**selection), "model")
+def added(*rows: tuple[float, ...], **rule: float) -> list[tuple]:
+    boxes = boxes_to_add(TRUTH, found(*rows), SIZE, LabelRule(**rule), "model")
     return [(box.label, *np.round(box.box_xywh_norm, 6), box.score) for box in boxes]
 
 
 def test_nothing_found_nothing_added():
     assert added() == []
     empty = ImageAnnotation("a.jpg")
-    (box,) = boxes_to_add(empty, found((0, 0, 50, 50, 0.9, 1)), SIZE, Selection(), "model")
+    (box,) = boxes_to_add(empty, found((0, 0, 50, 50, 0.9, 1)), SIZE, LabelRule(), "model")
     assert (box.image, box.source, box.box_xywh_norm) == ("a.jpg", "model", (0, 0, 0.25, 0.5))
 
 

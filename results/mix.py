@@ -2,8 +2,9 @@
 
 The average of networks that were trained from one start is often better than each of them (model soups,
 Wortsman et al. 2022). Towards the parent faces come back and persons pay; the heads stay as trained, since
-the parent has no persons. Scores of the smallest faces can be too high beside those of large ones, which
---lower_faces mends; those of persons can be too high for a threshold of 0.5: --lower_persons.
+the parent has no persons. Scores of the smallest and the largest faces can be too high beside those of the
+others, which --lower_faces and --lower_large_faces mend; those of persons can be too high for a threshold of
+0.5: --lower_persons.
 
 Examples:
   python3 results/mix.py runs/a/best.pth runs/b/best.pth --output mean.pth
@@ -36,6 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     option(parser, "--layers", layers, default=list(BEFORE_HEADS), nargs="+", metavar="NAME")
     lower = "take this from the logit of faces on the priors of the smallest size (default: 0)"
     option(parser, "--lower_faces", lower, at_least_zero, 0.0, metavar="LOGIT")
+    lower = "take this from the logit of faces on the priors of the largest size (default: 0)"
+    option(parser, "--lower_large_faces", lower, at_least_zero, 0.0, metavar="LOGIT")
     lower = "take this from the logit of persons on all priors (default: 0)"
     option(parser, "--lower_persons", lower, at_least_zero, 0.0, metavar="LOGIT")
     option(parser, "--output --out", "checkpoint to write", type=Path, required=True, metavar="FILE")
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     network = average([load_network(path) for path in args.trained])
     if args.parent:
         network = mix(network, args.parent, args.share, args.layers)
-    lower_scores(network, args.lower_faces, args.lower_persons)
+    lower_scores(network, args.lower_faces, args.lower_large_faces, args.lower_persons)
     save_checkpoint(args.output, network)
     return OK
 
@@ -99,13 +102,15 @@ def mix(
     return trained
 
 
-def lower_scores(network: RetinaFace, smallest_faces: float, persons: float) -> None:
-    """Takes something from the logits of faces on the priors of the smallest size, and of all persons."""
-    for level, head in enumerate(network.ClassHead):
-        bias = head.conv1x1.bias.data.view(-1, network.cfg.num_classes)
-        bias[:, CLASS_LABELS["person"]] -= persons
-        if level == 0:
-            bias[: len(network.cfg.heights_over_widths), CLASS_LABELS["face"]] -= smallest_faces
+def lower_scores(network: RetinaFace, smallest_faces: float, largest_faces: float, persons: float) -> None:
+    """Takes something from the logits of faces on the priors of the smallest and of the largest size, and of
+    all persons."""
+    face, person, ratios = CLASS_LABELS["face"], CLASS_LABELS["person"], len(network.cfg.heights_over_widths)
+    biases = [head.conv1x1.bias.data.view(-1, network.cfg.num_classes) for head in network.ClassHead]
+    biases[0][:ratios, face] -= smallest_faces
+    biases[-1][-ratios:, face] -= largest_faces
+    for bias in biases:
+        bias[:, person] -= persons
 
 
 if __name__ == "__main__":

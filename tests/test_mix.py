@@ -31,18 +31,19 @@ def test_layers_go_the_share_of_the_way(reference, tmp_path, share, layers):
             assert torch.equal(values, first[name])
 
 
-def test_the_smallest_faces_and_all_persons_are_lowered(tmp_path):
+def test_the_smallest_and_the_largest_faces_and_all_persons_are_lowered(tmp_path):
     out = tmp_path / "out.pth"
-    assert (
-        main([str(DEFAULT_WEIGHTS), "--lower_faces", "0.75", "--lower_persons", "2", "--out", str(out)]) == 0
-    )
+    lowered = ("--lower_faces", "0.75", "--lower_large_faces", "1.5", "--lower_persons", "2")
+    assert main([str(DEFAULT_WEIGHTS), *lowered, "--out", str(out)]) == 0
     images = torch.rand(1, 3, 64, 96) * 100
     before, after = (load_network(path).eval()(images) for path in (DEFAULT_WEIGHTS, out))
     drop = (before[1] - after[1]).detach()[0]
     smallest = torch.arange(8 * 12 * 6) % 6 < 3  # of the finest level
+    largest = torch.arange(2 * 3 * 6) % 6 >= 3  # of the coarsest one
     expected = torch.zeros_like(drop)
     expected[:, 2] = 2
     expected[: len(smallest), 1] = 0.75 * smallest
+    expected[-len(largest) :, 1] = 1.5 * largest
     torch.testing.assert_close(drop, expected, rtol=0, atol=1e-4)
     assert torch.equal(before[0], after[0])
 

@@ -65,9 +65,14 @@ def average(networks: Sequence[RetinaFace]) -> RetinaFace:
     """The first network with the mean of all values.
 
     Raises:
-        DataError: the networks are of different kinds.
+        DataError: the networks are of different kinds, or do not know both classes.
     """
     first, *others = networks
+    if len(first.cfg.class_names) < len(CLASS_LABELS):
+        known = " and ".join(first.cfg.class_names)
+        raise DataError(
+            f"expected two-class checkpoints, these know {known} alone; give a parent by --parent"
+        )
     for other in others:
         if other.cfg != first.cfg:
             kinds = [f"{cfg.name} with {' and '.join(cfg.class_names)}" for cfg in (first.cfg, other.cfg)]

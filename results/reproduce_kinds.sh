@@ -25,7 +25,7 @@
 #
 # Started again, it goes on where it was stopped. Two cores (AMD EPYC) train 25 photos of 416x416 a second, with the
 # teacher; all runs together take about five hours there, but for run28, which takes six, and run38, which takes nine; an
-# H200 does them in 5 and 8 minutes.
+# H200 did them in 6 minutes and, beside another run, in 10.
 #
 # The network of weights/ was trained by these runs in earlier versions of the scripts, each run in one process and
 # some beside each other, with the seeds in another order; its lists followed a few more rules (bodies below a face

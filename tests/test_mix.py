@@ -73,6 +73,13 @@ def test_what_does_not_go_together(more, tmp_path):
     assert stop.value.code == 2
 
 
+def test_a_network_of_faces_alone_is_no_start(tmp_path):
+    save_checkpoint(tmp_path / "face.pth", RetinaFace(one_class(cfg_mnet)))
+    with pytest.raises(DataError, match="two-class checkpoints, these know face alone"):
+        main([str(tmp_path / "face.pth"), "--out", str(tmp_path / "out.pth")])
+    assert not (tmp_path / "out.pth").exists()
+
+
 def test_layers_that_the_network_does_not_have(reference, tmp_path):
     argv = [str(DEFAULT_WEIGHTS), "--parent", str(reference / "weights" / "mobilenet0.25_Final.pth")]
     with pytest.raises(UsageError, match="body.stage9"):

@@ -27,11 +27,11 @@ from data.predictions import Detections
 from layers.functions.prior_box import prior_boxes
 from models.checkpoint import load_network, weights_path
 from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
-from models.retinaface import RetinaFace, fold_batch_norm
+from models.retinaface import RetinaFace, fold_batch_norm, pack_for_cpu
 from models.scales import InputSize, check_scales, suppress, trust, vote
 from utils.box_utils import decode
 from utils.cli import DataError, UsageError
-from utils.images import to_bgr
+from utils.images import shrink, to_bgr
 from utils.threads import Stopwatch, map_ahead
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,7 +137,8 @@ class Detector:
             self.input_size = InputSize(fixed=network.image_size) if network.image_size else self.input_size
         else:
             folded = fold_batch_norm(network)
-            self.network = folded.to(self.device, self.dtype, memory_format=torch.channels_last)
+            folded.to(self.device, self.dtype, memory_format=torch.channels_last)
+            self.network = pack_for_cpu(folded) if self.device.type == "cpu" else folded
         self.scales = check_scales(scales)
         self._as_published = self.scales == (1,)
         if self.input_size.fixed:
@@ -233,7 +234,7 @@ class Detector:
         height, width = self.input_size(image.shape[:2])
         for size in self._input_sizes(image.shape[:2]):
             if size < (height, width):
-                image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+                image = shrink(image, size)
                 yield image
             else:
                 yield self._fit(image, size)

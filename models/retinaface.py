@@ -83,3 +83,38 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     return model
+
+
+class PackedConv(nn.Module):
+    """A convolution as oneDNN takes it on a CPU: its weights laid out once, leaky ReLU in the same pass.
+
+    torch has these operators for what ``torch.compile`` makes, and no public name for them.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.shape = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.shape)
+        self.bias = conv.bias.detach()
+        self.activation: tuple[str, list[float]] = ("none", [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.shape, *self.activation, ""
+        )
+
+
+def pack_for_cpu(folded: nn.Module) -> nn.Module:
+    """``folded`` itself, its convolutions packed with the leaky ReLU registered after them, if torch can."""
+    known = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
+    if not known or next(folded.parameters()).dtype not in (torch.float32, torch.bfloat16):
+        return folded
+    for module in list(folded.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                packed = PackedConv(child)
+                setattr(module, name, packed)
+            elif isinstance(child, nn.LeakyReLU):
+                packed.activation = ("leaky_relu", [child.negative_slope])
+                setattr(module, name, nn.Identity())
+    return folded

@@ -18,7 +18,7 @@ from models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from models.retinaface import RetinaFace, fold_batch_norm
+from models.retinaface import PackedConv, RetinaFace, fold_batch_norm, pack_for_cpu
 from utils.cli import DataError
 
 PUBLISHED = [f"mobilenet0.25_2cls6anchors_130324_epoch_{epoch}.pth" for epoch in (150, 295)]
@@ -64,6 +64,29 @@ def test_folding_keeps_the_outputs_and_the_original(cfg):
         for ours, folded in zip(network(images), fold_batch_norm(network)(images), strict=True):
             assert torch.allclose(ours, folded, atol=1e-4)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("cfg", [cfg_mnet, cfg_re50])
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_packed_for_the_cpu_it_gives_the_same(cfg, kind, tolerance):
+    folded = fold_batch_norm(seeded(cfg)).to(kind, memory_format=torch.channels_last)
+    sizes = [(1, 64, 48), (2, 33, 1), (1, 64, 48)]
+    images = [torch.randn(n, 3, height, width).to(kind) for n, height, width in sizes]
+    with torch.inference_mode():
+        expected = [folded(batch) for batch in images]
+        packed = pack_for_cpu(folded)
+        kinds = {type(module) for module in packed.modules()}
+        assert PackedConv in kinds and not kinds & {torch.nn.Conv2d, torch.nn.LeakyReLU}
+        for batch, outputs in zip(images, expected, strict=True):
+            for ours, theirs in zip(packed(batch), outputs, strict=True):
+                scale = max(1, float(theirs.float().abs().max()))
+                assert torch.allclose(ours.float(), theirs.float(), atol=tolerance * scale)
+
+
+def test_a_torch_that_cannot_pack_goes_without(monkeypatch):
+    folded = fold_batch_norm(seeded())
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not any(isinstance(module, PackedConv) for module in pack_for_cpu(folded).modules())
 
 
 def test_folding_knows_synchronised_batch_norm():

@@ -17,7 +17,7 @@ from data.config import CLASS_COLOURS
 from data.predictions import Detections
 from utils.cli import DataError
 from utils.draw import contact_sheet, distinct_colour, draw_boxes, hex_colour, hide_boxes, tile
-from utils.images import read_image, read_size, write_image
+from utils.images import read_image, read_size, shrink, write_image
 
 # Four coloured quarters, so that a turned or mirrored image is noticed.
 PICTURE = np.zeros((40, 60, 3), np.uint8)
@@ -136,6 +136,24 @@ def test_pipes_and_devices_are_no_images(tmp_path, read):
     for name in ("a.jpg", "b.jpg"):
         with pytest.raises(DataError, match=rf"{name}: no regular file; expected an image"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 31), (40, 62), (41, 63), (79, 30), (80, 125), (33, 125)])
+def test_a_shrunk_image_is_near_to_the_mean_of_what_each_pixel_takes(size):
+    rows, columns = np.mgrid[:80, :125]
+    wave = 128 + 50 * np.sin(rows / 8) + 50 * np.sin(columns / 5)
+    image = np.repeat(wave.round().astype(np.uint8)[..., None], 3, 2)
+    small = shrink(image, size)
+    assert small.shape == (*size, 3) and small.dtype == np.uint8
+    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("size", [(40, 62), (39, 61), (20, 31), (10, 9)])
+def test_what_is_finer_than_a_pixel_of_the_smaller_image_becomes_grey(size):
+    board = np.indices((80, 124)).sum(0) % 2 * 255
+    small = shrink(np.repeat(board.astype(np.uint8)[..., None], 3, 2), size)
+    assert np.abs(small.astype(int) - 127).max() <= 1
 
 
 def test_unwritable_formats_and_sizes(tmp_path):

@@ -15,7 +15,7 @@ from models.scales import check_scales, trust
 from tests.plain.detector import plain_detect_at_scales
 from utils.cli import UsageError
 from utils.image_names import sample_photos
-from utils.images import read_image
+from utils.images import read_image, shrink
 
 LIMITS = Thresholds(score=0.05, top_k=500, nms_iou=0.3, keep_top_k=80)
 
@@ -103,7 +103,7 @@ def test_equal_to_each_scale_by_itself(scales, score):
     for scale in scales:
         size = round(251 * scale), round(303 * scale)
         if scale < 1:
-            source = cv2.resize(source, size, interpolation=cv2.INTER_AREA)
+            source = shrink(source, size[::-1])
             copies.append(source)
         else:
             copies.append(photo if scale == 1 else cv2.resize(photo, size))

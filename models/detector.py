@@ -145,7 +145,7 @@ class Detector:
             if self.scales not in ("auto", (1,)):
                 raise UsageError("an input of fixed size shows an image at one scale; leave out --scales")
             self.scales = (1.0,)
-        self._mean = torch.tensor(PIXEL_MEAN_BGR, device=self.device)
+        self._mean = torch.tensor(PIXEL_MEAN_BGR, dtype=self.dtype, device=self.device)
 
     @classmethod
     def from_checkpoint(
@@ -259,9 +259,9 @@ class Detector:
         """Network input of images of one size."""
         arrays = [torch.from_numpy(np.require(image, requirements="CW")) for image in images]
         batch = torch.stack(arrays).to(self.device)
-        pixels = batch.view(*batch.shape[:2], -1).float()
+        pixels = batch.view(*batch.shape[:2], -1).to(self.dtype)  # exact in every precision, as is the mean
         pixels -= self._mean.repeat(batch.shape[2])  # row by row: three times faster than pixel by pixel
-        return pixels.view(batch.shape).permute(0, 3, 1, 2).to(self.dtype)
+        return pixels.view(batch.shape).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:

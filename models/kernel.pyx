@@ -6,61 +6,68 @@ import numpy as np
 from libc.stdint cimport int64_t
 
 
-def suppress(const float[:, ::1] boxes, float threshold, Py_ssize_t most):
+cdef windows(columns, boxes, float iou):
+    """Where the left edges of all that can overlap each box by ``iou`` or more lie in ``columns``.
+
+    The columns of other boxes (x1 y1 x2 y2) ascend by the first; one whose IoU with a box is ``iou`` has its left
+    edge so near to that of the box, in shares of its width.
+    """
+    left, width = boxes[:, 0].astype(float), (boxes[:, 2] - boxes[:, 0]).clip(0).astype(float)
+    margin, share = width * 1e-3 + np.abs(left) * 1e-6, max(iou, 1e-6)
+    first = columns[0].searchsorted(left - width * ((1 - share) / share) - margin)
+    return first, columns[0].searchsorted(left + width * (1 - share) + margin, "right")
+
+
+def suppress(boxes, float threshold, Py_ssize_t most):
     """int64[K], at most ``most``: the boxes, float32[N, 4] xyxy, that no better one overlaps by more.
 
-    Those that are left move together after every box that is kept, which lets the compiler compare many
-    at once. It is what `torchvision.ops.nms` gives: the arithmetic is its own, in float32.
+    It is what `torchvision.ops.nms` gives: the arithmetic is its own, in float32. Boxes lie in the order of
+    their left edges, so that few come into question and the compiler compares many at once.
     """
-    cdef Py_ssize_t left = boxes.shape[0], count = 0, i, end
-    cdef float[:, ::1] columns = np.empty((5, max(left, 1)), np.float32)
-    cdef float *x1 = &columns[0, 0]
-    cdef float *y1 = &columns[1, 0]
-    cdef float *x2 = &columns[2, 0]
-    cdef float *y2 = &columns[3, 0]
-    cdef float *area = &columns[4, 0]
-    cdef int64_t[::1] number = np.arange(left)
-    cdef int[::1] stays = np.empty(left, np.intc)
-    cdef float left_x, top_y, right_x, bottom_y, own, width, height, shared
-    result = np.empty(min(left, most), np.int64)
+    order = boxes[:, 0].argsort()
+    boxes = boxes[order]
+    columns = np.ascontiguousarray(boxes.T)
+    place = np.empty(len(boxes), np.int64)
+    place[order] = np.arange(len(boxes))
+    first, end = windows(columns, boxes, threshold)
+    areas = (columns[2] - columns[0]) * (columns[3] - columns[1])
+    cdef const int64_t[::1] places = place, firsts = first, ends = end
+    cdef const float[:, ::1] edges = columns
+    cdef const float[::1] area = areas
+    cdef int[::1] stays = np.ones(len(boxes), np.intc)
+    cdef float left, top, right, bottom, own, width, height, shared
+    cdef Py_ssize_t count = 0, number, i, j
+    result = np.empty(min(len(boxes), most), np.int64)
     cdef int64_t[::1] kept = result
     with nogil:
-        for i in range(left):
-            x1[i], y1[i], x2[i], y2[i] = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
-            area[i] = (x2[i] - x1[i]) * (y2[i] - y1[i])
-        while left > 0 and count < most:
-            kept[count] = number[0]
+        for number in range(places.shape[0]):
+            i = places[number]
+            if count == most:
+                break
+            if not stays[i]:
+                continue
+            kept[count] = number
             count += 1
-            left_x, top_y, right_x, bottom_y, own = x1[0], y1[0], x2[0], y2[0], area[0]
-            for i in range(1, left):
-                width = (right_x if right_x < x2[i] else x2[i]) - (left_x if left_x > x1[i] else x1[i])
-                height = (bottom_y if bottom_y < y2[i] else y2[i]) - (top_y if top_y > y1[i] else y1[i])
+            left, top, right, bottom, own = edges[0, i], edges[1, i], edges[2, i], edges[3, i], area[i]
+            for j in range(firsts[i], ends[i]):
+                width = min(right, edges[2, j]) - max(left, edges[0, j])
+                height = min(bottom, edges[3, j]) - max(top, edges[1, j])
                 shared = (width if width > 0 else 0) * (height if height > 0 else 0)
-                stays[i] = not shared / (own + area[i] - shared) > threshold
-            end = 0
-            for i in range(1, left):
-                x1[end], y1[end], x2[end], y2[end] = x1[i], y1[i], x2[i], y2[i]
-                area[end], number[end] = area[i], number[i]
-                end += stays[i]
-            left = end
+                stays[j] &= not shared / (own + area[j] - shared) > threshold
     return result[:count]
 
 
 def vote(boxes, scores, const int64_t[::1] kept, float iou, float share):
     """`models.scales.vote` before the scores: float32[K, 5], the mean of each kept box's voters, its support.
 
-    Boxes are looked at in the order of their left edges: at an IoU of ``iou`` another one's lies so near, in
-    shares of the width, that few come into question. ``boxes`` are float32[N, 4], ``scores`` float32[N].
+    ``boxes`` are float32[N, 4], ``scores`` float32[N].
     """
     order = boxes[:, 0].argsort()
-    cdef const float[:, ::1] columns = np.ascontiguousarray(boxes[order].T)
+    by_left, chosen = np.ascontiguousarray(boxes[order].T), boxes[np.asarray(kept)]
+    first_of, end_of = windows(by_left, chosen, iou)
+    cdef const float[:, ::1] columns = by_left, best = chosen
     cdef const float[::1] rated = scores[order]
-    cdef const int64_t[::1] number = order
-    chosen = boxes[np.asarray(kept)]
-    lefts, wide = chosen[:, 0], (chosen[:, 2] - chosen[:, 0]).clip(0) * np.float32(1.001)
-    cdef const int64_t[::1] first = np.searchsorted(columns[0], lefts - wide * np.float32((1 - iou) / iou))
-    cdef const int64_t[::1] end = np.searchsorted(columns[0], lefts + wide * np.float32(1 - iou), "right")
-    cdef const float[:, ::1] best = chosen
+    cdef const int64_t[::1] number = order, first = first_of, end = end_of
     cdef const float[::1] own_score = scores[np.asarray(kept)]
     cdef float left, top, right, bottom, own, width, height, shared, least
     cdef Py_ssize_t k, j, side

@@ -12,10 +12,11 @@ cdef windows(columns, boxes, float iou):
     The columns of other boxes (x1 y1 x2 y2) ascend by the first; one whose IoU with a box is ``iou`` has its left
     edge so near to that of the box, in shares of its width.
     """
-    left, width = boxes[:, 0].astype(float), (boxes[:, 2] - boxes[:, 0]).clip(0).astype(float)
-    margin, share = width * 1e-3 + np.abs(left) * 1e-6, max(iou, 1e-6)
-    first = columns[0].searchsorted(left - width * ((1 - share) / share) - margin)
-    return first, columns[0].searchsorted(left + width * (1 - share) + margin, "right")
+    with np.errstate(all="ignore"):  # boxes may be endless
+        left, width = boxes[:, 0].astype(float), (boxes[:, 2] - boxes[:, 0]).clip(0).astype(float)
+        margin, share = width * 1e-3 + np.abs(left) * 1e-6, max(iou, 1e-6)
+        first = columns[0].searchsorted(left - width * ((1 - share) / share) - margin)
+        return first, columns[0].searchsorted(left + width * (1 - share) + margin, "right")
 
 
 def suppress(boxes, float threshold, Py_ssize_t most):
@@ -30,12 +31,10 @@ def suppress(boxes, float threshold, Py_ssize_t most):
     place = np.empty(len(boxes), np.int64)
     place[order] = np.arange(len(boxes))
     first, end = windows(columns, boxes, threshold)
-    areas = (columns[2] - columns[0]) * (columns[3] - columns[1])
     cdef const int64_t[::1] places = place, firsts = first, ends = end
     cdef const float[:, ::1] edges = columns
-    cdef const float[::1] area = areas
     cdef int[::1] stays = np.ones(len(boxes), np.intc)
-    cdef float left, top, right, bottom, own, width, height, shared
+    cdef float left, top, right, bottom, own, area, width, height, shared
     cdef Py_ssize_t count = 0, number, i, j
     result = np.empty(min(len(boxes), most), np.int64)
     cdef int64_t[::1] kept = result
@@ -48,12 +47,14 @@ def suppress(boxes, float threshold, Py_ssize_t most):
                 continue
             kept[count] = number
             count += 1
-            left, top, right, bottom, own = edges[0, i], edges[1, i], edges[2, i], edges[3, i], area[i]
+            left, top, right, bottom = edges[0, i], edges[1, i], edges[2, i], edges[3, i]
+            own = (right - left) * (bottom - top)
             for j in range(firsts[i], ends[i]):
                 width = min(right, edges[2, j]) - max(left, edges[0, j])
                 height = min(bottom, edges[3, j]) - max(top, edges[1, j])
                 shared = (width if width > 0 else 0) * (height if height > 0 else 0)
-                stays[j] &= not shared / (own + area[j] - shared) > threshold
+                area = (edges[2, j] - edges[0, j]) * (edges[3, j] - edges[1, j])
+                stays[j] &= not shared / (own + area - shared) > threshold
     return result[:count]
 
 

@@ -136,17 +136,18 @@ def test_suppression_and_voting_equal_to_the_plain_ones(compiled, seed, count, i
 
 
 def test_the_kernel_equals_torchvision_bit_by_bit(network):
-    """Thousands of boxes of a crowd; two without a size overlap nothing, as 0 / 0 is no number."""
+    """A crowd; boxes without a size, whose 0 / 0 is no number, and endless ones overlap none."""
     if models.scales.kernel is None:
         pytest.skip("kernels are not built (make build)")
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 500, (4000, 2)).astype(np.float32)
     boxes = np.hstack([corners, corners + rng.uniform(0, 90, (4000, 2)).astype(np.float32)])
     boxes[[7, 8]] = 5
+    boxes[9], boxes[10], boxes[11, 2], boxes[12] = np.inf, [-np.inf, 0, np.inf, 9], np.nan, -boxes[12]
     scores = torch.linspace(1, 0, 4000)
     kept = models.scales.kernel.suppress(boxes, np.float32(0.4), 4000)
     assert np.array_equal(kept, nms(torch.from_numpy(boxes), scores, float(np.float32(0.4))).numpy())
-    assert {7, 8} < set(kept.tolist()) and len(kept) < 3000
+    assert {7, 8, 9, 10, 11} < set(kept.tolist()) and len(kept) < 3000
 
 
 def test_no_image_and_no_detection(network):

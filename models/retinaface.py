@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from itertools import pairwise
 
 import torch
@@ -106,8 +107,7 @@ class PackedConv(nn.Module):
 
 def pack_for_cpu(folded: nn.Module) -> nn.Module:
     """``folded`` itself, its convolutions packed with the leaky ReLU registered after them, if torch can."""
-    known = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
-    if not known or next(folded.parameters()).dtype not in (torch.float32, torch.bfloat16):
+    if not _can_pack(next(folded.parameters()).dtype):
         return folded
     for module in list(folded.modules()):
         for name, child in list(module.named_children()):
@@ -118,3 +118,11 @@ def pack_for_cpu(folded: nn.Module) -> nn.Module:
                 packed.activation = ("leaky_relu", [child.negative_slope])
                 setattr(module, name, nn.Identity())
     return folded
+
+
+def _can_pack(kind: torch.dtype) -> bool:
+    """Whether this processor and this torch have `PackedConv` for numbers of a ``kind``."""
+    known = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
+    if not known or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return kind == torch.float32 or (kind == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

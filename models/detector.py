@@ -69,11 +69,22 @@ class Thresholds:
 
 
 class View(NamedTuple):
-    """One image of a batch: its photo's size, and how many finer and coarser scales of it there are."""
+    """One image of a batch.
+
+    Attributes:
+        image_size, resized: (height, width) of its photo, and of itself without what it is padded with.
+        finer, coarser: how many finer and coarser scales of the photo there are.
+    """
 
     image_size: tuple[int, int]
+    resized: tuple[int, int]
     finer: int = 0
     coarser: int = 0
+
+    def pixels(self, input_size: tuple[int, int]) -> list[float]:
+        """Width and height of the network's input, padding included, in pixels of the photo."""
+        (height, width), (rows, columns) = self.image_size, self.resized
+        return [width * (input_size[1] / columns), height * (input_size[0] / rows)]
 
 
 class Detector:
@@ -199,10 +210,10 @@ class Detector:
             if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
                 found = f"{photo.dtype}{list(photo.shape)}"
                 raise ValueError(f"expected uint8[height, width, 3], but got {found}")
-            sizes = self._input_sizes(photo.shape[:2])
+            sizes = self._sizes(photo.shape[:2])
             for level, size in enumerate(sizes):
-                view = View(photo.shape[:2], level, len(sizes) - 1 - level)
-                batches.setdefault(size, []).append((index, view))
+                view = View(photo.shape[:2], size, level, len(sizes) - 1 - level)
+                batches.setdefault(self._padded(size), []).append((index, view))
         copies = [self._copies(photo) for photo in photos]
         candidates: list[list[Candidates]] = [[] for _ in photos]
         for size in sorted(batches, key=math.prod, reverse=True):  # a photo's copies in their order
@@ -219,38 +230,44 @@ class Detector:
             found = [self._join(parts, p.shape[:2]) for parts, p in zip(candidates, photos, strict=True)]
         return found if self._as_published else [one.clipped() for one in found]
 
-    def _input_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(height, width) of the network's input for an image of ``image_size``, at every scale."""
-        if self.input_size.fixed:
-            return [self.input_size.fixed]
+    def _sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(height, width) at every scale of an image of ``image_size``, finest first, without padding."""
         height, width = self.input_size(image_size)
         scales = self.scales
         if scales == "auto":
             scales = PYRAMID.scales(max(height, width), enlarge=self.input_size == InputSize())
         return [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in scales]
 
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input for an image that was resized to ``size``.
+
+        On a CPU oneDNN prepares every layer anew for a size that it has not seen, which takes half as long as
+        the network itself; whole cells of the coarsest level leave few sizes.
+        """
+        if self.input_size.fixed or self._as_published:
+            return self.input_size.fixed or size
+        cell = self.cfg.strides[-1]
+        return -(-size[0] // cell) * cell, -(-size[1] // cell) * cell
+
     def _copies(self, image: np.ndarray) -> Iterator[np.ndarray]:
-        """``image`` in each of its `_input_sizes`; a smaller copy is made from the next larger one."""
-        height, width = self.input_size(image.shape[:2])
-        for size in self._input_sizes(image.shape[:2]):
-            if size < (height, width):
+        """``image`` in each of its `_sizes`, padded; a smaller copy is made from the next larger one."""
+        whole = self.input_size(image.shape[:2])
+        for size in self._sizes(image.shape[:2]):
+            if size < whole:
                 image = shrink(image, size)
-                yield image
-            else:
-                yield self._fit(image, size)
+            yield self._fit(image, size)
 
     def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
         """Network input of images that have one size once resized and padded: Tensor[N, 3, height, width]."""
-        size = self.input_size.padded(images[0].shape[:2])
-        return self._to_input([self._fit(image, size) for image in images])
+        return self._to_input([self._fit(image, self.input_size(image.shape[:2])) for image in images])
 
     def _fit(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """``image`` in a size, in a fixed one padded with the mean colour on the right and below."""
-        height, width = resized = self.input_size(image.shape[:2]) if self.input_size.fixed else size
-        if image.shape[:2] != resized:
-            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-        if resized != size:
-            border = (0, size[0] - height, 0, size[1] - width)
+        """``image`` resized to ``size`` and padded with the mean colour on the right and below."""
+        if image.shape[:2] != size:
+            image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+        height, width = self._padded(size)
+        if size != (height, width):
+            border = (0, height - size[0], 0, width - size[1])
             image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=PIXEL_MEAN_BGR)
         return image
 
@@ -279,7 +296,8 @@ class Detector:
 
         Sizes are (height, width) of the network's input, and of the N original images.
         """
-        candidates = self._candidates(loc, logits, input_size, [View(size) for size in image_sizes])
+        views = [View(size, self.input_size(size)) for size in image_sizes]
+        candidates = self._candidates(loc, logits, input_size, views)
         return [self._join([one], size) for one, size in zip(candidates, image_sizes, strict=True)]
 
     @torch.inference_mode()
@@ -298,13 +316,12 @@ class Detector:
         boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
         if any(view.finer or view.coarser for view in views):
             sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)
-            finer, coarser = torch.tensor([view[1:] for view in views], device=loc.device).T
+            finer, coarser = torch.tensor([view[2:] for view in views], device=loc.device).T
             scores = scores * trust(sides, kind, finer[image], coarser[image])
         passed = scores > cut
         if not passed.all():
             kind, image, scores, boxes = kind[passed], image[passed], scores[passed], boxes[passed]
-        factors = [self._pixels(view.image_size) * 2 for view in views]
-        factors = torch.tensor(factors, dtype=torch.float32, device=loc.device)
+        factors = torch.tensor([view.pixels(input_size) * 2 for view in views], device=loc.device)
         boxes = boxes * (factors[image] if len(views) > 1 else factors)
         # By class, then by image: so they come.
         count = len(views)
@@ -312,14 +329,6 @@ class Detector:
         chunks = list(zip(boxes.split(counts), scores.split(counts), strict=True))
         numbers = [self.cfg.class_names.index(name) for name in self.classes]
         return [[chunks[number * count + i] for number in numbers] for i in range(count)]
-
-    def _pixels(self, image_size: tuple[int, int]) -> list[float]:
-        """Width and height in pixels of an original image, with the padding that its input may have."""
-        height, width = image_size
-        if not self.input_size.fixed:
-            return [width, height]
-        resized, padded = self.input_size(image_size), self.input_size.fixed
-        return [width * (padded[1] / resized[1]), height * (padded[0] / resized[0])]
 
     @torch.inference_mode()
     def _join(self, parts: Sequence[Candidates], image_size: tuple[int, int]) -> Detections:

@@ -61,10 +61,6 @@ class InputSize:
             return image_size
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def padded(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the network's input for an image of ``image_size``."""
-        return self.fixed or self(image_size)
-
 
 def check_scales(scales: str | float | Sequence[float]) -> Literal["auto"] | tuple[float, ...]:
     """``auto``, or scales in descending order.

@@ -61,17 +61,19 @@ def passes(detector: Detector, images: list[np.ndarray]) -> list[tuple[int, ...]
 
 
 def test_images_and_copies_of_one_size_go_through_together(network):
+    """Of one size once padded to whole cells of 32 pixels, which the published protocol does not do."""
     large, small = np.zeros((40, 832, 3), np.uint8), np.zeros((20, 416, 3), np.uint8)
-    assert passes(Detector(network), [np.zeros((588, 8, 3), np.uint8)]) == [(1, 588, 8)]
-    assert passes(Detector(network), [small, large, large]) == [(3, 40, 832), (3, 20, 416)]
+    assert passes(Detector(network), [np.zeros((588, 8, 3), np.uint8)]) == [(1, 608, 32)]
+    assert passes(Detector(network), [small, large, large[:39, :820]]) == [(3, 64, 832), (3, 32, 416)]
     assert passes(Detector(network, scales=[0.5, 2, 1]), [small]) == [
-        (1, 40, 832),
-        (1, 20, 416),
-        (1, 10, 208),
+        (1, 64, 832),
+        (1, 32, 416),
+        (1, 32, 224),
     ]
-    assert passes(Detector(network, scales=0.5), [small]) == [(1, 10, 208)]
-    assert passes(Detector(network, input_size=InputSize(416)), [large]) == [(1, 20, 416)]
-    assert passes(Detector(network, input_size=InputSize(832)), [small]) == [(1, 40, 832), (1, 20, 416)]
+    assert passes(Detector(network, scales=0.5), [small]) == [(1, 32, 224)]
+    assert passes(Detector(network, scales=1), [small, large]) == [(1, 40, 832), (1, 20, 416)]
+    assert passes(Detector(network, input_size=InputSize(416)), [large]) == [(1, 32, 416)]
+    assert passes(Detector(network, input_size=InputSize(832)), [small]) == [(1, 64, 832), (1, 32, 416)]
     assert passes(Detector(network, input_size=InputSize(fixed=(64, 900))), [large]) == [(1, 64, 900)]
 
 
@@ -147,7 +149,7 @@ def test_auto_enlarges_a_small_image_unless_its_size_is_settled(network):
     auto, listed = (Detector(network, scales=s, thresholds=LIMITS)(photo) for s in ("auto", [2, 1]))
     assert np.array_equal(auto.boxes, listed.boxes) and np.array_equal(auto.scores, listed.scores)
     settled = Detector(network, input_size=InputSize(300))
-    assert [size for _, *size in passes(settled, [photo])] == [[96, 300]]
+    assert [size for _, *size in passes(settled, [photo])] == [[96, 320]]
 
 
 def test_a_box_found_at_two_scales_is_one(network):
@@ -168,8 +170,8 @@ def test_a_box_found_at_two_scales_is_one(network):
         return loc, logits
 
     for side, others in ((40, 0), (200, (640 - 200) / (640 - 128)), (900, 0)):
-        fine = detector._candidates(*outputs(side, size), size, [View(size, 0, 1)])[0]
-        coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, 1, 0)])[0]
+        fine = detector._candidates(*outputs(side, size), size, [View(size, size, 0, 1)])[0]
+        coarse = detector._candidates(*outputs(side / 2, half), half, [View(size, half, 1, 0)])[0]
         assert len(fine[0][1]) == (side < 640) and len(coarse[0][1]) == (side >= 48)
         found = detector._join([fine, coarse], size)
         assert found.scores.tolist() == pytest.approx([0.8808 * (1 - 0.2 * np.exp(-others / 8))], abs=1e-4)

@@ -123,11 +123,18 @@ def plain_weight(side: float, label: int, finer: int, coarser: int) -> float:
 def plain_detect_at_scales(
     network: RetinaFace, copies: list[np.ndarray], image_size: tuple[int, int], thresholds: Thresholds
 ) -> np.ndarray:
-    """As `plain_detect`, of a photo of ``image_size`` at several scales, finest first, voted and clipped."""
+    """As `plain_detect`, of a photo of ``image_size`` at several scales, finest first, voted and clipped.
+
+    Right and below the copies are padded to whole cells of 32 pixels.
+    """
     height, width = image_size
     all_boxes, all_scores = [], []
     for level, copy in enumerate(copies):
-        boxes, scores = plain_boxes(network, copy)
+        rows, columns = copy.shape[:2]
+        padded = np.empty((ceil(rows / 32) * 32, ceil(columns / 32) * 32, 3), np.uint8)
+        padded[:] = PIXEL_MEAN_BGR
+        padded[:rows, :columns] = copy
+        boxes, scores = plain_boxes(network, padded)
         for box, row in zip(boxes, scores, strict=True):
             side = max(box[2] - box[0], box[3] - box[1])
             for label in range(1, len(row)):

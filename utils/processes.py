@@ -103,10 +103,8 @@ def keep_freed_memory() -> None:
 
     A network's forward pass on the CPU frees and asks for the same large blocks again and again; glibc gives
     them back each time and the kernel clears them page by page anew, a quarter of the whole time at
-    1024x768. Does nothing where the C library is not glibc. What oneDNN prepares for every layer and size of
-    image is kept, too, for more of them than by itself; it looks at the environment when it first computes.
+    1024x768. Does nothing where the C library is not glibc.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")  # four times as many as by default
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

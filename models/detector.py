@@ -91,9 +91,9 @@ class Detector:
     """Finds faces and persons in images.
 
     The network sees about 300 pixels around a point, and little in the smallest of faces, so an image is
-    looked at in several sizes (`data.config.Pyramid`), each padded to whole cells of 32 pixels; those of equal
-    size go through the network together. Beyond that nothing is resized unless ``input_size`` or the fixed size
-    of an `OnnxNetwork` says so.
+    looked at in several sizes (`data.config.Pyramid`), each padded to whole cells of 32 pixels; equal ones
+    go through the network together. Beyond that nothing is resized unless ``input_size`` or the fixed size of
+    an `OnnxNetwork` says so.
     Threads may share a detector; of processes and memory see docs/python.md.
 
     Args:
@@ -107,8 +107,8 @@ class Detector:
         scales: sizes at which an image is looked at, as factors of its own. ``auto`` takes 1,
             doubles up to 1024 pixels unless ``input_size`` settles the size, and adds a longer side of 416
             and in large images 640, 1280 and so on; or 1 alone where the input has a fixed size. 1 is the
-            published protocol: one look without padding, plain NMS, and boxes may reach beyond the image; else
-            they vote and are clipped.
+            published protocol: one look without padding, plain NMS, and boxes may reach beyond the image;
+            else they vote and are clipped.
 
     Attributes:
         stopwatch: seconds spent on ``preprocess``, ``network`` and ``postprocess``, which on a GPU waits for

@@ -107,7 +107,7 @@ class PackedConv(nn.Module):
 
 def pack_for_cpu(folded: nn.Module) -> nn.Module:
     """``folded`` itself, its convolutions packed with the leaky ReLU registered after them, if torch can."""
-    if not _can_pack(next(folded.parameters()).dtype):
+    if not can_pack(next(folded.parameters()).dtype):
         return folded
     for module in list(folded.modules()):
         for name, child in list(module.named_children()):
@@ -120,7 +120,7 @@ def pack_for_cpu(folded: nn.Module) -> nn.Module:
     return folded
 
 
-def _can_pack(kind: torch.dtype) -> bool:
+def can_pack(kind: torch.dtype) -> bool:
     """Whether this processor and this torch have `PackedConv` for numbers of a ``kind``."""
     known = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
     if not known or platform.machine() not in ("x86_64", "AMD64"):

@@ -7,10 +7,10 @@ from libc.stdint cimport int64_t
 
 
 cdef windows(columns, boxes, float iou):
-    """Where the left edges of all that can overlap each box by ``iou`` or more lie in ``columns``.
+    """First and end in ``columns`` of those that can overlap each of ``boxes`` by ``iou``: two int64[N].
 
-    The columns of other boxes (x1 y1 x2 y2) ascend by the first; one whose IoU with a box is ``iou`` has its left
-    edge so near to that of the box, in shares of its width.
+    ``columns`` are x1 y1 x2 y2 of other boxes in the order of x1. Where the IoU of two boxes is ``iou``, their
+    left edges are no further apart than so much of their width.
     """
     with np.errstate(all="ignore"):  # boxes may be endless
         left, width = boxes[:, 0].astype(float), (boxes[:, 2] - boxes[:, 0]).clip(0).astype(float)

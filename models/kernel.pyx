@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t
 cdef windows(columns, boxes, float iou):
     """First and end in ``columns`` of those that can overlap each of ``boxes`` by ``iou``: two int64[N].
 
-    ``columns`` are x1 y1 x2 y2 of other boxes in the order of x1. Where the IoU of two boxes is ``iou``, their
-    left edges are no further apart than so much of their width.
+    ``columns`` are x1 y1 x2 y2 of other boxes in the order of x1. The left edge of one that overlaps a box so
+    much lies at most 1 - iou of the box's width to the right of its own, or (1 - iou) / iou to the left.
     """
     with np.errstate(all="ignore"):  # boxes may be endless
         left, width = boxes[:, 0].astype(float), (boxes[:, 2] - boxes[:, 0]).clip(0).astype(float)

@@ -1,7 +1,7 @@
 """Open Images' CSVs (V4 to V7 and MIAP): reading, and box CSVs to annotation lists.
 
-A lazy polars query reads the wanted columns and rows as text and turns them into numbers. Where one of them
-is faulty, the file is read again to find the line.
+A lazy polars query reads the wanted columns and rows. Where a number is none or a row is faulty, the file is
+read again as text, which finds the line, or that only rows of other classes are odd.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from data.annotations import check_labelled_classes, format_table, write_labelled_classes
@@ -105,8 +106,7 @@ def openimages(args: argparse.Namespace) -> int:
     if boxes.is_empty():
         found = f"no box of {' or '.join(wanted)} in it; expected a box CSV of Open Images"
         raise DataError(f"{args.csv[0]}: {found}")
-    found = _classes_of_images(boxes, counts)
-    boxes = _joined(boxes, counts)
+    boxes, found = _by_image(boxes, counts)
     if args.images is not None:
         has_file = (found["image"] + ".jpg").is_in([path.name for path in args.images.iterdir()])
         counts["images without a file, left out"] = (~has_file).sum()
@@ -118,7 +118,8 @@ def openimages(args: argparse.Namespace) -> int:
     print_rows(counts.items())
     for name, ids in parts.items():
         path, labelled = args.output.parent / name / args.output.name, [name] if name in LABEL_IDS else wanted
-        _write(path, boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids)))
+        of_ids = boxes if len(ids) == counts["images with boxes"] else boxes.filter(_is_in(ids))
+        _write(path, of_ids, ids + ".jpg")
         write_labelled_classes(path, labelled, args.images)
         print(f"{path}: {len(ids)} images, labelled for {' and '.join(labelled)}")
     alone = counts["  of face alone"] + counts["  of person alone"]
@@ -164,29 +165,30 @@ def _is_in(ids: pl.Series) -> pl.Expr:
     return pl.col("image").is_in(ids.unique().implode())
 
 
-def _joined(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
-    """The boxes of an image together, where the first one is."""
-    ids = boxes["image"]
-    heads = ids.filter(ids.ne_missing(ids.shift(1)))
-    if len(heads) > counts["images with boxes"]:
-        counts["images whose rows were apart, joined"] = heads.filter(heads.is_duplicated()).n_unique()
+def _by_image(boxes: pl.DataFrame, counts: Counter[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The boxes of an image together, where the first one is, and the images in the same order.
+
+    Boxes get the column ``is_first`` of their image. Images have the columns ``image``, ``face`` and
+    ``person``: whether it has one or an ignore region of it.
+    """
+    is_first = pl.col("image").ne_missing(pl.col("image").shift(1))
+    boxes = boxes.with_columns(is_first=is_first)
+    ids = boxes["image"].filter(boxes["is_first"])
+    if len(ids) > ids.n_unique():
+        counts["images whose rows were apart, joined"] = ids.filter(ids.is_duplicated()).n_unique()
         row = pl.col("row")
-        boxes = boxes.with_row_index("row").sort(row.min().over("image"), row).drop("row")
-    return boxes
-
-
-def _classes_of_images(boxes: pl.DataFrame, counts: Counter[str]) -> pl.DataFrame:
-    """Images in the order of ``boxes``: columns ``image``, ``face`` and ``person``, whether it has one or an
-    ignore region of it."""
-    has = [(pl.col("label").abs() == label).any().alias(name) for name, label in CLASS_LABELS.items()]
-    found = boxes.group_by("image", maintain_order=True).agg(has)
+        boxes = boxes.with_row_index("row").sort(row.min().over("image"), row).with_columns(is_first=is_first)
+        ids = boxes["image"].filter(boxes["is_first"])
+    found, labels = pl.DataFrame({"image": ids}), boxes["label"].to_numpy()
     for name, label in CLASS_LABELS.items():
-        counts[f"boxes of {name}"] = (boxes["label"] == label).sum()
+        has = np.logical_or.reduceat(np.abs(labels) == label, boxes["is_first"].arg_true().to_numpy())
+        found = found.with_columns(pl.Series(name, has))
+        counts[f"boxes of {name}"] = (labels == label).sum()
     counts["images with boxes"] = len(found)
     counts["  of both"] = (found["face"] & found["person"]).sum()
     counts["  of face alone"] = (~found["person"]).sum()
     counts["  of person alone"] = (~found["face"]).sum()
-    return found
+    return boxes, found
 
 
 def _by_labelled_classes(found: pl.DataFrame, verified: list[pl.DataFrame]) -> dict[str, pl.Series]:
@@ -201,12 +203,14 @@ def _by_labelled_classes(found: pl.DataFrame, verified: list[pl.DataFrame]) -> d
     return {"both": ids.filter(face & person), "face": ids.filter(~person), "person": ids.filter(~face)}
 
 
-def _write(path: Path, boxes: pl.DataFrame) -> None:
-    is_first = boxes["image"].ne_missing(boxes["image"].shift(1))
+def _write(path: Path, boxes: pl.DataFrame, paths: pl.Series) -> None:
+    """Writes the boxes of the images that have these paths, in their order."""
+    rows = boxes["is_first"].arg_true().to_numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for part in boxes.with_columns(is_first=is_first).iter_slices(_SLICE_ROWS):
-            first_rows = part["is_first"].arg_true()
-            file.write(format_table(part, first_rows.to_numpy(), part["image"].gather(first_rows) + ".jpg"))
+        for start in range(0, len(boxes), _SLICE_ROWS):
+            first, end = rows.searchsorted([start, start + _SLICE_ROWS])
+            part = boxes.slice(start, _SLICE_ROWS)
+            file.write(format_table(part, rows[first:end] - start, paths[first:end]))
 
 
 def label_of_ids(
@@ -276,26 +280,30 @@ def read_rows(
     is_faulty = pl.any_horizontal(rule.fill_null(True) for rule, _ in rules)
     message = pl.coalesce(pl.when(rule.fill_null(True)).then(text) for rule, text in rules)
     label = pl.col("LabelName").replace_strict(labels or {}, default=0, return_dtype=pl.Int8)
-    is_wanted = label > 0 if labels is not None else pl.col("line") > 1
     # A row without image or class is faulty, whatever else it holds; one without both is an empty line.
-    is_wanted |= pl.col("ImageID").is_null() != pl.col("LabelName").is_null()
+    is_wanted = pl.col("ImageID").is_null() != pl.col("LabelName").is_null()
+    is_wanted |= True if labels is None else pl.col("LabelName").is_in(list(labels))
     columns = [pl.col("ImageID").alias("image"), "LabelName", label.alias("label")]
     columns += [_number(name) for name in numbers]
     columns += [(_number(column).fill_null(0) == 1).alias(name) for name, column in flags.items()]
 
-    def read(quote: str | None) -> pl.DataFrame:
-        rows = _scan(path, header, needed, quote).filter(is_wanted)
+    def read(kind: type[pl.DataType], quote: str | None = '"') -> pl.DataFrame:
+        schema = dict.fromkeys(needed, pl.String) | dict.fromkeys((*numbers, *flags.values()), kind)
+        rows = _scan(path, header, schema, quote).filter(is_wanted)
         found = rows.select(*columns, is_faulty.alias("is_faulty")).collect(engine="streaming")
-        if found["is_faulty"].any():
-            line, text = rows.filter(is_faulty).select("line", message).head(1).collect().row(0)
-            raise DataError(f"{path}:{line}: {printable(text)}")
-        return found.drop("is_faulty")
+        if not found["is_faulty"].any():
+            return found.drop("is_faulty")
+        if kind != pl.String:
+            return read(pl.String)
+        line, text = rows.filter(is_faulty).select("line", message).head(1).collect().row(0)
+        raise DataError(f"{path}:{line}: {printable(text)}")
 
     try:
-        try:
-            return read('"')
-        except pl.exceptions.PolarsError:  # a quote that is not closed
-            return read(None)
+        with suppress(pl.exceptions.PolarsError):  # text where a number is expected
+            return read(pl.Float64)
+        with suppress(pl.exceptions.PolarsError):  # a quote that is not closed
+            return read(pl.String)
+        return read(pl.String, quote=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: damaged or cut off ({reason}); get the file again") from None
@@ -305,19 +313,22 @@ def _number(column: str) -> pl.Expr:
     return pl.col(column).cast(pl.Float64, strict=False)
 
 
-def _scan(path: Path, header: list[str], needed: tuple[str, ...], quote: str | None) -> pl.LazyFrame:
-    """The lines of a CSV, header included, as text, with their number in the column ``line``."""
+def _scan(
+    path: Path, header: list[str], needed: dict[str, type[pl.DataType]], quote: str | None
+) -> pl.LazyFrame:
+    """The lines of a CSV below its header, with their number in the column ``line``."""
     # Columns that are not needed may share a name or have none.
     names = [name if name in needed else f"column {i}" for i, name in enumerate(header)]
     return pl.scan_csv(
         path,
         has_header=False,
-        schema=dict.fromkeys(names, pl.String),
+        skip_lines=1,
+        schema={name: needed.get(name, pl.String) for name in names},
         quote_char=quote,
         encoding="utf8-lossy",
         truncate_ragged_lines=True,
         row_index_name="line",
-        row_index_offset=1,
+        row_index_offset=2,
     )
 
 
@@ -326,10 +337,11 @@ def _rules(numbers: tuple[str, ...], flags: tuple[str, ...]) -> list[tuple[pl.Ex
     image = pl.col("ImageID")
     shown = image.str.slice(0, 40)
     rules = [(pl.col(name).is_null(), pl.lit(f"no {name}")) for name in ("ImageID", "LabelName", *numbers)]
-    rules.append((image.str.contains("\ufffd", literal=True), pl.format("not UTF-8 text: {}", shown)))
-    rules.append((image.str.contains(r'["\p{Cc}]'), pl.format("not a CSV line: {}", shown)))
+    odd, not_text = r'["\p{Cc}]', "\ufffd"
+    what = pl.when(image.str.contains(not_text)).then(pl.format("not UTF-8 text: {}", shown))
+    what = what.when(image.str.contains(odd)).then(pl.format("not a CSV line: {}", shown))
     outside = pl.format("the image id '{}' leads out of a folder; expected a plain name", shown)
-    rules.append((image.str.contains(LEADS_OUT), outside))
+    rules.append((image.str.contains(f"{not_text}|{odd}|{LEADS_OUT}"), what.otherwise(outside)))
     for name in (*numbers, *flags):
         expected = "1, 0 or -1" if name in flags else "a number divided by the image's size"
         text = pl.format(f"found {name} '{{}}'; expected {expected}", pl.col(name).str.slice(0, 40))

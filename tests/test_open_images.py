@@ -124,6 +124,15 @@ def test_same_as_the_plain_version_for_any_order_and_slice(tmp_path_factory, row
         np.testing.assert_allclose(found[name], boxes, atol=6e-10)
 
 
+def test_odd_rows_of_other_classes_are_passed_over(tmp_path):
+    rows = [row(f"i{n}", PERSON, (n / 7, 1, n / 9, n / 9 + 1e-9)) for n in range(7)]
+    expected = converted(write(tmp_path / "boxes.csv", *rows))
+    odd = [row(label=CAT, box=("wide", "", 3, "1e"), depiction="maybe"), row("../x", CAT)]
+    assert len(expected) == 7
+    for more in ([*odd, *rows], [*rows, *odd]):
+        assert converted(write(tmp_path / "boxes.csv", *more)) == expected
+
+
 def test_other_header_order_quotes_unknown_columns_bom_crlf_and_gzip(tmp_path):
     text = (
         'YMax,"Note, of somebody",XMax,,LabelName,IsDepiction,ImageID,,YMin,XMin\r\n'

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from utils.cli import DataError, UsageError, some_of, warn
 from utils.files import read_text
-from utils.images import read_size
 
 #: File name endings that are taken for images; any other ending is part of the name.
 IMAGE_SUFFIXES = frozenset(
@@ -242,6 +241,8 @@ def _matches(pattern: str) -> list[Path]:
 
 def _kind(path: Path) -> str:
     """``video`` or ``image`` by the ending, else by the content, or ``other``."""
+    from utils.images import read_size  # here, because OpenCV takes a while to import
+
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return "video"

@@ -28,8 +28,7 @@ from layers.functions.prior_box import prior_boxes
 from models.checkpoint import load_network, weights_path
 from models.onnx_network import RUNTIMES, OnnxNetwork, is_onnx
 from models.retinaface import RetinaFace, fold_batch_norm, pack_for_cpu
-from models.scales import InputSize, check_scales, suppress, trust, vote
-from utils.box_utils import decode
+from models.scales import InputSize, above, check_scales, suppress, trust, vote
 from utils.cli import DataError, UsageError
 from utils.images import shrink, to_bgr
 from utils.threads import Stopwatch, map_ahead
@@ -39,11 +38,8 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 #: What `Detector` takes for an image.
 Picture: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 
-#: Boxes Tensor[N, 4] in pixels of an image and scores Tensor[N], in no order, of each class looked for.
-Candidates: TypeAlias = list[tuple[Tensor, Tensor]]
-
-# Slack of the cut on logits that spares the softmax of priors that cannot pass the cut on scores.
-_LOGIT_SLACK = 1e-3
+#: Boxes float32[N, 4] in pixels of an image and scores float32[N], in no order, of each class looked for.
+Candidates: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -307,52 +303,45 @@ class Detector:
     ) -> list[Candidates]:
         """What scores above the cut in each image of a batch."""
         cut = self.thresholds.score * (1 if self._as_published else PYRAMID.voters_share)
-        # A score above the cut needs a logit that beats the background's by this much: only those go on.
-        margin = math.log(cut / (1 - cut)) - _LOGIT_SLACK if 0 < cut < 1 else math.inf if cut else -math.inf
-        ahead = torch.stack([logits[..., label] - logits[..., 0] for label in range(1, logits.shape[2])])
-        kind, image, prior = (ahead > margin).nonzero(as_tuple=True)
-        scores = logits[image, prior].T.contiguous().softmax(0)  # by planes: ten times faster
-        scores = scores.gather(0, kind[None] + 1)[0]
         priors = prior_boxes(self.cfg, tuple(input_size), loc.device)
-        boxes = decode(loc[image, prior], priors[prior], self.cfg.variances)
+        labels, images, scores, boxes = above(cut, loc, logits, priors, self.cfg.variances)
         if any(view.finer or view.coarser for view in views):
-            sides = ((boxes[:, 2:] - boxes[:, :2]) * boxes.new_tensor(input_size[::-1])).amax(1)
-            finer, coarser = torch.tensor([view[2:] for view in views], device=loc.device).T
-            scores = scores * trust(sides, kind, finer[image], coarser[image])
-        passed = scores > cut
-        if not passed.all():
-            kind, image, scores, boxes = kind[passed], image[passed], scores[passed], boxes[passed]
-        factors = torch.tensor([view.pixels(input_size) * 2 for view in views], device=loc.device)
-        boxes = boxes * (factors[image] if len(views) > 1 else factors)
+            widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
+            sides = np.maximum(widths * input_size[1], heights * input_size[0])
+            finer, coarser = np.array([view[2:] for view in views]).T
+            scores = scores * trust(sides, labels, finer[images], coarser[images])
+            passed = scores > cut
+            labels, images, scores, boxes = labels[passed], images[passed], scores[passed], boxes[passed]
+        factors = np.float32([view.pixels(input_size) * 2 for view in views])
+        boxes = boxes * (factors[images] if len(views) > 1 else factors)
         # By class, then by image: so they come.
         count = len(views)
-        counts = torch.bincount(kind * count + image, minlength=len(ahead) * count).tolist()
-        chunks = list(zip(boxes.split(counts), scores.split(counts), strict=True))
+        ends = (labels * count + images).searchsorted(np.arange(1, count * len(self.cfg.class_names)))
+        chunks = list(zip(np.split(boxes, ends), np.split(scores, ends), strict=True))
         numbers = [self.cfg.class_names.index(name) for name in self.classes]
         return [[chunks[number * count + i] for number in numbers] for i in range(count)]
 
-    @torch.inference_mode()
     def _join(self, parts: Sequence[Candidates], image_size: tuple[int, int]) -> Detections:
         """The detections of an image, of its candidates at every scale."""
-        columns = []
+        least, columns = self.thresholds.score, []
         for name, *chunks in zip(self.classes, *parts, strict=True):
-            boxes, scores = (torch.cat(column) for column in zip(*chunks, strict=True))
-            scores, order = scores.sort(descending=True, stable=True)
-            boxes, scores = boxes[order[: self.thresholds.top_k]], scores[: self.thresholds.top_k]
+            boxes, scores = map(np.concatenate, zip(*chunks, strict=True))
             label = self.cfg.class_names.index(name) + 1
-            able = int((scores > self.thresholds.score).sum())  # the others only vote
+            if len(scores) > self.thresholds.top_k:
+                best = (-scores).argsort(kind="stable")[: self.thresholds.top_k]
+                boxes, scores = boxes[best], scores[best]
+            able = np.flatnonzero(scores > least)  # the others only vote
+            able = able[(-scores[able]).argsort(kind="stable")]
             limits = self.thresholds.nms_iou, self.thresholds.keep_top_k
-            kept = suppress(boxes[:able], scores[:able], *limits)
+            kept = able[suppress(boxes[able], scores[able], *limits)]
             if self._as_published:
                 boxes, scores = boxes[kept], scores[kept]
             else:
                 boxes, scores = vote(boxes, scores, kept, label)
-                scores, order = scores.sort(descending=True, stable=True)
-                scores = scores[: (scores > self.thresholds.score).sum()]
-                boxes = boxes[order[: len(scores)]]
-            columns.append((boxes, scores, torch.full((len(scores),), label)))
-        arrays = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
-        return Detections(*arrays, tuple(image_size))
+                order = (-scores).argsort(kind="stable")[: np.count_nonzero(scores > least)]
+                boxes, scores = boxes[order], scores[order]
+            columns.append((boxes, scores, np.full(len(scores), label)))
+        return Detections(*map(np.concatenate, zip(*columns, strict=True)), tuple(image_size))
 
     @contextmanager
     def _explain_memory(self, count: int, size: tuple[int, int]) -> Iterator[None]:

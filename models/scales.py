@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,15 +10,20 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, nms
+from torchvision.ops import nms
 
 from data.config import GREATEST_SCALE, PYRAMID
+from utils.box_utils import decode, ious
 from utils.cli import UsageError
 
 try:
     from models import kernel
 except ImportError:  # not compiled; torchvision's NMS takes several times as long in a crowd
     kernel = None
+
+
+# Slack of the cut on logits that spares the softmax of priors that cannot pass the cut on scores.
+_LOGIT_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -78,53 +84,84 @@ def check_scales(scales: str | float | Sequence[float]) -> Literal["auto"] | tup
     return tuple(sorted(set(map(float, numbers)), reverse=True))
 
 
-def trust(sides: Tensor, kinds: Tensor, finer: Tensor, coarser: Tensor) -> Tensor:
-    """How much the boxes of a scale are to be believed, Tensor[N] in 0..1, see `data.config.Pyramid`.
+def above(
+    cut: float, loc: Tensor, logits: Tensor, priors: Tensor, variances: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What scores above ``cut`` in the outputs of a network, by class, then by image.
 
     Args:
-        sides: Tensor[N], their longer sides in pixels at that scale.
-        kinds: int64[N], their labels, from 0.
+        cut: 0..1.
+        loc, logits: Tensor[N, P, 4] and Tensor[N, P, classes], float32, background first.
+        priors, variances: as `decode` takes them.
+
+    Returns:
+        Labels, from 0, and images, int64[K]; scores float32[K]; boxes float32[K, 4], xyxy, normalised.
+    """
+    # Such a score needs a logit that beats the background's by this much: the others need no softmax.
+    margin = math.log(cut / (1 - cut)) - _LOGIT_SLACK if 0 < cut < 1 else math.inf if cut else -math.inf
+    if kernel and loc.device.type == "cpu":
+        arrays = (tensor.contiguous().numpy() for tensor in (loc, logits, priors))
+        return kernel.above(*arrays, variances, cut, margin)
+    ahead = torch.stack([logits[..., label] - logits[..., 0] for label in range(1, logits.shape[2])])
+    label, image, prior = (ahead > margin).nonzero(as_tuple=True)
+    scores = logits[image, prior].softmax(1).gather(1, label[:, None] + 1)[:, 0]
+    boxes = decode(loc[image, prior], priors[prior], variances)
+    columns = [column.cpu().numpy() for column in (label, image, scores, boxes)]
+    passed = columns[2] > cut
+    return tuple(column[passed] for column in columns)
+
+
+def trust(sides: np.ndarray, labels: np.ndarray, finer: np.ndarray, coarser: np.ndarray) -> np.ndarray:
+    """How much the boxes of a scale are to be believed, float32[N] in 0..1, see `data.config.Pyramid`.
+
+    Args:
+        sides: float32[N], their longer sides in pixels at that scale.
+        labels: int64[N], from 0.
         finer, coarser: int64[N], how many finer and coarser scales of the same photo there are.
     """
-    whole = sides.new_tensor(PYRAMID.whole_sides)[kinds]
-    greatest = sides.new_tensor(PYRAMID.greatest_sides)[coarser.clamp(1, 2) - 1]
-    share = ((greatest - sides) / (greatest - whole)).clamp(0, 1)
-    return share.masked_fill(coarser == 0, 1).masked_fill((finer > 0) & (sides < PYRAMID.least_side), 0)
+    whole = np.float32(PYRAMID.whole_sides)[labels]
+    greatest = np.float32(PYRAMID.greatest_sides)[coarser.clip(1, 2) - 1]
+    share = ((greatest - sides) / (greatest - whole)).clip(0, 1)
+    share[coarser == 0] = 1
+    share[(finer > 0) & (sides < PYRAMID.least_side)] = 0
+    return share
 
 
-def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    """NMS: rows of at most ``most`` boxes of one class, Tensor[N, 4] xyxy, scores Tensor[N] descending.
+def suppress(boxes: np.ndarray, scores: np.ndarray, iou: float, most: int) -> np.ndarray:
+    """NMS: rows of at most ``most`` boxes of one class, float32[N, 4] xyxy, scores float32[N] descending.
 
     It is the published one: it compares in float32 and counts pixels, so x1 to x2 are x2 - x1 + 1 wide.
     """
-    boxes, threshold = boxes + boxes.new_tensor([0, 0, 1, 1]), float(np.float32(iou))
-    if kernel and boxes.device.type == "cpu":
-        return torch.from_numpy(kernel.suppress(boxes.numpy(), threshold, most))
-    return nms(boxes, scores, threshold)[:most]
+    boxes, threshold = boxes + np.float32([0, 0, 1, 1]), float(np.float32(iou))
+    if kernel:
+        return kernel.suppress(boxes, threshold, most)
+    return nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)[:most].numpy()
 
 
-def vote(boxes: Tensor, scores: Tensor, kept: Tensor, label: int) -> tuple[Tensor, Tensor]:
+def vote(
+    boxes: np.ndarray, scores: np.ndarray, kept: np.ndarray, label: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The boxes that NMS keeps, moved and rated by those that agree with them, see `data.config.Pyramid`.
 
     Args:
-        boxes: Tensor[N, 4], xyxy, of one class.
-        scores: Tensor[N], descending.
+        boxes: float32[N, 4], xyxy, of one class.
+        scores: float32[N].
         kept: int64[K], rows of both.
         label: their class.
 
     Returns:
-        Tensor[K, 4] and Tensor[K], in the order of ``kept``; a score is at most what it was.
+        float32[K, 4] and float32[K], in the order of ``kept``; a score is at most what it was.
     """
-    iou, share = PYRAMID.voters_iou, PYRAMID.voters_share
     own = scores[kept]
-    if kernel and boxes.device.type == "cpu":
-        arrays = (tensor.contiguous().numpy() for tensor in (boxes, scores, kept))
-        boxes, support = torch.from_numpy(kernel.vote(*arrays, iou, share)).split((4, 1), 1)
+    if kernel:
+        means = kernel.vote(boxes, scores, kept, PYRAMID.voters_iou, PYRAMID.voters_share)
+        boxes, support = means[:, :4], means[:, 4]
     else:
-        agree = (box_iou(boxes[kept], boxes) >= iou) & (scores >= share * own[:, None])
-        agree[torch.arange(len(kept), device=kept.device), kept] = True  # without a size it overlaps nothing
+        agree = ious(boxes[kept], boxes) >= PYRAMID.voters_iou
+        agree &= scores >= PYRAMID.voters_share * own[:, None]
+        agree[np.arange(len(kept)), kept] = True  # without a size it overlaps nothing
         weights = agree * scores
-        support = weights.sum(1, keepdim=True)
-        boxes = weights @ boxes / support
-    others = support[:, 0] / own - 1  # as many as score as much
-    return boxes, own * (1 - (1 - PYRAMID.lone_shares[label - 1]) * torch.exp(-others / PYRAMID.many_voters))
+        support = weights.sum(1)
+        boxes = weights @ boxes / support[:, None]
+    others = support / own - 1  # as many as score as much
+    return boxes, own * (1 - (1 - PYRAMID.lone_shares[label - 1]) * np.exp(-others / PYRAMID.many_voters))

@@ -5,6 +5,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,12 +19,13 @@ import models.scales
 from data.config import cfg_mnet, cfg_re50, one_class
 from data.predictions import Detections
 from layers.functions.prior_box import prior_boxes
-from models.checkpoint import load_network
+from models.checkpoint import DEFAULT_WEIGHTS, load_network
 from models.detector import Detector, InputSize, Thresholds, detect_images
 from models.retinaface import RetinaFace
-from models.scales import suppress, vote
+from models.scales import above, suppress, vote
 from tests.plain.detector import plain_detect, plain_nms, plain_vote
 from utils.cli import DataError, UsageError
+from utils.image_names import sample_photos
 from utils.images import read_image, write_image
 
 PHOTOS = ["astronaut.png", "grace_hopper.jpg", "curve_test.jpg"]
@@ -93,8 +95,16 @@ def test_the_parent_finds_faces(reference):
     assert found.labels.tolist() == [1]
 
 
-def test_equal_to_the_plain_steps(network, image):
-    thresholds = Thresholds(score=0.05, top_k=400, nms_iou=0.3, keep_top_k=60)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_equal_to_the_plain_steps(compiled, monkeypatch):
+    """The shipped network and a real photo: random weights give scores that are all but equal."""
+    if compiled and models.scales.kernel is None:
+        pytest.skip("kernels are not built (make build)")
+    if not compiled:
+        monkeypatch.setattr(models.scales, "kernel", None)
+    network = load_network(DEFAULT_WEIGHTS)
+    image = cv2.resize(read_image(sample_photos()[0]), (251, 303), interpolation=cv2.INTER_AREA)
+    thresholds = Thresholds(score=0.005, top_k=400, nms_iou=0.3, keep_top_k=60)
     found = Detector(network, thresholds=thresholds, scales=1)(image)
     expected = plain_detect(network, image, thresholds)
     assert len(expected) > 20
@@ -102,6 +112,30 @@ def test_equal_to_the_plain_steps(network, image):
     assert np.array_equal(found.labels, expected[:, 5])
     assert np.allclose(found.boxes, expected[:, :4], atol=1e-3)
     assert np.allclose(found.scores, expected[:, 4], atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(1, 3),
+    count=st.integers(0, 20),
+    classes=st.integers(2, 4),
+    cut=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+)
+def test_torch_and_the_kernel_find_the_same_above_a_cut(seed, images, count, classes, cut):
+    if models.scales.kernel is None:
+        pytest.skip("kernels are not built (make build)")
+    random = torch.Generator().manual_seed(seed)
+    loc, priors = torch.randn(images, count, 4, generator=random), torch.rand(count, 4, generator=random)
+    logits = 4 * torch.randn(images, count, classes, generator=random)
+    with pytest.MonkeyPatch.context() as patch:
+        found = above(cut, loc, logits, priors, (0.1, 0.2))
+        patch.setattr(models.scales, "kernel", None)
+        expected = above(cut, loc, logits, priors, (0.1, 0.2))
+    assert len(found[0]) == (logits.softmax(2)[..., 1:] > cut).sum()
+    for fast, slow in zip(found, expected, strict=True):
+        assert fast.dtype == slow.dtype and fast.shape == slow.shape
+        assert np.allclose(fast, slow, atol=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -125,11 +159,11 @@ def test_suppression_and_voting_equal_to_the_plain_ones(compiled, seed, count, i
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
             patch.setattr(models.scales, "kernel", None)
-        kept = suppress(torch.from_numpy(boxes), torch.from_numpy(scores), iou, most)
+        kept = suppress(boxes, scores, iou, most)
         # What is all but equal to a limit votes or not by how it is rounded: no grid here.
         boxes += rng.uniform(0, 1e-2, boxes.shape).astype(np.float32)
-        scores = np.sort(rng.random(count, np.float32))[::-1].copy()
-        voted, rated = vote(torch.from_numpy(boxes), torch.from_numpy(scores), kept, label)
+        scores = rng.random(count, np.float32)
+        voted, rated = vote(boxes, scores, kept, label)
         expected = plain_vote(boxes, scores, kept.tolist(), label)
     assert kept.tolist() == kept_plainly
     assert np.allclose(voted, expected[0], atol=1e-4) and np.allclose(rated, expected[1], atol=1e-5)

@@ -1,4 +1,4 @@
-"""Compiles the kernel of this evaluator, and the detector's for NMS on the CPU.
+"""Compiles the kernel of this evaluator, and the detector's for what follows the network on the CPU.
 
 Example:
     python3 setup.py build_ext --inplace

@@ -66,7 +66,7 @@ from models.checkpoint import (
     weights_path,
 )
 from models.engine import Recipe, RunningAverage, make_optimizer, make_schedule, validate
-from models.retinaface import RetinaFace
+from models.retinaface import PARTS, RetinaFace
 from models.teachers import load_teachers
 from models.training_run import RunLog, TrainingRun, describe_run, misfits
 from utils.cli import (
@@ -211,6 +211,8 @@ def add_loss_arguments(group: argparse._ArgumentGroup) -> None:
     option(group, "--mine_batch", mine)
     balance = "weigh a box by the root of the number of its priors, so that large ones do not dominate"
     option(group, "--balance", balance)
+    by_score = "weigh the priors of a box by their scores, so that boxes fit best where the network is surest"
+    option(group, "--loc_by_score", by_score)
     teachers = "checkpoints whose scores and boxes are kept; the first that knows a class on a prior counts"
     option(group, "--teacher", teachers, nargs="*", metavar="FILE")
     weights = "weight of the teachers in the loss, one for all or one a class (face person)"
@@ -241,6 +243,8 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
     frozen = "keep the statistics of batch norm, for small data or batches"
     switch = argparse.BooleanOptionalAction
     group.add_argument("--freeze_bn", action=switch, default=False, help=frozen)
+    parts = f"train these alone of {', '.join(PARTS)}; the others, and all statistics of batch norm, stay"
+    option(group, "--train_only", parts, nargs="+", choices=PARTS, default=[], metavar="PART")
     option(group, "--sync_bn", "batch norm over the images of all processes, on CUDA")
     option(group, "--amp", "bfloat16 in the network")
     option(group, "--seed", "seed of weights, order and augmentation", natural, 0)
@@ -354,6 +358,8 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
     """What a training step needs, for a network on its device and epochs of so many steps."""
     cfg = network.cfg
     teachers, distillation = load_teachers(args.teacher, args.distil, cfg, device)
+    for part in PARTS if args.train_only else ():
+        getattr(network, part).requires_grad_(part in args.train_only)
     shared = network
     if world_size() > 1:
         shared = DistributedDataParallel(network, [device] if device.type == "cuda" else None)
@@ -364,11 +370,17 @@ def make_recipe(args: argparse.Namespace, network: RetinaFace, steps: int, devic
             network, args.optimizer, args.lr, args.shared_lr_factor, args.momentum, args.weight_decay
         ),
         learning_rate=make_schedule(args.schedule, cfg, steps, args.epochs, args.warmup, args.gamma),
-        criterion=MultiBoxLoss(cfg, mine_batch=args.mine_batch, balance=args.balance, loc_loss=args.loc_loss),
+        criterion=MultiBoxLoss(
+            cfg,
+            mine_batch=args.mine_batch,
+            balance=args.balance,
+            by_score=args.loc_by_score,
+            loc_loss=args.loc_loss,
+        ),
         teacher_first=torch.tensor([name in args.trust_teacher for name in cfg.class_names], device=device),
         teachers=teachers,
         distillation=distillation,
-        freeze_bn=args.freeze_bn,
+        freeze_bn=args.freeze_bn or bool(args.train_only),
         amp=args.amp,
         clip=args.clip_grad,
     )

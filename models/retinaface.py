@@ -17,6 +17,9 @@ from models.net import FPN, SSH, MobileNetV1, ResNet50
 #: torch's ``SyncBatchNorm`` is no ``BatchNorm2d``.
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
+#: Parts of the network, in the order of the data.
+PARTS = ("body", "fpn", "ssh1", "ssh2", "ssh3", "ClassHead", "BboxHead")
+
 
 class Head(nn.Module):
     """One value a prior and output: 1x1 convolution, cells and priors flattened in prior order."""

@@ -40,6 +40,8 @@ METRICS = {
     "person_coco": "persons, COCO",
     "person_open_images": "persons, Open Images",
     "person_street": "persons, football and streets",
+    "person_ap75": "persons, AP at IoU 0.75",
+    "person_ap50_95": "persons, AP at 0.5 to 0.95",
 }
 COLUMNS = ("table", "network", "data", "protocol", *METRICS, "command", "source", "commit", "date")
 

@@ -201,6 +201,26 @@ def test_balance_weighs_a_box_by_the_root_of_its_priors(name):
 
 
 @pytest.mark.parametrize("name", LOC_LOSSES)
+def test_by_score_the_priors_of_a_truth_share_its_weight(name):
+    plain, by_score = (MultiBoxLoss(cfg_mnet, loc_loss=name, by_score=b) for b in (False, True))
+    loc, logits, targets = case([6, 1])
+    matches = plain.match(targets, SIZE)
+    priors = prior_boxes(cfg_mnet, SIZE)
+    scores = logits.softmax(2)[matches.image, matches.prior, matches.labels].tolist()
+    truths = matches.truth.tolist()
+    expected = 0.0
+    for i, score in enumerate(scores):  # each prior alone, as if it were the only one of its truth
+        names = ("image", "prior", "labels", "boxes_norm", "truth")
+        one = replace(matches, **{key: getattr(matches, key)[i : i + 1] for key in names})
+        own = sum(s for s, truth in zip(scores, truths, strict=True) if truth == truths[i])
+        expected += score / own * plain(loc, logits, one, priors, known(2), 1.0)["loc"].item()
+    found = by_score(loc, logits, matches, priors, known(2), 1.0)
+    assert found["loc"].item() == pytest.approx(expected * len(truths) / len(set(truths)), rel=1e-4)
+    (gradient,) = torch.autograd.grad(found["loc"], logits, allow_unused=True)
+    assert gradient is None and loss_of(by_score, *case([0]), known(1))["loc"].item() == 0
+
+
+@pytest.mark.parametrize("name", LOC_LOSSES)
 def test_boxes_that_fit_cost_nothing(name):
     criterion = MultiBoxLoss(cfg_mnet, loc_loss=name)
     loc, logits, targets = case([6])

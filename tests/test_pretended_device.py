@@ -37,6 +37,7 @@ VARIANTS = {
         920,
     ),
     "teacher": (("--teacher", TEACHER, "--distil", "1", "2", "--freeze_bn", "--ema", "0.9"), 6, 850),
+    "boxes alone": (("--train_only", "BboxHead", "--loc_by_score", "--loc_loss", "giou"), 5, 680),
     "all": (("--preset", "finetune", "--amp", "--mine_batch", "--trust_teacher", "face", "person"), 5, 1210),
 }
 

@@ -88,7 +88,7 @@ def assert_same(one: object, other: object) -> None:
 EVERYTHING = (
     *("--optimizer", "adamw", "--schedule", "cosine", "--warmup", "2", "--ema", "0.9", "--amp"),
     *("--windows", "0.5", "2", "--aspect", "1.2", "--min_box", "4", "--mine_batch", "--balance"),
-    *("--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6"),
+    *("--clip_grad", "10", "--shared_lr_factor", "0.5", "--repeat", "1", "0.6", "--loc_by_score"),
 )
 
 
@@ -122,6 +122,15 @@ def test_a_stopped_run_goes_on_bit_by_bit(data, start, tmp_path, monkeypatch, ca
     assert_same(dict(one.state_dict), dict(other.state_dict))
     for name in ("optimizer", "progress", *(["average"] if "--ema" in more else [])):
         assert_same(one.extra[name], other.extra[name])
+
+
+def test_parts_that_are_not_trained_stay_bit_by_bit(data, start, tmp_path):
+    more = "--train_only", "BboxHead", "ssh1", "--loc_by_score", "--ema", "0.5", "--optimizer", "adamw"
+    assert main(arguments(data, start, tmp_path, *more)) == 0
+    before, after = (read_checkpoint(path).state_dict for path in (Path(start), tmp_path / "last.pth"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key.split(".")[0] for key in changed} == {"BboxHead", "ssh1"}
+    assert not any("running" in key or "num_batches" in key for key in changed)
 
 
 def test_two_processes_with_half_the_batch_each_give_the_same_losses(data, start, tmp_path, two_processes):

@@ -58,6 +58,8 @@ class MultiBoxLoss:
         balance: a matched prior weighs less the more priors its truth has, by the root of their number, so
             that a large box with sixty does not outweigh a small one with eight; the mean weight is 1 (in
             each process).
+        by_score: in the localisation loss a truth's priors share its weight by the scores that the network
+            has for them, so that those fit best which are going to win NMS; the mean weight is 1.
         loc_loss: one of `LOC_LOSSES`.
     """
 
@@ -65,6 +67,7 @@ class MultiBoxLoss:
     negatives_of_empty: int = 7
     mine_batch: bool = False
     balance: bool = False
+    by_score: bool = False
     loc_loss: str = "smooth_l1"
 
     def match(self, targets: Targets, image_size: tuple[int, int]) -> Matches:
@@ -113,18 +116,24 @@ class MultiBoxLoss:
         if positives is None:
             positives = max(len(matches.prior), 1)
         return {
-            "loc": LOC_WEIGHT * self._loc_sum(loc, matches, priors) / positives,
+            "loc": LOC_WEIGHT * self._loc_sum(loc, logits, matches, priors) / positives,
             "class": self._class_sum(logits, matches, unknown) / positives,
         }
 
-    def _loc_sum(self, loc: Tensor, matches: Matches, priors: Tensor) -> Tensor:
+    def _loc_sum(self, loc: Tensor, logits: Tensor, matches: Matches, priors: Tensor) -> Tensor:
         offsets, priors = loc[matches.image, matches.prior].float(), priors[matches.prior]
         if self.loc_loss == "giou":
             losses = giou_loss(decode(offsets, priors, self.cfg.variances), matches.boxes_norm)
         else:
             wanted = encode(matches.boxes_norm, priors, self.cfg.variances)
             losses = F.smooth_l1_loss(offsets, wanted, reduction="none").sum(1)
-        return self._sum(losses, matches)
+        if not self.by_score:
+            return self._sum(losses, matches)
+        scores = logits[matches.image, matches.prior].detach().float().softmax(1)
+        scores = scores.gather(1, matches.labels[:, None])[:, 0]
+        of_truth = scores.new_zeros(matches.truths).index_add_(0, matches.truth, scores)
+        weights = scores / of_truth[matches.truth].clamp(min=1e-6)
+        return (losses * weights).sum() * (len(weights) / weights.sum().clamp(min=1e-6))
 
     def _class_sum(self, logits: Tensor, matches: Matches, unknown: Tensor) -> Tensor:
         image, prior = self._hard_negatives(logits, matches, unknown)

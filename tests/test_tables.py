@@ -89,10 +89,10 @@ def test_check_names_what_differs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("t,n,d,p,1.2,,,,,,,,,,s,,", ":2: found easy '1.2'"),
-        ("t,n,d,p,0.2,,,,,,,,,c,,,", ":2: expected command, commit and date"),
-        ("t,n,d,p,0.2", ":2: expected 17 fields"),
-        ("t,n,d,p,0.2,,,,,,,,,,s,,,more", ":2: expected 17 fields"),
+        ("t,n,d,p,1.2,,,,,,,,,,,,s,,", ":2: found easy '1.2'"),
+        ("t,n,d,p,0.2,,,,,,,,,,,c,,,", ":2: expected command, commit and date"),
+        ("t,n,d,p,0.2", ":2: expected 19 fields"),
+        ("t,n,d,p,0.2,,,,,,,,,,,,s,,,more", ":2: expected 19 fields"),
     ],
 )
 def test_faulty_rows(tmp_path, line, message):
@@ -124,4 +124,4 @@ def test_numbers_of_the_evaluators(tmp_path, capsys):
     assert main(["--measured", str(wider), str(both)]) == 0
     names, numbers = capsys.readouterr().out.splitlines()
     assert names.startswith("easy,medium,hard,ap_face,ap_person,")
-    assert numbers == "0.5000,,,,0.2500,,,,"
+    assert numbers == "0.5000,,,,0.2500,,,,,,"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import models.scales
 from data.annotations import ImageAnnotation, read_annotations, write_list
 from data.config import cfg_mnet
 from data.predictions import BoxTable
@@ -54,6 +55,15 @@ def network() -> RetinaFace:
         for head in network.BboxHead:
             head.conv1x1.weight.mul_(4)
     return network.eval()
+
+
+@pytest.fixture(params=["kernel", "without"])
+def kernel_or_not(request, monkeypatch) -> None:
+    """What follows the network, once with the compiled kernel and once without."""
+    if request.param == "without":
+        monkeypatch.setattr(models.scales, "kernel", None)
+    elif models.scales.kernel is None:
+        pytest.skip("kernels are not built (make build)")
 
 
 @pytest.fixture(scope="session")

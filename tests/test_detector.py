@@ -95,13 +95,8 @@ def test_the_parent_finds_faces(reference):
     assert found.labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_equal_to_the_plain_steps(compiled, monkeypatch):
+def test_equal_to_the_plain_steps(kernel_or_not):
     """The shipped network and a real photo: random weights give scores that are all but equal."""
-    if compiled and models.scales.kernel is None:
-        pytest.skip("kernels are not built (make build)")
-    if not compiled:
-        monkeypatch.setattr(models.scales, "kernel", None)
     network = load_network(DEFAULT_WEIGHTS)
     image = cv2.resize(read_image(sample_photos()[0]), (251, 303), interpolation=cv2.INTER_AREA)
     thresholds = Thresholds(score=0.005, top_k=400, nms_iou=0.3, keep_top_k=60)

@@ -174,50 +174,43 @@ def test_the_hard_negatives_of_a_batch_lie_where_they_are_hard():
     assert one == pytest.approx(-math.log(0.5), abs=1e-5) and two == pytest.approx(2 * one, abs=1e-5)
 
 
+def loc_of_each_prior(criterion, loc, logits, matches, priors) -> list[float]:
+    """The localisation loss of every matched prior, as if it were the only one of its truth."""
+    names = ("image", "prior", "labels", "boxes_norm", "truth")
+    alone = [
+        replace(matches, **{name: getattr(matches, name)[i : i + 1] for name in names})
+        for i in range(len(matches.prior))
+    ]
+    return [criterion(loc, logits, one, priors, known(2), 1.0)["loc"].item() for one in alone]
+
+
+@pytest.mark.parametrize("weigh", ["balance", "by_score"])
 @pytest.mark.parametrize("name", LOC_LOSSES)
-def test_balance_weighs_a_box_by_the_root_of_its_priors(name):
-    plain, balanced = (MultiBoxLoss(cfg_mnet, loc_loss=name, balance=b) for b in (False, True))
+def test_priors_of_a_truth_weigh_by_the_root_of_their_number_or_share_one_by_score(name, weigh):
+    plain, weighed = (
+        MultiBoxLoss(cfg_mnet, loc_loss=name),
+        MultiBoxLoss(cfg_mnet, loc_loss=name, **{weigh: True}),
+    )
     loc, logits, targets = case([6, 1])
     matches = plain.match(targets, SIZE)
     priors = prior_boxes(cfg_mnet, SIZE)
-    numbers = matches.truth.tolist()
-    weights = [numbers.count(truth) ** -0.5 for truth in numbers]
-    assert min(weights) < max(weights)
-    expected = 0.0
-    for i, weight in enumerate(weights):  # each prior alone, as if it were the only one of its truth
-        one = replace(
-            matches,
-            **{
-                k: getattr(matches, k)[i : i + 1] for k in ("image", "prior", "labels", "boxes_norm", "truth")
-            },
-        )
-        expected += weight * plain(loc, logits, one, priors, known(2), 1.0)["loc"].item()
-    found = balanced(loc, logits, matches, priors, known(2), 1.0)["loc"].item()
-    assert found == pytest.approx(expected * len(weights) / sum(weights), rel=1e-4)
-    classes = [c(loc, logits, matches, priors, known(2), 1.0)["class"].item() for c in (plain, balanced)]
-    assert classes[0] != pytest.approx(classes[1], rel=1e-5)
-    empty = case([0])
-    assert loss_of(balanced, *empty, known(1))["loc"].item() == 0
-
-
-@pytest.mark.parametrize("name", LOC_LOSSES)
-def test_by_score_the_priors_of_a_truth_share_its_weight(name):
-    plain, by_score = (MultiBoxLoss(cfg_mnet, loc_loss=name, by_score=b) for b in (False, True))
-    loc, logits, targets = case([6, 1])
-    matches = plain.match(targets, SIZE)
-    priors = prior_boxes(cfg_mnet, SIZE)
-    scores = logits.softmax(2)[matches.image, matches.prior, matches.labels].tolist()
     truths = matches.truth.tolist()
-    expected = 0.0
-    for i, score in enumerate(scores):  # each prior alone, as if it were the only one of its truth
-        names = ("image", "prior", "labels", "boxes_norm", "truth")
-        one = replace(matches, **{key: getattr(matches, key)[i : i + 1] for key in names})
-        own = sum(s for s, truth in zip(scores, truths, strict=True) if truth == truths[i])
-        expected += score / own * plain(loc, logits, one, priors, known(2), 1.0)["loc"].item()
-    found = by_score(loc, logits, matches, priors, known(2), 1.0)
-    assert found["loc"].item() == pytest.approx(expected * len(truths) / len(set(truths)), rel=1e-4)
+    if weigh == "balance":
+        weights = [truths.count(truth) ** -0.5 for truth in truths]
+    else:
+        scores = logits.softmax(2)[matches.image, matches.prior, matches.labels].tolist()
+        of_truth = [sum(s for s, t in zip(scores, truths, strict=True) if t == truth) for truth in truths]
+        weights = [score / whole for score, whole in zip(scores, of_truth, strict=True)]
+    assert min(weights) < max(weights)
+    single = loc_of_each_prior(plain, loc, logits, matches, priors)
+    expected = sum(weight * loss for weight, loss in zip(weights, single, strict=True))
+    found = weighed(loc, logits, matches, priors, known(2), 1.0)
+    assert found["loc"].item() == pytest.approx(expected * len(weights) / sum(weights), rel=1e-4)
     (gradient,) = torch.autograd.grad(found["loc"], logits, allow_unused=True)
-    assert gradient is None and loss_of(by_score, *case([0]), known(1))["loc"].item() == 0
+    assert gradient is None or not gradient.any()  # scores weigh, they do not learn from it
+    classes = [c(loc, logits, matches, priors, known(2), 1.0)["class"].item() for c in (plain, weighed)]
+    assert (classes[0] != pytest.approx(classes[1], rel=1e-5)) == (weigh == "balance")
+    assert loss_of(weighed, *case([0]), known(1))["loc"].item() == 0
 
 
 @pytest.mark.parametrize("name", LOC_LOSSES)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import models.scales
 from data.config import PYRAMID
 from layers.functions.prior_box import prior_boxes
 from models.checkpoint import DEFAULT_WEIGHTS, load_network
@@ -97,14 +96,9 @@ def test_what_a_box_of_a_scale_counts():
     )
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize(("scales", "score"), [((1, 0.5), 0.01), ((2, 1, 0.5), 0.01), ((0.5, 0.25), 0.005)])
-def test_equal_to_each_scale_by_itself(scales, score, compiled, monkeypatch):
+def test_equal_to_each_scale_by_itself(scales, score, kernel_or_not):
     """The shipped network and a real photo: random weights give scores that are all but equal."""
-    if compiled and models.scales.kernel is None:
-        pytest.skip("kernels are not built (make build)")
-    if not compiled:
-        monkeypatch.setattr(models.scales, "kernel", None)
     network = load_network(DEFAULT_WEIGHTS)
     photo = cv2.resize(read_image(sample_photos()[0]), (251, 303), interpolation=cv2.INTER_AREA)
     copies, source = [], photo

@@ -186,11 +186,9 @@ def loc_of_each_prior(criterion, loc, logits, matches, priors) -> list[float]:
 
 @pytest.mark.parametrize("weigh", ["balance", "by_score"])
 @pytest.mark.parametrize("name", LOC_LOSSES)
-def test_priors_of_a_truth_weigh_by_the_root_of_their_number_or_share_one_by_score(name, weigh):
-    plain, weighed = (
-        MultiBoxLoss(cfg_mnet, loc_loss=name),
-        MultiBoxLoss(cfg_mnet, loc_loss=name, **{weigh: True}),
-    )
+def test_the_weights_of_the_priors_of_a_truth(name, weigh):
+    """By the root of their number, or shares of one by their scores."""
+    plain, weighed = (MultiBoxLoss(cfg_mnet, loc_loss=name, **kind) for kind in ({}, {weigh: True}))
     loc, logits, targets = case([6, 1])
     matches = plain.match(targets, SIZE)
     priors = prior_boxes(cfg_mnet, SIZE)
